@@ -1,0 +1,159 @@
+"""Environment → `Settings`. Nothing else in the project reads `os.environ`.
+
+Every default is the safe choice: loopback, our own embedded database, the CPU trainer, no paid call.
+"""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from babylon_rl.errors import ConfigError
+from babylon_rl.windows import HourWindow
+
+
+class Settings(BaseSettings):
+    """All settings of one process, by the names of their environment variables.
+
+    `Settings.load(BABYLON_SEED=7)` overrides one; a bad value becomes one sentence.
+    """
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+
+    home: Path = Field(
+        default=Path(".babylon"),
+        validation_alias="BABYLON_HOME",
+        description="Where the embedded database, checkpoints and Dagster's files live.",
+    )
+    database_url: SecretStr | None = Field(
+        default=None,
+        validation_alias="DATABASE_URL",
+        description="The game's database. Unset: an embedded PostgreSQL under BABYLON_HOME.",
+    )
+    platform_url: SecretStr | None = Field(
+        default=None,
+        validation_alias="BABYLON_PLATFORM_URL",
+        description="Where our own schema lives, when the game's database must stay untouched.",
+    )
+    start: str = Field(
+        default="2025-01-01T00:00",
+        validation_alias="BABYLON_START",
+        description="First window of the hourly partitions; set it near the first data.",
+    )
+    min_agents: int = Field(
+        default=5,
+        ge=2,
+        validation_alias="BABYLON_MIN_AGENTS",
+        description="Distinct usable agents that make a window a group.",
+    )
+    min_windows: int = Field(
+        default=3,
+        ge=1,
+        validation_alias="BABYLON_MIN_WINDOWS",
+        description="Unused, judged windows that make the sensor request a training.",
+    )
+    windows_per_iteration: int = Field(
+        default=64,
+        ge=1,
+        validation_alias="BABYLON_WINDOWS_PER_ITERATION",
+        description="Windows one training consumes at most; the rest wait for the next.",
+    )
+    lineage: str = Field(
+        default="babylon-mmo",
+        validation_alias="BABYLON_LINEAGE",
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="Name of the training run; a window is consumed once per lineage.",
+    )
+    seed: int = Field(
+        default=1,
+        ge=0,
+        validation_alias="BABYLON_SEED",
+        description="Seed of the market, the sampling and the training.",
+    )
+    trainer: Literal["cpu", "local", "serverless"] = Field(
+        default="cpu",
+        validation_alias="BABYLON_TRAINER",
+        description="ART backend that trains.",
+    )
+    base_model: str | None = Field(
+        default=None,
+        validation_alias="BABYLON_BASE_MODEL",
+        description="Base the adapters stand on. Unset: the small policy shipped with the package (cpu).",
+    )
+    learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        validation_alias="BABYLON_LEARNING_RATE",
+        description="Unset: 3e-3 for the small CPU policy, 1e-5 elsewhere.",
+    )
+    explore_temperature: float = Field(
+        default=1.0,
+        ge=0,
+        validation_alias="BABYLON_EXPLORE_TEMPERATURE",
+        description="Temperature at which agents play the windows that train.",
+    )
+    serve_temperature: float = Field(
+        default=0.0,
+        ge=0,
+        validation_alias="BABYLON_SERVE_TEMPERATURE",
+        description="Temperature of served agents that ask for none, and of every evaluation.",
+    )
+    inference_url: str | None = Field(
+        default=None,
+        validation_alias="BABYLON_INFERENCE_URL",
+        description="OpenAI-compatible endpoint that serves the checkpoints. Unset: started on loopback when needed.",
+    )
+    evaluation_windows: int = Field(
+        default=100,
+        ge=2,
+        validation_alias="BABYLON_EVALUATION_WINDOWS",
+        description="Held-out windows each new checkpoint plays beside its base.",
+    )
+    judge_model: str | None = Field(
+        default=None,
+        validation_alias="JUDGE_MODEL",
+        description="LiteLLM model id for RULER, e.g. openai/gpt-4o-mini. Unset and no OPENAI_API_KEY: the hindsight judge.",
+    )
+    judge_base_url: str | None = Field(
+        default=None, validation_alias="JUDGE_BASE_URL", description="OpenAI-compatible address of the judge."
+    )
+    openai_api_key: SecretStr | None = Field(default=None, validation_alias="OPENAI_API_KEY")
+    wandb_api_key: SecretStr | None = Field(default=None, validation_alias="WANDB_API_KEY")
+    wandb_base_url: str | None = Field(
+        default=None,
+        validation_alias="BABYLON_WANDB_TRAINING_URL",
+        description="Address of W&B Serverless training, when it is not ART's own default.",
+    )
+    dagster_url: SecretStr | None = Field(
+        default=None,
+        validation_alias="BABYLON_DAGSTER_URL",
+        description="Database of Dagster's own storage. The launcher sets it for the embedded server.",
+    )
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, v: Path) -> Path:
+        return v.expanduser().absolute()
+
+    @field_validator("start")
+    @classmethod
+    def _is_window(cls, v: str) -> str:
+        return str(HourWindow.parse(v))
+
+    @classmethod
+    def load(cls, **overrides: object) -> Self:
+        """Read the environment.
+
+        Raises:
+            ConfigError: A variable has a value that does not fit; the message names it, never its secret.
+        """
+        try:
+            return cls(**overrides)  # type: ignore[arg-type]  # pydantic validates
+        except ValidationError as e:
+            lines = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in e.errors(include_input=False))
+            raise ConfigError(f"settings do not fit: {lines}; correct the environment variable and run again") from None
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        return self.home / "checkpoints"

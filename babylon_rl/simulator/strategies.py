@@ -1,0 +1,146 @@
+"""Scripted players: the guide's five kinds, the mixture that a base policy is cloned from, and the yardsticks.
+
+An answer says what it read, then what it acts on, then acts (POLICY.md §2): a small policy that must
+say the reading first learns to read, and RL can only amplify what it can represent.
+"""
+
+import json
+import random
+from collections.abc import Callable
+from typing import Final, Literal
+
+from babylon_rl.errors import ConfigError
+from babylon_rl.simulator.market import Market
+from babylon_rl.simulator.observation import Observation
+from babylon_rl.simulator.portfolio import START_BALANCE_USD, Portfolio
+
+SIZES: Final = (0.1, 0.3, 0.5)
+TONE_WORD: Final = {1: "good", -1: "bad", 0: "calm"}
+Cue = Literal["news", "price", "event", "rest"]
+Strategy = Callable[[Observation, random.Random], str]
+
+
+def reading(o: Observation) -> str:
+    """The honest reading of a prompt, which every answer of the base policy starts with."""
+    event = "none" if o.hint is None else ("yes" if o.hint.leans_yes else "no")
+    return (
+        f"{o.headline.ticker} {TONE_WORD[o.headline.tone]}, {o.mover} {'up' if o.mover_up else 'down'}, event {event}"
+    )
+
+
+def answer(o: Observation, cue: Cue, size: float, *, against: bool = False) -> str:
+    """Act on one cue of the observation, with it or against it; a cue without a sign means HOLD."""
+    parts = dict(zip(("news", "price", "event"), reading(o).split(", "), strict=True))
+    sign = {
+        "news": o.headline.tone,
+        "price": 1 if o.mover_up else -1,
+        "event": 0 if o.hint is None else (1 if o.hint.leans_yes else -1),
+        "rest": 0,
+    }[cue]
+    sign = -sign if against else sign
+    said: dict[str, object] = {"read": reading(o), "why": parts.get(cue, "rest")}
+    if sign == 0:
+        said |= {"action": "HOLD"}
+    elif cue == "event":
+        said |= {"action": "BUY_YES" if sign > 0 else "BUY_NO", "size": size}
+    else:
+        ticker = o.headline.ticker if cue == "news" else o.mover
+        said |= {"action": "BUY" if sign > 0 else "SELL", "ticker": ticker, "size": size}
+    return json.dumps(said, separators=(",", ":"))
+
+
+def conservative(o: Observation, r: random.Random) -> str:
+    """Small positions, mostly on news, often at rest."""
+    return answer(o, "rest" if r.random() < 0.4 else "news", 0.1)
+
+
+def balanced(o: Observation, r: random.Random) -> str:
+    """A little of everything."""
+    return answer(o, r.choice(("news", "price", "event")), 0.3)
+
+
+def aggressive(o: Observation, r: random.Random) -> str:
+    """The largest size on whatever is loudest, right or wrong."""
+    return answer(o, r.choice(("news", "price")), 0.5, against=r.random() < 0.3)
+
+
+def momentum(o: Observation, r: random.Random) -> str:
+    """Follows the top mover."""
+    return answer(o, "price", r.choice((0.3, 0.5)))
+
+
+def contrarian(o: Observation, r: random.Random) -> str:
+    """Fades the top mover."""
+    return answer(o, "price", r.choice((0.1, 0.3)), against=True)
+
+
+def noise(o: Observation, r: random.Random) -> str:
+    """Trades a random ticker in a random direction: must lose the fees."""
+    side = r.choice(("BUY", "SELL"))
+    return json.dumps({"action": side, "ticker": r.choice(o.tickers), "size": r.choice(SIZES)}, separators=(",", ":"))
+
+
+def reader(o: Observation, _r: random.Random) -> str:
+    """The best that a scripted player does with the prompt alone: news where it speaks, else the price."""
+    return answer(o, "news" if o.headline.tone else "price", 0.5)
+
+
+def habits(o: Observation, r: random.Random) -> str:
+    """What the base policy is cloned from: legal, unremarkable, with leanings that RL can find.
+
+    With the news 70 %, against the price move 70 %, with the event 60 %, at rest 15 %; sizes at random. It
+    earns nothing. A fair coin instead of leanings taught nothing that RL could amplify (POLICY.md §3).
+    """
+    cue: Cue = r.choices(("news", "price", "event", "rest"), weights=(0.3, 0.3, 0.25, 0.15))[0]
+    with_it = {"news": 0.7, "price": 0.3, "event": 0.6, "rest": 1.0}[cue]
+    return answer(o, cue, r.choice(SIZES), against=r.random() >= with_it)
+
+
+GUIDE_KINDS: Final[dict[str, Strategy]] = {
+    "conservative": conservative,
+    "balanced": balanced,
+    "aggressive": aggressive,
+    "momentum": momentum,
+    "contrarian": contrarian,
+}
+STRATEGIES: Final[dict[str, Strategy]] = GUIDE_KINDS | {"noise": noise, "reader": reader, "habits": habits}
+
+
+def strategy(name: str) -> Strategy:
+    """Look a scripted player up.
+
+    Raises:
+        ConfigError: No player has that name.
+    """
+    try:
+        return STRATEGIES[name]
+    except KeyError:
+        raise ConfigError(f"strategy {name!r} is unknown; expected one of {', '.join(STRATEGIES)}") from None
+
+
+def oracle(market: Market, portfolio: Portfolio, tick: int) -> str:
+    """A yardstick, not a player: knows the regimes and the resolution, but not the noise.
+
+    Buys the ticker that the hidden regimes push furthest, or the question's true side.
+    """
+    del portfolio
+    push = {t: sum(k.regimes[t] for k in market.ticks[tick:]) for t in market.tickers}
+    best = max(market.tickers, key=lambda t: abs(push[t]))
+    if push[best]:
+        said: dict[str, object] = {"action": "BUY" if push[best] > 0 else "SELL", "ticker": best, "size": 0.5}
+    else:
+        said = {"action": "BUY_YES" if market.resolves_yes else "BUY_NO", "size": 0.5}
+    return json.dumps(said, separators=(",", ":"))
+
+
+__all__ = [
+    "GUIDE_KINDS",
+    "START_BALANCE_USD",
+    "STRATEGIES",
+    "Strategy",
+    "answer",
+    "habits",
+    "oracle",
+    "reading",
+    "strategy",
+]

@@ -1,0 +1,265 @@
+"""The nouns, in the order in which they come to be.
+
+    SourceRow ─► Trajectory ─► TrajectoryGroup + Hindsight ─► Score ─► Checkpoint ─► Evaluation
+
+What an agent saw and said (`Turn`) lives in `TrajectoryGroup` and is what trains. What only the
+future knew (`Hindsight`) is a separate object that only a judge's prompt is built from: no type here
+holds both. `None` means unknown; it is never `0.0`. Instants are aware and UTC and end in `_at`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlmCall:
+    """One call of a policy as the game logged it."""
+
+    purpose: str
+    system_prompt: str
+    user_prompt: str
+    response: str
+    model: str | None = None
+    model_version: str | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+    action_type: str | None = None
+    reasoning: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One observation → action.
+
+    Attributes:
+        environment: What the game says the agent saw: `agentBalance`, `agentPnL`, `openPositions`, ….
+        action: The game's action object; its `result` and `correctness` are hindsight.
+    """
+
+    number: int
+    at: datetime | None
+    environment: Json
+    llm_calls: tuple[LlmCall, ...]
+    action: Json
+    reward: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceRow:
+    """One usable row of `trajectories`: in live data one agent tick (0–3 steps)."""
+
+    source_id: str
+    trajectory_id: str
+    agent_id: str
+    window_id: str
+    start_at: datetime
+    end_at: datetime | None
+    final_pnl: float | None
+    final_balance: float | None
+    steps: tuple[Step, ...]
+    metadata: Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disposition:
+    """Where one source row ended. Every row read has exactly one.
+
+    Attributes:
+        disposition: `grouped`, `ineligible`, `excluded` or `quarantined`.
+        reason: Machine-readable: `stitched`, `too_few_agents`, `no_steps`, `no_llm_calls`, `bad_json`, ….
+    """
+
+    source_id: str
+    trajectory_id: str
+    agent_id: str
+    window_id: str
+    disposition: str
+    reason: str
+    group_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One decision: exactly what the agent was shown and what it said. The unit that trains.
+
+    Each logged call was made from its own system and user prompt, so it trains as its own sequence.
+
+    Attributes:
+        policy_version: The checkpoint that spoke (`babylon-mmo@3`), or None when the log does not say.
+    """
+
+    system: str
+    user: str
+    response: str
+    policy_version: str | None = None
+    temperature: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """All of one agent's rows of one window, stitched in time order.
+
+    Attributes:
+        trajectory_id: `<window>/<agent>`: stable however the rows arrived.
+        row_ids: Source ids of the rows stitched, in time order.
+        turns: What trains, in time order; at least one.
+        decisions: The game's action objects beside the turns. Hindsight: judge only.
+        start_balance_usd: Balance when the agent entered the window, if known.
+        pnl_usd: Money made inside the window (lifetime P&L differenced), if known.
+        game_knowledge: `metadataJson.gameKnowledge` of its rows. Hindsight: judge only.
+    """
+
+    trajectory_id: str
+    agent_id: str
+    window_id: str
+    row_ids: tuple[str, ...]
+    turns: tuple[Turn, ...]
+    decisions: tuple[Json, ...]
+    start_balance_usd: float | None
+    pnl_usd: float | None
+    game_knowledge: Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StockOutcome:
+    """What a perp's price really did inside the window. `change_pct` is None when it started at 0."""
+
+    ticker: str
+    start_price: float | None
+    end_price: float | None
+    change_pct: float | None
+    sentiment: str | None = None
+    news: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictionOutcome:
+    """How a YES/NO market stood. `outcome` is `YES`, `NO`, or None while unresolved."""
+
+    market_id: str
+    question: str
+    outcome: str | None
+    final_probability: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowOutcomes:
+    """The truth about one closed window, each market once, in a fixed order."""
+
+    window_id: str
+    stocks: tuple[StockOutcome, ...] = ()
+    predictions: tuple[PredictionOutcome, ...] = ()
+
+    @property
+    def known(self) -> bool:
+        return bool(self.stocks or self.predictions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupMember:
+    """One agent's trajectory as it may be trained on: nothing here came from after the fact."""
+
+    trajectory_id: str
+    agent_id: str
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrajectoryGroup:
+    """Trajectories of distinct agents that faced the same window; members sorted by trajectory id."""
+
+    group_id: str
+    window_id: str
+    members: tuple[GroupMember, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberHindsight:
+    """What became of one member. Judge only."""
+
+    trajectory_id: str
+    start_balance_usd: float | None
+    pnl_usd: float | None
+    decisions: tuple[Json, ...]
+    game_knowledge: Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hindsight:
+    """What no agent of the group could know. Only a judge's prompt is built from it."""
+
+    group_id: str
+    window_id: str
+    outcomes: WindowOutcomes
+    members: tuple[MemberHindsight, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """A judge's number in [0, 1] for one trajectory; comparable only inside its group."""
+
+    trajectory_id: str
+    value: float
+    explanation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgment:
+    """One group judged once.
+
+    Attributes:
+        key: Hash of all that went in (messages, hindsight, rubric, judge, prompt version).
+    """
+
+    key: str
+    group_id: str
+    window_id: str
+    judge_model: str
+    judge_version: str
+    scores: tuple[Score, ...]
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A trained policy's immutable weights: a LoRA adapter beside its base.
+
+    Attributes:
+        lineage: Name of the training run it belongs to; each window is used once per lineage.
+        step: 1, 2, 3, …; step 0 is the base policy and has no row.
+        path: Directory of the adapter, or the backend's own name for it when the weights are remote.
+        windows: Exactly the windows it was trained on, in time order.
+        judgment_keys: The judgments used, in the same order.
+    """
+
+    lineage: str
+    step: int
+    window_id: str
+    trainer: str
+    path: str
+    windows: tuple[str, ...]
+    judgment_keys: tuple[str, ...]
+    metrics: Mapping[str, float]
+
+    @property
+    def name(self) -> str:
+        return policy_name(self.lineage, self.step)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """One check's word on one window; `facts` are small, for metadata."""
+
+    passed: bool
+    facts: Json
+
+
+def policy_name(lineage: str, step: int) -> str:
+    """The one name of a checkpoint everywhere: served model, logged policy version, metadata."""
+    return f"{lineage}@{step}"

@@ -1,0 +1,88 @@
+"""The UTC hour: Babylon's `windowId`, a group's scenario, and our partition key, all the same string.
+
+What belongs here: parsing, arithmetic and ranges of windows. What does not: which row belongs to
+which window (`source/stitching.py`), and Dagster's partitions definition (`defs/partitions.py`).
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final, Self
+
+from babylon_rl.errors import DataError
+
+WINDOW_FMT: Final = "%Y-%m-%dT%H:%M"
+HOUR: Final = timedelta(hours=1)
+_FORM = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:00")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class HourWindow:
+    """The half-open UTC hour `[start_at, end_at)`.
+
+    Attributes:
+        start_at: Aware, UTC, on the hour.
+    """
+
+    start_at: datetime
+
+    def __post_init__(self) -> None:
+        s = self.start_at
+        if s.utcoffset() != timedelta(0) or (s.minute, s.second, s.microsecond) != (0, 0, 0):
+            raise DataError(f"window start {s!r} is not a full UTC hour; pass an aware UTC hour")
+
+    @classmethod
+    def parse(cls, window_id: str) -> Self:
+        """Read a window id such as `2025-01-15T10:00`.
+
+        Dagster's own `has_partition_key` accepts `…T10:30`; this does not.
+
+        Raises:
+            DataError: The text is not a full UTC hour.
+        """
+        if _FORM.fullmatch(window_id):
+            try:
+                return cls(datetime.strptime(window_id, WINDOW_FMT).replace(tzinfo=UTC))
+            except ValueError:
+                pass
+        raise DataError(
+            f"window id {window_id!r} is not a UTC hour; expected the form '2025-01-15T10:00'",
+            facts={"window_id": window_id},
+        )
+
+    @classmethod
+    def parse_all(cls, window_ids: Iterable[str]) -> list[Self]:
+        """Read many ids, in time order, without duplicates."""
+        return sorted({cls.parse(w) for w in window_ids})
+
+    @classmethod
+    def containing(cls, instant: datetime) -> Self:
+        """The window that an aware instant falls in."""
+        at = instant.astimezone(UTC)
+        return cls(at.replace(minute=0, second=0, microsecond=0))
+
+    @property
+    def end_at(self) -> datetime:
+        return self.start_at + HOUR
+
+    def next(self, hours: int = 1) -> Self:
+        """The window `hours` later (earlier when negative)."""
+        return type(self)(self.start_at + hours * HOUR)
+
+    def closed_at(self, now: datetime) -> bool:
+        """Whether the hour is over at `now`: an open hour's prices are not outcomes yet."""
+        return now >= self.end_at
+
+    def until(self, last: Self) -> Iterator[Self]:
+        """This window and every one after it up to and with `last`."""
+        w = self
+        while w <= last:
+            yield w
+            w = w.next()
+
+    def __contains__(self, instant: datetime) -> bool:
+        return self.start_at <= instant < self.end_at
+
+    def __str__(self) -> str:
+        return self.start_at.strftime(WINDOW_FMT)
