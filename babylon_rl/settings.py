@@ -51,13 +51,7 @@ class Settings(BaseSettings):
         default=3,
         ge=1,
         validation_alias="BABYLON_MIN_WINDOWS",
-        description="Unused, judged windows that make the sensor request a training.",
-    )
-    windows_per_iteration: int = Field(
-        default=64,
-        ge=1,
-        validation_alias="BABYLON_WINDOWS_PER_ITERATION",
-        description="Windows one training consumes at most; the rest wait for the next.",
+        description="Unused, judged windows that make one training; the sensor waits for them.",
     )
     lineage: str = Field(
         default="babylon-mmo",
@@ -68,6 +62,7 @@ class Settings(BaseSettings):
     seed: int = Field(
         default=1,
         ge=0,
+        lt=10**9,
         validation_alias="BABYLON_SEED",
         description="Seed of the market, the sampling and the training.",
     )

@@ -218,7 +218,7 @@ windows = Table(  # one row per window that was ingested: its data version and h
     Column("data_version", Text, nullable=False),
     Column("rows", Integer, nullable=False),
     Column("agents", Integer, nullable=False),
-    Column("seen_at", _at, nullable=False, server_default=func.now()),
+    Column("turns", Integer, nullable=False),
 )
 
 window_trajectories = Table(
@@ -296,9 +296,20 @@ window_verdicts = Table(  # asset checks as data: training leaves out a window w
     platform,
     Column("window_id", Text, primary_key=True),
     Column("check_name", Text, primary_key=True),
-    Column("data_version", Text, nullable=False),
     Column("passed", Boolean, nullable=False),
     Column("facts", Text, nullable=False),
+)
+
+training_plans = Table(  # written before a training starts: a restart trains the same batch
+    "training_plans",
+    platform,
+    Column("lineage", Text, primary_key=True),
+    Column("step", Integer, primary_key=True),
+    Column("window_id", Text, nullable=False),
+    Column("windows", ARRAY(Text), nullable=False),
+    Column("judgment_keys", ARRAY(Text), nullable=False),
+    Column("learning_rate", Double),
+    Column("planned_at", _at, nullable=False, server_default=func.now()),
 )
 
 checkpoints = Table(

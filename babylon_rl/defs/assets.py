@@ -1,0 +1,180 @@
+"""The whole flow, one file. Each body serves one window or a range of them; the partition key is the windowId.
+
+raw_trajectories ─┐
+market_outcomes ──┴─► trajectory_groups ─► ruler_scores ─► trained_checkpoint ─► policy_evaluation
+"""
+
+import asyncio
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from babylon_rl import evaluation, stages
+from babylon_rl.defs.failures import dagster_failures
+from babylon_rl.defs.partitions import HOURLY
+from babylon_rl.defs.resources import Progress
+from babylon_rl.judging.judge import Judge
+from babylon_rl.training import run as training
+from babylon_rl.windows import HourWindow
+from babylon_rl.workspace import Workspace
+
+RANGE = dg.BackfillPolicy.single_run()
+
+
+class GroupingConfig(dg.Config):
+    """What makes a group."""
+
+    min_agents: int | None = None
+    """Distinct usable agents a window needs; unset: BABYLON_MIN_AGENTS."""
+
+
+class TrainingConfig(dg.Config):
+    """What one training takes."""
+
+    windows_per_iteration: int | None = None
+    """Windows one checkpoint consumes; unset: BABYLON_MIN_WINDOWS."""
+
+    learning_rate: float | None = None
+    """Unset: BABYLON_LEARNING_RATE, or the trainer's own."""
+
+
+def _tell(context: dg.AssetExecutionContext, window: HourWindow, stage: stages.Stage) -> None:
+    """Metadata of one window, also inside a range run."""
+    context.add_asset_metadata(
+        {
+            "dagster/row_count": stage.count,
+            "data_version": stage.data_version[:12],
+            "changed": stage.changed,
+            **{k: dg.MetadataValue.null() if v is None else v for k, v in stage.facts.items()},
+        },
+        partition_key=str(window),
+    )
+
+
+@dg.asset(partitions_def=HOURLY, backfill_policy=RANGE, group_name="windows", kinds={"postgres"}, code_version="1")
+def raw_trajectories(
+    context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
+) -> dg.MaterializeResult[None]:
+    """One stitched trajectory per usable agent of the window; every source row is accounted for."""
+    with dagster_failures():
+        for window in HourWindow.parse_all(context.partition_keys):
+            _tell(context, window, stages.ingest(window, workspace.game, workspace.store))
+    return dg.MaterializeResult()
+
+
+@dg.asset(partitions_def=HOURLY, backfill_policy=RANGE, group_name="windows", kinds={"postgres"}, code_version="1")
+def market_outcomes(
+    context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
+) -> dg.MaterializeResult[None]:
+    """What each market of the closed window really did. For judges only."""
+    now, sync = datetime.now(UTC), workspace.owns_game
+    with dagster_failures():
+        for window in HourWindow.parse_all(context.partition_keys):
+            _tell(
+                context, window, stages.snapshot_outcomes(window, workspace.game, workspace.store, now=now, sync=sync)
+            )
+    return dg.MaterializeResult()
+
+
+@dg.asset(
+    partitions_def=HOURLY,
+    deps=[raw_trajectories, market_outcomes],
+    backfill_policy=RANGE,
+    group_name="windows",
+    kinds={"postgres"},
+    code_version="1",
+)
+def trajectory_groups(
+    context: dg.AssetExecutionContext, config: GroupingConfig, workspace: dg.ResourceParam[Workspace]
+) -> dg.MaterializeResult[None]:
+    """At most one group a window: what its agents saw and said and, stored apart, the hindsight for the judge."""
+    min_agents = config.min_agents or workspace.settings.min_agents
+    with dagster_failures():
+        for window in HourWindow.parse_all(context.partition_keys):
+            _tell(context, window, stages.group(window, workspace.store, min_agents=min_agents))
+    return dg.MaterializeResult()
+
+
+@dg.asset(
+    partitions_def=HOURLY,
+    deps=[trajectory_groups],
+    backfill_policy=dg.BackfillPolicy.multi_run(100),
+    group_name="windows",
+    kinds={"llm", "postgres"},
+    code_version="1",
+    pool="judge",
+)
+def ruler_scores(
+    context: dg.AssetExecutionContext,
+    workspace: dg.ResourceParam[Workspace],
+    judge: dg.ResourceParam[Judge],
+    progress: dg.ResourceParam[Progress],
+) -> dg.MaterializeResult[None]:
+    """One score in [0, 1] per member of a group, comparable only inside it. Nothing is judged twice."""
+    with dagster_failures():
+        windows = HourWindow.parse_all(context.partition_keys)
+        scored = asyncio.run(stages.score(windows, workspace.store, judge, on_done=lambda _: progress.judged()))
+        for window, stage in scored.items():
+            _tell(context, window, stage)
+    return dg.MaterializeResult()
+
+
+@dg.asset(
+    partitions_def=HOURLY,
+    deps=[ruler_scores],
+    backfill_policy=RANGE,
+    group_name="policy",
+    kinds={"art"},
+    code_version="1",
+    pool="training",
+)
+def trained_checkpoint(
+    context: dg.AssetExecutionContext,
+    config: TrainingConfig,
+    workspace: dg.ResourceParam[Workspace],
+    progress: dg.ResourceParam[Progress],
+) -> dg.MaterializeResult[None]:
+    """The policy as of the hour: trains when enough unused, judged windows wait, else has nothing to do."""
+    with dagster_failures():
+        outcomes = training.train_range(
+            workspace,
+            HourWindow.parse_all(context.partition_keys),
+            batch_size=config.windows_per_iteration,
+            learning_rate=config.learning_rate,
+            on_step=progress.trained,
+        )
+        for window, outcome in outcomes.items():
+            context.add_asset_metadata(outcome.facts(), partition_key=str(window))
+    return dg.MaterializeResult()
+
+
+@dg.asset(
+    partitions_def=HOURLY,
+    deps=[trained_checkpoint],
+    backfill_policy=RANGE,
+    group_name="policy",
+    kinds={"python"},
+    code_version="1",
+)
+def policy_evaluation(
+    context: dg.AssetExecutionContext,
+    workspace: dg.ResourceParam[Workspace],
+    progress: dg.ResourceParam[Progress],
+) -> dg.MaterializeResult[None]:
+    """Each new checkpoint beside its base on the same held-out windows: mean P&L, paired lift with an interval."""
+    with dagster_failures():
+        for window in HourWindow.parse_all(context.partition_keys):
+            checkpoint = workspace.ledger.trained_in(window)
+            if checkpoint is None:
+                context.add_asset_metadata({"evaluated": False}, partition_key=str(window))
+                continue
+            result = evaluation.evaluate_checkpoint(workspace, checkpoint.step, on_decision=progress.decided)
+            context.add_asset_metadata(
+                {**result.facts(), "curve": dg.MetadataValue.md(evaluation.curve_markdown(workspace))},
+                partition_key=str(window),
+            )
+    return dg.MaterializeResult()
+
+
+ASSETS = [raw_trajectories, market_outcomes, trajectory_groups, ruler_scores, trained_checkpoint, policy_evaluation]
+WINDOW_ASSETS = ASSETS[:4]

@@ -1,0 +1,60 @@
+"""The data-quality gates: one claim each, one verdict per window. Training uses a window when all have passed.
+
+A window without a group fails nothing: there is nothing in it that could train (`members: 0`).
+"""
+
+from babylon_rl import gates
+from babylon_rl.defs.assets import ruler_scores, trajectory_groups
+from babylon_rl.defs.per_window import per_window_check
+from babylon_rl.types import Verdict
+from babylon_rl.windows import HourWindow
+from babylon_rl.workspace import Workspace
+
+
+@per_window_check(trajectory_groups)
+def groups_have_enough_agents(window: HourWindow, workspace: Workspace) -> Verdict:
+    """A group of fewer distinct agents than BABYLON_MIN_AGENTS compares too little to teach anything."""
+    return gates.enough_agents(workspace.store.group(window), workspace.store.trajectories(window))
+
+
+@per_window_check(trajectory_groups)
+def groups_hold_only_what_was_logged(window: HourWindow, workspace: Workspace) -> Verdict:
+    """No leak: every message that may train is, to the byte, one the game logged before the decision's outcome."""
+    with workspace.game.connect() as conn:
+        return gates.only_what_was_logged(
+            conn, window, workspace.store.group(window), workspace.store.hindsight(window)
+        )
+
+
+@per_window_check(trajectory_groups)
+def groups_have_trainable_tokens(window: HourWindow, workspace: Workspace) -> Verdict:
+    """A group whose answers are empty would cost a training and move no weight."""
+    return gates.trainable_tokens(workspace.store.group(window))
+
+
+@per_window_check(ruler_scores)
+def scores_are_in_unit_interval(window: HourWindow, workspace: Workspace) -> Verdict:
+    """A score outside [0, 1] means that the judge's reply was misread; never train on it."""
+    return gates.scores_in_unit_interval(workspace.store.judgment(window))
+
+
+@per_window_check(ruler_scores)
+def every_member_has_one_score(window: HourWindow, workspace: Workspace) -> Verdict:
+    """Scores match members by id, one each: a group judged in part is not judged."""
+    return gates.one_score_per_member(workspace.store.group(window), workspace.store.judgment(window))
+
+
+@per_window_check(ruler_scores)
+def scores_are_not_all_equal(window: HourWindow, workspace: Workspace) -> Verdict:
+    """Equal scores have no advantage in them; the window is kept out whole."""
+    return gates.scores_spread(workspace.store.judgment(window))
+
+
+CHECKS = [
+    groups_have_enough_agents,
+    groups_hold_only_what_was_logged,
+    groups_have_trainable_tokens,
+    scores_are_in_unit_interval,
+    every_member_has_one_score,
+    scores_are_not_all_equal,
+]

@@ -1,0 +1,82 @@
+"""Asset checks that speak per window, in a run of one window and in a run of a thousand.
+
+In a range run a plain `AssetCheckResult` writes one row without a partition, which counts for every window. So
+a check here yields one `AssetCheckEvaluation` per partition, aimed at that partition's materialization
+(without the target Dagster takes the check for not run), and keeps the verdict as data that training obeys. The
+evaluation does not block the run, the spec does gate automation: one bad window stops only itself.
+"""
+
+from collections.abc import Callable, Iterator
+
+import dagster as dg
+from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+    AssetCheckEvaluationTargetMaterializationData,
+)
+
+from babylon_rl.defs.failures import dagster_failures
+from babylon_rl.types import Verdict
+from babylon_rl.windows import HourWindow
+from babylon_rl.workspace import Workspace
+
+Claim = Callable[[HourWindow, Workspace], Verdict]
+
+
+def per_window_check(asset: dg.AssetsDefinition) -> Callable[[Claim], dg.AssetChecksDefinition]:
+    """Make an asset check of a function `(window, workspace) -> Verdict`; its name and docstring are the check's."""
+
+    def make(claim: Claim) -> dg.AssetChecksDefinition:
+        name = claim.__name__
+        spec = dg.AssetCheckSpec(
+            name, asset=asset.key, partitions_def=asset.partitions_def, blocking=True, description=claim.__doc__
+        )
+
+        @dg.multi_asset_check(specs=[spec], name=f"check_{name}")
+        def check(
+            context: dg.AssetCheckExecutionContext, workspace: dg.ResourceParam[Workspace]
+        ) -> Iterator[dg.Output[None] | dg.AssetCheckEvaluation]:
+            keys = list(context.partition_keys)
+            yield dg.Output(None, output_name=next(iter(context.op_execution_context.selected_output_names)))
+            latest = context.instance.get_latest_storage_id_by_partition(
+                asset.key, dg.DagsterEventType.ASSET_MATERIALIZATION, set(keys)
+            )
+            with dagster_failures():
+                for key in keys:
+                    window = HourWindow.parse(key)
+                    verdict = claim(window, workspace)
+                    workspace.store.write_verdict(window, name, verdict)
+                    target = None
+                    if key in latest:
+                        target = AssetCheckEvaluationTargetMaterializationData(
+                            storage_id=latest[key], run_id=context.run.run_id, timestamp=0.0
+                        )
+                    yield dg.AssetCheckEvaluation(
+                        asset_key=asset.key,
+                        check_name=name,
+                        passed=verdict.passed,
+                        partition=key,
+                        metadata={k: _shown(v) for k, v in verdict.facts.items()},
+                        severity=dg.AssetCheckSeverity.ERROR,
+                        blocking=False,
+                        target_materialization_data=target,
+                    )
+
+        return check
+
+    return make
+
+
+def _shown(value: object) -> dg.MetadataValue:
+    """Numbers stay numbers (Dagster charts them); lists and objects show as JSON."""
+    match value:
+        case None:
+            return dg.MetadataValue.null()
+        case bool():
+            return dg.MetadataValue.bool(value)
+        case int():
+            return dg.MetadataValue.int(value)
+        case float():
+            return dg.MetadataValue.float(value)
+        case str():
+            return dg.MetadataValue.text(value)
+        case _:
+            return dg.MetadataValue.json(value)

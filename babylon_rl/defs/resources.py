@@ -1,0 +1,64 @@
+"""Thin factories: each opens a plain object of the domain and closes it. Assets ask for the plain object."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Protocol
+
+import dagster as dg
+
+from babylon_rl.judging.judge import Judge
+from babylon_rl.judging.open import open_judge
+from babylon_rl.settings import Settings
+from babylon_rl.workspace import Workspace, open_workspace
+
+
+class Progress(Protocol):
+    """Told how far long work has come; the demo draws it, everything else ignores it."""
+
+    def judged(self) -> None: ...
+
+    def trained(self, done: int, total: int, loss: float) -> None: ...
+
+    def decided(self) -> None: ...
+
+
+class NoProgress:
+    """The default: the run page shows the logs."""
+
+    def judged(self) -> None:
+        """Ignore."""
+
+    def trained(self, done: int, total: int, loss: float) -> None:
+        """Ignore."""
+
+    def decided(self) -> None:
+        """Ignore."""
+
+
+class WorkspaceResource(dg.ConfigurableResource[Workspace]):
+    """Open the databases for one run, from the environment's settings."""
+
+    @contextmanager
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Generator[Workspace]:
+        """Dispose of the pools even when the run fails."""
+        del context
+        with open_workspace(Settings.load()) as workspace:
+            yield workspace
+
+
+class JudgeResource(dg.ConfigurableResource[Judge]):
+    """Open the judge that the settings name: RULER with a key, else the hindsight judge."""
+
+    def create_resource(self, context: dg.InitResourceContext) -> Judge:
+        """The judge opens its connection at the first call and `score` closes it."""
+        del context
+        return open_judge(Settings.load())
+
+
+class ProgressResource(dg.ConfigurableResource[Progress]):
+    """Nobody watches, unless a command passes its own."""
+
+    def create_resource(self, context: dg.InitResourceContext) -> Progress:
+        """Ignore progress."""
+        del context
+        return NoProgress()

@@ -1,0 +1,95 @@
+"""Who is compared with whom: the usable agents of one window, if there are enough of them.
+
+What belongs here: eligibility, and where each row ended. What the judge may know besides the group is
+`context.py`; nothing here reads hindsight.
+"""
+
+import logging
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import replace
+
+from babylon_rl.canonical import digest
+from babylon_rl.errors import DataError
+from babylon_rl.source.stitching import policy_call, usable
+from babylon_rl.types import Disposition, GroupMember, SourceRow, Trajectory, TrajectoryGroup
+from babylon_rl.windows import HourWindow
+
+logger = logging.getLogger(__name__)
+
+ACCOUNTED = ("grouped", "ineligible")  # dispositions that grouping decides; the others stand as they were read
+
+
+def make_group(window: HourWindow, trajectories: Iterable[Trajectory], *, min_agents: int) -> TrajectoryGroup | None:
+    """The window's group, or None when fewer than `min_agents` distinct agents have anything to train on.
+
+    Args:
+        window: The hour that all agents faced.
+        trajectories: N trajectories, one per agent, in any order.
+        min_agents: Distinct usable agents asked for.
+
+    Returns:
+        Members by trajectory id. The group's id changes when anything that trains changes.
+
+    Raises:
+        DataError: A trajectory belongs to another window, or an agent comes twice.
+    """
+    members: dict[str, GroupMember] = {}
+    for t in trajectories:
+        if t.window_id != str(window):
+            raise DataError(
+                f"trajectory {t.trajectory_id!r} belongs to window {t.window_id!r}, not to {str(window)!r}; "
+                "materialize `raw_trajectories` for its own hour",
+                facts={"trajectory_id": t.trajectory_id, "window_id": t.window_id},
+            )
+        if t.agent_id in members:
+            raise DataError(
+                f"agent {t.agent_id!r} comes twice in window {str(window)!r}; expected its rows stitched into one "
+                "trajectory; materialize `raw_trajectories` again",
+                facts={"agent_id": t.agent_id, "window_id": t.window_id},
+            )
+        if usable(t):
+            members[t.agent_id] = GroupMember(trajectory_id=t.trajectory_id, agent_id=t.agent_id, turns=t.turns)
+    if len(members) < min_agents:
+        logger.info("grouped window=%s agents=%d of=%d group=none", window, len(members), min_agents)
+        return None
+    ordered = tuple(sorted(members.values(), key=lambda m: m.trajectory_id))
+    group_id = f"{window}#{digest(ordered)[:12]}"
+    logger.info("grouped window=%s agents=%d group=%s", window, len(ordered), group_id)
+    return TrajectoryGroup(group_id=group_id, window_id=str(window), members=ordered)
+
+
+def dispositions_of(window: HourWindow, rows: Sequence[SourceRow], group: TrajectoryGroup | None) -> list[Disposition]:
+    """Where each usable row ended: with the dispositions that were read, the counts add up to the rows read.
+
+    Returns:
+        One per row, by source id: `grouped`/`stitched` with the group's id; `ineligible`/`no_turns` when
+        its agent's window holds no call of the policy; else `ineligible`/`too_few_agents`.
+    """
+    speakers = {r.agent_id for r in rows for s in r.steps if policy_call(s) is not None}
+    read = [
+        Disposition(
+            source_id=r.source_id,
+            trajectory_id=r.trajectory_id,
+            agent_id=r.agent_id,
+            window_id=str(window),
+            disposition="ineligible",
+            reason="too_few_agents",
+        )
+        for r in sorted(rows, key=lambda r: r.source_id)
+    ]
+    return [_ended(d, group, speakers) for d in read]
+
+
+def account(
+    dispositions: Iterable[Disposition], group: TrajectoryGroup | None, trajectories: Iterable[Trajectory]
+) -> list[Disposition]:
+    """The same rows once the group is known (or gone again); what was excluded or quarantined stays so."""
+    speakers = {t.agent_id for t in trajectories if usable(t)}
+    return [_ended(d, group, speakers) if d.disposition in ACCOUNTED else d for d in dispositions]
+
+
+def _ended(d: Disposition, group: TrajectoryGroup | None, speakers: Set[str]) -> Disposition:
+    if group is not None and any(m.agent_id == d.agent_id for m in group.members):
+        return replace(d, disposition="grouped", reason="stitched", group_id=group.group_id)
+    reason = "too_few_agents" if d.agent_id in speakers else "no_turns"
+    return replace(d, disposition="ineligible", reason=reason, group_id=None)

@@ -1,0 +1,219 @@
+"""One request to a chat model, and what its failure means: who must act, and whether waiting helps.
+
+No retry here (`retry.py` is the only layer), no prompt, no reading of replies. `openai` and `litellm` are
+imported when first used. The key and the address stay in here: no error or log line carries either.
+"""
+
+import asyncio
+import logging
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Final, Protocol
+
+from babylon_rl.errors import BabylonRLError, ConfigError, DataError, TransientError
+
+logger = logging.getLogger(__name__)
+
+OPENAI_URL: Final = "https://api.openai.com/v1"
+# An error code is a server's free text: only these are repeated in a message.
+KNOWN_CODES: Final = frozenset(
+    {"context_length_exceeded", "insufficient_quota", "invalid_api_key", "invalid_request_error", "model_not_found",
+     "rate_limit_exceeded", "server_error", "unsupported_parameter", "unsupported_value"}
+)  # fmt: skip
+Message = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What a model answered, unread. `text` is empty when it said nothing or refused."""
+
+    text: str
+    finish_reason: str | None
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class BusyError(TransientError):
+    """Asking again may help, at the earliest after `retry_after_s` when the server named a time."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Endpoint(Protocol):
+    """Somewhere a chat model answers."""
+
+    async def ask(self, messages: list[Message], response_format: Mapping[str, Any]) -> Reply:
+        """Send one request, once.
+
+        Raises:
+            BusyError: Timeout, lost connection, 408, 409, 429 or 5xx.
+            DataError: The server refuses this prompt (400, 413, 422), such as one too long.
+            ConfigError: The server refuses us: key, model, address or quota.
+        """
+
+    async def close(self) -> None: ...
+
+
+class OpenAIEndpoint:
+    """Any OpenAI-compatible server through `openai.AsyncOpenAI`."""
+
+    def __init__(self, model: str, *, api_key: str | None, base_url: str | None, timeout_s: float) -> None:
+        self._model = model
+        self._api_key = api_key or "none"  # servers on one's own machine ask for none
+        self._base_url = base_url or OPENAI_URL  # given outright: the client would read OPENAI_BASE_URL itself
+        self._timeout_s = timeout_s
+        self._client: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def ask(self, messages: list[Message], response_format: Mapping[str, Any]) -> Reply:
+        import openai
+
+        failure: BabylonRLError
+        try:
+            # The client's own timeout counts from byte to byte; a server that drips would never meet it.
+            async with asyncio.timeout(self._timeout_s):
+                completion = await self._connected().chat.completions.create(
+                    model=self._model, messages=messages, response_format=response_format
+                )
+            return _reply(completion)
+        except (TimeoutError, openai.APITimeoutError):
+            failure = BusyError(f"judge {self._model!r} did not answer within {self._timeout_s:g} s")
+        except openai.APIStatusError as e:
+            failure = refusal(self._model, e.status_code, e.code or e.type, e.response.headers)
+        except openai.APIConnectionError as e:
+            cause = type(e.__cause__).__name__ if e.__cause__ else "no detail"
+            failure = BusyError(f"judge {self._model!r} could not be reached ({cause}); check JUDGE_BASE_URL")
+        except (openai.OpenAIError, ValueError) as e:
+            failure = BusyError(f"judge {self._model!r} answered something that is no completion ({type(e).__name__})")
+        raise failure  # outside `except`: a chained error would carry the request, and with it the key
+
+    async def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None and self._loop is asyncio.get_running_loop():
+            await client.close()
+
+    def _connected(self) -> Any:
+        """The client of the running loop: connections of a loop that is over cannot be used again."""
+        import openai
+
+        loop = asyncio.get_running_loop()
+        if self._client is None or self._loop is not loop:
+            self._loop = loop
+            self._client = openai.AsyncOpenAI(
+                api_key=self._api_key, base_url=self._base_url, timeout=self._timeout_s, max_retries=0
+            )
+        return self._client
+
+
+class LiteLlmEndpoint:
+    """Every other provider, through litellm. Its key comes from the provider's own variable, read by litellm."""
+
+    def __init__(self, model: str, *, timeout_s: float, base_url: str | None = None) -> None:
+        self._model = model
+        self._timeout_s = timeout_s
+        self._base_url = base_url
+
+    async def ask(self, messages: list[Message], response_format: Mapping[str, Any]) -> Reply:
+        litellm = load_litellm()
+        failure: BabylonRLError
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                completion = await litellm.acompletion(
+                    model=self._model,
+                    messages=messages,
+                    response_format=dict(response_format),
+                    api_base=self._base_url,
+                    timeout=self._timeout_s,
+                    num_retries=0,
+                    max_retries=0,
+                    caching=False,
+                )
+            return _reply(completion)
+        except TimeoutError:
+            failure = BusyError(f"judge {self._model!r} did not answer within {self._timeout_s:g} s")
+        except Exception as e:  # noqa: BLE001  # each provider brings its own errors; what they share is a status code
+            failure = _litellm_failure(self._model, e)
+        raise failure
+
+    async def close(self) -> None:
+        """Nothing of ours is open: litellm keeps its clients."""
+
+
+def load_litellm() -> Any:
+    """Import litellm (seconds) without letting it fetch its price list from the network."""
+    # Written, not read: the one way to tell litellm, which looks at import time.
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+    import litellm
+
+    litellm.suppress_debug_info = True  # it prints to stdout otherwise
+    return litellm
+
+
+def refusal(model: str, status: int, code: object, headers: Mapping[str, str]) -> BabylonRLError:
+    """The error that an HTTP status means. The body stays out of it: some servers echo the key."""
+    said = f"HTTP {status}" + (f" {code}" if code in KNOWN_CODES else "")
+    if status == 429 and code == "insufficient_quota":
+        return ConfigError(f"judge {model!r} is out of quota ({said}); top the account up or set another JUDGE_MODEL")
+    if status in (408, 409, 425, 429) or status >= 500:
+        return BusyError(f"judge {model!r} is busy ({said})", retry_after_s=retry_after_s(headers))
+    if code == "context_length_exceeded" or status == 413:
+        return DataError(f"the prompt is longer than judge {model!r} takes ({said}); set a JUDGE_MODEL that takes more")
+    if status in (400, 422):
+        return DataError(f"judge {model!r} refuses the prompt ({said}); see the judge's own log for the reason")
+    hint = {
+        401: "set OPENAI_API_KEY to a key that it knows",
+        402: "top the account up",
+        403: "ask for access, or set another JUDGE_MODEL",
+        404: "correct JUDGE_MODEL or JUDGE_BASE_URL",
+    }.get(status, "check JUDGE_MODEL and JUDGE_BASE_URL")
+    return ConfigError(f"judge {model!r} refuses us ({said}); {hint}")
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a server asks us to wait: `retry-after-ms`, or `Retry-After` as seconds or as a date."""
+    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        try:
+            wait = float(headers.get(name, "")) / unit
+        except ValueError:
+            continue
+        if math.isfinite(wait):
+            return max(0.0, wait)
+    try:
+        at = parsedate_to_datetime(headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    now = datetime.now(UTC)
+    return max(0.0, ((at if at.tzinfo else at.replace(tzinfo=UTC)) - now).total_seconds())
+
+
+def _litellm_failure(model: str, e: Exception) -> BabylonRLError:
+    status = getattr(e, "status_code", None)
+    code = getattr(e, "code", None)
+    if type(e).__name__ == "ContextWindowExceededError":
+        code = "context_length_exceeded"
+    response = getattr(e, "response", None)
+    headers = getattr(response, "headers", None) or getattr(e, "litellm_response_headers", None) or {}
+    if isinstance(status, int):
+        return refusal(model, status, code, headers)
+    return BusyError(f"judge {model!r} could not be asked ({type(e).__name__})")
+
+
+def _reply(completion: Any) -> Reply:
+    """Read a completion as loosely as it may come: a proxy's error page is none, and no choice is an empty reply."""
+    choices = getattr(completion, "choices", None)
+    if choices is None and not hasattr(completion, "usage"):
+        raise ValueError("not a chat completion")
+    choice = choices[0] if choices else None
+    usage = getattr(completion, "usage", None)
+    return Reply(
+        text=(getattr(getattr(choice, "message", None), "content", None) or "") if choice else "",
+        finish_reason=getattr(choice, "finish_reason", None),
+        prompt_tokens=int(getattr(usage, "prompt_tokens", 0) or 0),
+        completion_tokens=int(getattr(usage, "completion_tokens", 0) or 0),
+    )

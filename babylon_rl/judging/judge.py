@@ -1,0 +1,158 @@
+"""What every judge is, the key that a judgment is stored under, and the rules that its scores obey.
+
+No judge lives here: `hindsight.py` and `ruler.py` do. `open.py` picks one, `score.py` asks it.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, Protocol
+
+from babylon_rl.canonical import digest
+from babylon_rl.errors import DataError
+from babylon_rl.types import GroupMember, Hindsight, Judgment, MemberHindsight, Score, TrajectoryGroup
+
+MAX_EXPLANATION_CHARS: Final = 4000
+
+
+class Judge(Protocol):
+    """Gives each member of a group one score in [0, 1], comparable only inside the group.
+
+    Attributes:
+        model: Who judges: `hindsight`, or a LiteLLM model id.
+        version: Names everything else that shapes a score (formula or prompt and rubric).
+    """
+
+    model: str
+    version: str
+
+    def key(self, group: TrajectoryGroup, hindsight: Hindsight) -> str:
+        """Hash of all that goes in: equal keys mean that judging again would be paying twice.
+
+        Raises:
+            DataError: The group holds text that cannot be encoded.
+        """
+
+    async def judge(self, group: TrajectoryGroup, hindsight: Hindsight) -> Judgment:
+        """Score one group.
+
+        Raises:
+            DataError: This group cannot be judged; others may.
+            TransientError: The judge is out of reach for now; nothing is wrong with the group.
+            ConfigError: The judge refuses us (key, model, address, quota); no group can be judged.
+        """
+
+    async def close(self) -> None:
+        """Give connections back; a judge may be closed twice."""
+
+
+def paired(group: TrajectoryGroup, hindsight: Hindsight) -> list[tuple[GroupMember, MemberHindsight]]:
+    """Each member beside what became of it, by trajectory id, whatever the order of either.
+
+    Raises:
+        DataError: The two are not about the same trajectories, or a trajectory stands twice.
+    """
+    if not group.members:
+        raise DataError(f"group {group.group_id!r} has no members; rematerialize `trajectory_groups` for its hour")
+    members = sorted(group.members, key=lambda m: m.trajectory_id)
+    became = sorted(hindsight.members, key=lambda m: m.trajectory_id)
+    seen, known = [m.trajectory_id for m in members], [h.trajectory_id for h in became]
+    if seen != known or len(set(seen)) != len(seen):
+        odd = sorted(set(seen) ^ set(known)) or [t for t, n in Counter(seen).items() if n > 1]
+        raise DataError(
+            f"group {group.group_id!r} and its hindsight do not name the same trajectories once each: {odd[:5]!r} "
+            f"differ; rematerialize `trajectory_groups` for its hour",
+            facts={"group_id": group.group_id, "trajectory_ids": odd[:20]},
+        )
+    return list(zip(members, became, strict=True))
+
+
+def judgment_key(group: TrajectoryGroup, hindsight: Hindsight, *, model: str, version: str, rubric: str) -> str:
+    """SHA-256 over messages, hindsight, rubric, judge model and version; member order does not matter.
+
+    Only what can change a score is hashed: not the policy version or temperature of a turn.
+
+    Raises:
+        DataError: The two do not fit each other, or hold text that cannot be encoded.
+    """
+    pairs = paired(group, hindsight)
+    outcomes = hindsight.outcomes
+    ingredients: dict[str, Any] = {
+        "model": model,
+        "version": version,
+        "rubric": rubric,
+        "group_id": group.group_id,
+        "window_id": group.window_id,
+        "messages": [[m.trajectory_id, [[t.system, t.user, t.response] for t in m.turns]] for m, _ in pairs],
+        "became": [h for _, h in pairs],
+        "stocks": sorted(outcomes.stocks, key=lambda s: s.ticker),
+        "predictions": sorted(outcomes.predictions, key=lambda p: p.market_id),
+    }
+    try:
+        return digest(ingredients)
+    except (UnicodeError, TypeError, ValueError) as e:
+        failure = DataError(
+            f"group {group.group_id!r} holds a value that canonical JSON cannot carry ({type(e).__name__}), such as "
+            "half an emoji; the reader of rows should have set it aside: rematerialize `raw_trajectories`",
+            facts={"group_id": group.group_id},
+        )
+    raise failure
+
+
+def require_outcomes(group: TrajectoryGroup, hindsight: Hindsight) -> None:
+    """Refuse to judge blind: without ground truth a judge scores style.
+
+    Raises:
+        DataError: No market of the window has an outcome.
+    """
+    if not hindsight.outcomes.known:
+        raise DataError(
+            f"group {group.group_id!r} has no outcomes, so no ground truth to be judged by; run "
+            "`babylon-rl sync-outcomes` once the hour is over, then materialize `market_outcomes`",
+            facts={"group_id": group.group_id, "window": group.window_id},
+        )
+
+
+def validated(group: TrajectoryGroup, scores: Iterable[Score]) -> tuple[Score, ...]:
+    """Hold a judge to its word: one finite score in [0, 1] for each member and for nobody else.
+
+    Args:
+        group: The group that was judged.
+        scores: In any order; matched by trajectory id, never by position.
+
+    Returns:
+        The scores by trajectory id, explanations made fit for a text column.
+
+    Raises:
+        DataError: An id is missing, unknown or doubled, or a value is not a number in [0, 1].
+    """
+    given: Sequence[Score] = sorted(scores, key=lambda s: s.trajectory_id)
+    wanted = {m.trajectory_id for m in group.members}
+    counts = Counter(s.trajectory_id for s in given)
+    faults = [
+        *(f"{t!r} has no score" for t in sorted(wanted - counts.keys())),
+        *(f"{t!r} is not a member" for t in sorted(counts.keys() - wanted)),
+        *(f"{t!r} has {n} scores" for t, n in sorted(counts.items()) if n > 1),
+        *(f"{s.trajectory_id!r} has {s.value!r}" for s in given if not in_unit_interval(s.value)),
+    ]
+    if faults:
+        raise DataError(
+            f"scores of group {group.group_id!r} do not fit: {'; '.join(faults[:5])}; expected one finite score in "
+            "[0, 1] for each member; nothing of this group was kept",
+            facts={"group_id": group.group_id, "faults": faults[:20]},
+        )
+    return tuple(
+        Score(trajectory_id=s.trajectory_id, value=float(s.value), explanation=_fit_for_text(s.explanation))
+        for s in given
+    )
+
+
+def in_unit_interval(value: object) -> bool:
+    """Whether a value is a real number in [0, 1]; `True` and NaN are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and 0 <= value <= 1
+
+
+def _fit_for_text(text: str) -> str:
+    """Postgres takes neither NUL nor half an emoji; a judge can send both."""
+    clean = text.replace("\x00", "").encode("utf-8", "replace").decode("utf-8").strip()
+    return clean if len(clean) <= MAX_EXPLANATION_CHARS else clean[: MAX_EXPLANATION_CHARS - 1] + "…"

@@ -1,0 +1,44 @@
+"""What a model's tokens cost, from the table that ships inside litellm: read as a file, never fetched or imported."""
+
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+_TABLE: Final = "model_prices_and_context_window_backup.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """US dollars per token."""
+
+    prompt_usd: float
+    completion_usd: float
+
+    def of(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Cost in US dollars; a discount for cached tokens is not counted, so this is the most it can be."""
+        return prompt_tokens * self.prompt_usd + completion_tokens * self.completion_usd
+
+
+@cache
+def price_of(model: str) -> Price | None:
+    """The price of a LiteLLM model id such as `openai/gpt-4o-mini`, or None when no table knows it."""
+    table = _table()
+    entry = table.get(model) or table.get(model.removeprefix("openai/")) or {}
+    prompt, completion = entry.get("input_cost_per_token"), entry.get("output_cost_per_token")
+    if not isinstance(prompt, int | float) or not isinstance(completion, int | float):
+        return None
+    return Price(float(prompt), float(completion))
+
+
+@cache
+def _table() -> dict[str, dict[str, Any]]:
+    spec = importlib.util.find_spec("litellm")  # locates, does not import
+    path = Path(spec.origin).with_name(_TABLE) if spec and spec.origin else None
+    if path is None or not path.is_file():
+        return {}
+    read = msgspec.json.decode(path.read_bytes())
+    return {k: v for k, v in read.items() if isinstance(v, dict)}

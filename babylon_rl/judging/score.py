@@ -1,0 +1,109 @@
+"""Ask a judge about many groups: what is cached is never paid for again, what arrives is stored at once.
+
+Where judgments are stored is the caller's (`cached`, `store`); which judge, `open.py`'s.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from babylon_rl.errors import DataError
+from babylon_rl.judging.judge import Judge
+from babylon_rl.types import Hindsight, Judgment, TrajectoryGroup
+
+logger = logging.getLogger(__name__)
+
+Item = tuple[TrajectoryGroup, Hindsight]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreReport:
+    """What became of each group asked about: in `judgments` or in `failed`, by group id.
+
+    Attributes:
+        failed: Why a group has no scores, in one sentence.
+        calls: Groups the judge was asked about now (each may have cost it several requests).
+        cached: Groups whose judgment was there already.
+    """
+
+    judgments: dict[str, Judgment] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    calls: int = 0
+    cached: int = 0
+
+
+async def score_groups(
+    judge: Judge,
+    items: Sequence[Item],
+    *,
+    cached: Callable[[str], Judgment | None],
+    store: Callable[[Judgment], None],
+    concurrency: int = 8,
+    on_done: Callable[[str], None] | None = None,
+) -> ScoreReport:
+    """Judge each group once.
+
+    Args:
+        judge: Asked only about keys that `cached` does not know.
+        items: Groups with their hindsight, in any order, each group once.
+        cached: The stored judgment of a key, or None.
+        store: Keeps one judgment; called the moment it arrives, before anything else is done with it.
+        concurrency: Groups in the judge's hands at a time.
+        on_done: Told the group id when a group is settled: judged, cached or failed.
+
+    Returns:
+        Judgments and failures by group id, in the order of `items`.
+
+    Raises:
+        TransientError: The judge went out of reach. No further group was started; those in its hands were
+            finished and stored, so that trying again pays only for what is missing.
+        ConfigError: The judge refuses us; the same holds.
+    """
+    judgments: dict[str, Judgment] = {}
+    failed: dict[str, str] = {}
+    errors: list[Exception] = []
+    hits = calls = 0
+
+    async def settle(group: TrajectoryGroup, hindsight: Hindsight) -> None:
+        nonlocal hits, calls
+        try:
+            known = cached(judge.key(group, hindsight))
+            if known is None:
+                calls += 1
+                fresh = await judge.judge(group, hindsight)
+                store(fresh)
+                judgments[group.group_id] = fresh
+            else:
+                hits += 1
+                judgments[group.group_id] = known
+        except DataError as e:
+            failed[group.group_id] = str(e)
+            logger.warning("could not judge group=%s reason=%s", group.group_id, e)
+        if on_done is not None:
+            on_done(group.group_id)
+
+    async def work(queue: Iterator[Item]) -> None:
+        for group, hindsight in queue:
+            try:
+                await settle(group, hindsight)
+            except Exception as e:  # noqa: BLE001  # siblings in flight are paid for: let them land, then raise
+                errors.append(e)
+            if errors:
+                return
+
+    queue = iter(items)  # one iterator, many workers: each group goes to exactly one of them
+    await asyncio.gather(*(work(queue) for _ in range(max(1, min(concurrency, len(items))))))
+    logger.info(
+        "scored groups=%d cached=%d asked=%d failed=%d judge=%s version=%s",
+        len(judgments), hits, calls, len(failed), judge.model, judge.version,
+    )  # fmt: skip
+    if errors:
+        raise errors[0]
+    order = [g.group_id for g, _ in items]
+    return ScoreReport(
+        judgments={g: judgments[g] for g in order if g in judgments},
+        failed={g: failed[g] for g in order if g in failed},
+        calls=calls,
+        cached=hits,
+    )

@@ -1,0 +1,144 @@
+"""Asks a policy over HTTP, through the official OpenAI client. Works against any OpenAI-compatible endpoint."""
+
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+from urllib.parse import urlsplit
+
+from babylon_rl.errors import ConfigError, DataError, TransientError
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+TIMEOUT_S: Final = 120.0
+CONNECT_TIMEOUT_S: Final = 10.0
+LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+RETRIES: Final = 3  # the OpenAI client's own, with backoff: the only layer that retries
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One answer.
+
+    Attributes:
+        model: What the server says answered, e.g. `babylon-mmo@3`.
+        latency_ms: From asking to the whole answer, waiting in a batch included.
+        prompt_tokens: As the server counts; None when it does not say.
+        completion_tokens: Likewise.
+    """
+
+    text: str
+    model: str
+    latency_ms: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+class PolicyClient:
+    """An async context manager around one connection pool.
+
+    aiohttp carries the requests: with 512 in flight httpx's pool costs six times the processor time (POLICY.md).
+    """
+
+    def __init__(self, base_url: str, *, api_key: str = "none", max_connections: int = 1000) -> None:
+        self._base_url = base_url
+        self._api_key = api_key
+        self._max_connections = max_connections
+        self._client: AsyncOpenAI | None = None
+
+    async def __aenter__(self) -> Self:
+        import openai
+        from openai import AsyncOpenAI, DefaultAioHttpClient
+
+        timeout = openai.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+        # Its own class, not httpx's: newer OpenAI clients bring an HTTP library of another name.
+        limits = type(openai.DEFAULT_CONNECTION_LIMITS)(
+            max_connections=self._max_connections, max_keepalive_connections=self._max_connections
+        )
+        self._client = AsyncOpenAI(
+            base_url=self._base_url,
+            api_key=self._api_key,
+            max_retries=RETRIES,
+            timeout=timeout,
+            http_client=DefaultAioHttpClient(
+                limits=limits,
+                timeout=timeout,
+                trust_env=urlsplit(self._base_url).hostname not in LOOPBACK,  # no proxy stands before loopback
+            ),
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
+    async def complete(
+        self,
+        *,
+        model: str,
+        system: str,
+        user: str,
+        temperature: float | None,
+        seed: int | None,
+        max_tokens: int = 64,
+    ) -> Completion:
+        """Ask once.
+
+        Args:
+            model: Name of the policy.
+            system: System prompt.
+            user: User prompt.
+            temperature: None: the one the server serves with.
+            seed: None: the server draws one.
+            max_tokens: Length limit of the answer.
+
+        Raises:
+            TransientError: No answer after all retries: connection, timeout, 408, 409, 429 or 5xx.
+            ConfigError: The server refuses: unknown model, wrong key, a request it does not understand.
+            DataError: The answer has no text.
+        """
+        import openai
+
+        if self._client is None:
+            raise ConfigError("the policy client is closed; use it inside `async with PolicyClient(...)`")
+        asked = time.monotonic()
+        try:
+            answer = await self._client.chat.completions.create(
+                model=model,
+                messages=[{"role": "system", "content": system}, {"role": "user", "content": user}],
+                temperature=openai.omit if temperature is None else temperature,
+                seed=openai.omit if seed is None else seed,
+                max_tokens=max_tokens,
+            )
+        except openai.APIConnectionError as e:  # timeouts too
+            raise TransientError(
+                f"policy {model!r} gave no answer after {RETRIES + 1} tries: {type(e).__name__}; is its server up?"
+            ) from e
+        except openai.APIStatusError as e:
+            passing = e.status_code in (408, 409, 429) or e.status_code >= 500
+            kind = TransientError if passing else ConfigError
+            raise kind(
+                f"policy {model!r} was refused with HTTP {e.status_code}: {_sentence(e)}",
+                facts={"status": e.status_code, "model": model},
+            ) from e
+        text = answer.choices[0].message.content if answer.choices else None
+        if text is None:
+            raise DataError(f"policy {model!r} answered without text; expected one choice with a message")
+        return Completion(
+            text=text,
+            model=answer.model,
+            latency_ms=round((time.monotonic() - asked) * 1000),
+            prompt_tokens=answer.usage.prompt_tokens if answer.usage else None,
+            completion_tokens=answer.usage.completion_tokens if answer.usage else None,
+        )
+
+
+def _sentence(e: "object") -> str:
+    """The server's own words, without the request that they may quote at length."""
+    body = getattr(e, "body", None)
+    said = body.get("message") if isinstance(body, dict) else None
+    return str(said or "no reason given")[:300]

@@ -1,0 +1,155 @@
+"""Requests from everywhere → few batches: gathers what is asked at about the same time and samples it together.
+
+What belongs here: which policy is loaded, and who shares a batch. HTTP is `server.py`; tokens are `sampling.py`.
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from babylon_rl.policy.checkpoints import checkpoint_dir
+from babylon_rl.policy.model import LoadedPolicy, load_policy
+from babylon_rl.policy.sampling import Sampled, SampleRequest, sample
+from babylon_rl.types import policy_name
+
+logger = logging.getLogger(__name__)
+
+LOADED: Final = 6  # checkpoints kept in memory beside the base
+SMALL: Final = (
+    20_000_000  # parameters; below it a second thread gains nothing, and on a busy machine it cost a factor of five
+)
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Counts since the start."""
+
+    requests: int = 0
+    batches: int = 0
+    largest_batch: int = 0
+
+
+@dataclass(slots=True)
+class _Waiting:
+    request: SampleRequest
+    answer: asyncio.Future[Sampled]
+
+
+@dataclass(slots=True)
+class Engine:
+    """Samples for many callers on one event loop; the model itself runs on one worker thread.
+
+    Attributes:
+        base: Directory of the base policy.
+        root: Where checkpoints lie.
+        gather_s: How long the first request of a batch waits for company.
+        max_batch: Most requests in one batch.
+        threads: Processor threads of the model; None: one for a small model, torch's choice for a larger one.
+    """
+
+    base: Path
+    root: Path
+    gather_s: float = 0.02
+    max_batch: int = 256
+    threads: int | None = None
+    stats: EngineStats = field(default_factory=EngineStats)
+    _queues: "OrderedDict[tuple[str, int], list[_Waiting]]" = field(default_factory=OrderedDict)
+    _loaded: "OrderedDict[tuple[str, int], LoadedPolicy]" = field(default_factory=OrderedDict)
+    _base_policy: LoadedPolicy | None = None
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[LoadedPolicy]:
+        """Load the base and answer requests until the end of the block; yields the base policy."""
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy") as worker:
+            loop = asyncio.get_running_loop()
+            self._base_policy = await loop.run_in_executor(worker, self._load_base)
+            answering = loop.create_task(self._answer_all(worker))
+            try:
+                yield self._base_policy
+            finally:
+                answering.cancel()
+                with suppress(asyncio.CancelledError):
+                    await answering
+                for waiting in [w for queue in self._queues.values() for w in queue]:
+                    waiting.answer.cancel()
+
+    async def ask(self, lineage: str, step: int, request: SampleRequest) -> Sampled:
+        """Answer one request by one checkpoint.
+
+        Raises:
+            DataError: The checkpoint cannot be loaded, or the request does not fit it.
+        """
+        waiting = _Waiting(request, asyncio.get_running_loop().create_future())
+        self._queues.setdefault((lineage, step), []).append(waiting)
+        self._wake.set()
+        self.stats.requests += 1
+        return await waiting.answer
+
+    async def _answer_all(self, worker: ThreadPoolExecutor) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._wake.wait()
+            if max(map(len, self._queues.values())) < self.max_batch:
+                await asyncio.sleep(self.gather_s)
+            key, batch = self._next_batch()
+            if not batch:
+                continue
+            try:
+                answers = await loop.run_in_executor(worker, self._sample, key, [w.request for w in batch])
+            except Exception as e:  # noqa: BLE001  # one batch's failure is its callers' to hear, not the server's end
+                logger.warning("batch failed policy=%s requests=%d error=%s", policy_name(*key), len(batch), e)
+                for w in batch:
+                    if not w.answer.done():
+                        w.answer.set_exception(e)
+                continue
+            self.stats.batches += 1
+            self.stats.largest_batch = max(self.stats.largest_batch, len(batch))
+            for w, answer in zip(batch, answers, strict=True):
+                if not w.answer.done():  # its caller may have gone
+                    w.answer.set_result(answer)
+
+    def _next_batch(self) -> tuple[tuple[str, int], list[_Waiting]]:
+        """Up to `max_batch` requests of the checkpoint that has waited longest; checkpoints take turns."""
+        key, queue = self._queues.popitem(last=False)
+        live = [w for w in queue if not w.answer.done()]
+        batch, rest = live[: self.max_batch], live[self.max_batch :]
+        if rest:
+            self._queues[key] = rest
+        if not self._queues:
+            self._wake.clear()
+        return key, batch
+
+    def _load_base(self) -> LoadedPolicy:
+        """Load the base and settle how many threads the worker computes with (torch keeps that per thread)."""
+        policy = load_policy(self.base)
+        threads = self.threads or (1 if policy.parameters < SMALL else None)
+        if threads:
+            torch.set_num_threads(threads)
+        return policy
+
+    def _sample(self, key: tuple[str, int], requests: list[SampleRequest]) -> list[Sampled]:
+        return sample(self._policy(*key), requests)
+
+    def _policy(self, lineage: str, step: int) -> LoadedPolicy:
+        """The checkpoint's policy, loaded at first use; only the worker thread comes here."""
+        if step == 0:
+            if self._base_policy is None:
+                raise RuntimeError("the engine is not running")
+            return self._base_policy
+        key = (lineage, step)
+        if key not in self._loaded:
+            self._loaded[key] = load_policy(self.base, checkpoint_dir(self.root, lineage, step))
+            if len(self._loaded) > LOADED:
+                self._loaded.popitem(last=False)
+            logger.info("loaded policy=%s", policy_name(lineage, step))
+        self._loaded.move_to_end(key)
+        return self._loaded[key]

@@ -1,0 +1,117 @@
+"""A policy server for as long as a block of code needs one."""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Final
+
+from babylon_rl.errors import ConfigError, TransientError
+from babylon_rl.policy.base import shipped_base
+
+if TYPE_CHECKING:
+    from babylon_rl.settings import Settings
+
+__all__ = ["base_of", "running_server", "shipped_base"]
+
+logger = logging.getLogger(__name__)
+
+START_TIMEOUT_S: Final = 120.0  # importing torch and transformers on a busy machine
+STOP_TIMEOUT_S: Final = 10.0
+_TAIL_CHARS: Final = 1500
+
+
+def base_of(settings: "Settings") -> Path:
+    """Directory of the base policy that the settings name, or of the shipped one."""
+    return Path(settings.base_model) if settings.base_model else shipped_base()
+
+
+@contextmanager
+def running_server(settings: "Settings") -> Iterator[str]:
+    """Yield the base URL, ending in `/v1`, of an endpoint that serves the checkpoints.
+
+    `settings.inference_url` where it is set; otherwise a server is started on a free loopback port and
+    stopped with the block, and with this process however it ends.
+
+    Raises:
+        ConfigError: The server ended by itself; the message has the last lines of its log.
+        TransientError: It did not answer in time.
+    """
+    if settings.inference_url:
+        yield settings.inference_url.rstrip("/")
+        return
+    # Bound here and handed over, so that nobody takes the port between choosing and listening.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener, tempfile.TemporaryFile() as log:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        process = _start(settings, listener, log)
+        listener.close()
+        try:
+            _wait_until_ready(process, port, log)
+            logger.info("started policy server pid=%d port=%d", process.pid, port)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            _stop(process)
+
+
+def _start(settings: "Settings", listener: socket.socket, log: IO[bytes]) -> "subprocess.Popen[bytes]":
+    arguments = {
+        "--base": base_of(settings),
+        "--root": settings.checkpoints_dir,
+        "--temperature": settings.serve_temperature,
+        "--lineage": settings.lineage,
+        "--fd": listener.fileno(),
+        "--parent": os.getpid(),
+    }
+    command = [sys.executable, "-m", "babylon_rl.policy.server"]
+    for name, value in arguments.items():
+        command += [name, str(value)]
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, pass_fds=[listener.fileno()]
+    )
+
+
+def _wait_until_ready(process: "subprocess.Popen[bytes]", port: int, log: IO[bytes]) -> None:
+    import httpx
+
+    deadline = time.monotonic() + START_TIMEOUT_S
+    with httpx.Client(trust_env=False, timeout=5.0) as client:
+        while True:
+            if process.poll() is not None:
+                raise ConfigError(
+                    f"the policy server ended with status {process.returncode} before it was ready; "
+                    f"the end of its log: {_tail(log)}"
+                )
+            try:
+                if client.get(f"http://127.0.0.1:{port}/healthz").is_success:
+                    return
+            except httpx.TransportError:
+                pass
+            if time.monotonic() > deadline:
+                raise TransientError(
+                    f"the policy server was not ready after {START_TIMEOUT_S:.0f} s; try again on a less busy machine; "
+                    f"the end of its log: {_tail(log)}"
+                )
+            time.sleep(0.05)
+
+
+def _tail(log: IO[bytes]) -> str:
+    log.seek(0)
+    return log.read().decode(errors="replace")[-_TAIL_CHARS:].strip() or "(empty)"
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    if process.stdin is not None:
+        process.stdin.close()
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,285 @@
+"""The OpenAI-compatible endpoint of the checkpoints: `/v1/chat/completions`, `/v1/models`, `/healthz`.
+
+What belongs here: HTTP, and turning its words into token ids and back. Batching is `engine.py`. There is no
+authentication: it listens on loopback unless told otherwise, and answers whoever reaches it.
+"""
+
+import argparse
+import json
+import logging
+import os
+import secrets
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+
+from babylon_rl.errors import DataError
+from babylon_rl.policy.base import shipped_base
+from babylon_rl.policy.checkpoints import checkpoint_dir, lineages, resolve, steps
+from babylon_rl.policy.prompting import PromptRenderer
+from babylon_rl.policy.wire import ChatRequest, RequestError, as_chunk, completion
+from babylon_rl.types import policy_name
+
+if TYPE_CHECKING:
+    from babylon_rl.policy.engine import Engine
+    from babylon_rl.policy.model import LoadedPolicy
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_LINEAGE: Final = "babylon-mmo"
+DEFAULT_ANSWER_TOKENS: Final = 256
+MAX_BODY_BYTES: Final = 1 << 20
+
+
+def create_app(
+    *,
+    base: Path,
+    root: Path,
+    default_temperature: float,
+    gather_ms: float = 20,
+    max_batch: int = 256,
+    threads: int | None = None,
+    lineage: str = DEFAULT_LINEAGE,
+) -> FastAPI:
+    """Make the application; it loads the base when it starts, and a checkpoint when it is first asked for.
+
+    Args:
+        base: Directory of the base policy.
+        root: `Settings.checkpoints_dir`.
+        default_temperature: For requests that name none.
+        gather_ms: How long the first request of a batch waits for company.
+        max_batch: Most requests sampled together.
+        threads: Processor threads of the model; None: one for a small model, torch's choice for a larger one.
+        lineage: The lineage that can be asked for before its first checkpoint; others must have one.
+    """
+    from babylon_rl.policy.engine import Engine
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        engine = Engine(base=base, root=root, gather_s=gather_ms / 1000, max_batch=max_batch, threads=threads)
+        async with engine.running() as policy:
+            app.state.endpoint = _Endpoint(engine, policy, root, default_temperature, lineage)
+            yield
+
+    app = FastAPI(title="Babylon policy", lifespan=lifespan, openapi_url=None)
+
+    async def refused(_: Request, e: Exception) -> Response:
+        if not isinstance(e, RequestError):
+            raise e
+        return JSONResponse(e.body, status_code=e.status)
+
+    app.add_exception_handler(RequestError, refused)
+
+    async def chat_completions(request: Request) -> Response:
+        endpoint: _Endpoint = request.app.state.endpoint
+        return await endpoint.complete(await request.body())
+
+    async def models(request: Request) -> Response:
+        endpoint: _Endpoint = request.app.state.endpoint
+        return JSONResponse(endpoint.models())
+
+    async def healthz(request: Request) -> Response:
+        endpoint: _Endpoint = request.app.state.endpoint
+        return JSONResponse(endpoint.health())
+
+    app.add_api_route("/v1/chat/completions", chat_completions, methods=["POST"])
+    app.add_api_route("/v1/models", models, methods=["GET"])
+    app.add_api_route("/healthz", healthz, methods=["GET"])
+    return app
+
+
+class _Endpoint:
+    """What the routes do. Only the event loop's thread uses the tokenizer: a fast one must not be shared by threads."""
+
+    def __init__(
+        self, engine: "Engine", policy: "LoadedPolicy", root: Path, default_temperature: float, lineage: str
+    ) -> None:
+        self._engine = engine
+        self._policy = policy
+        self._root = root
+        self._temperature = default_temperature
+        self._lineage = lineage
+        self._renderer = PromptRenderer(policy.tokenizer)
+
+    async def complete(self, body: bytes) -> Response:
+        from babylon_rl.policy.sampling import SampleRequest
+
+        if len(body) > MAX_BODY_BYTES:
+            raise RequestError(413, f"the request has {len(body)} bytes; send at most {MAX_BODY_BYTES}")
+        asked = ChatRequest.read(body)
+        try:
+            lineage, step = resolve(self._root, asked.model, known=(self._lineage,))
+        except DataError as e:
+            raise RequestError(404, str(e), param="model", code="model_not_found") from None
+        prompt = self._renderer.ids_of([m.plain() for m in asked.messages])
+        room = self._policy.context - len(prompt)
+        if room < 1:
+            raise RequestError(
+                400,
+                f"the prompt has {len(prompt)} tokens and the context {self._policy.context}, answer included; shorten it",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        try:
+            answer = await self._engine.ask(
+                lineage,
+                step,
+                SampleRequest(
+                    prompt_ids=prompt,
+                    temperature=self._temperature if asked.temperature is None else asked.temperature,
+                    seed=secrets.randbits(63) if asked.seed is None else asked.seed,
+                    max_tokens=min(asked.limit or DEFAULT_ANSWER_TOKENS, room),
+                ),
+            )
+        except DataError as e:
+            raise RequestError(422, str(e), param="model") from None
+        said = completion(
+            model=policy_name(lineage, step),
+            created=int(time.time()),
+            text=self._policy.tokenizer.decode(answer.token_ids, skip_special_tokens=True),
+            token_ids=answer.token_ids,
+            logprobs=answer.logprobs if asked.logprobs else None,
+            finish_reason=answer.finish_reason,
+            prompt_tokens=len(prompt),
+        )
+        if asked.stream:
+            events = f"data: {json.dumps(as_chunk(said))}\n\ndata: [DONE]\n\n"
+            return Response(events, media_type="text/event-stream")
+        return JSONResponse(said)
+
+    def models(self) -> dict[str, Any]:
+        names: list[tuple[str, int]] = []
+        for lineage in sorted({self._lineage, *lineages(self._root)}):
+            names.append((policy_name(lineage, 0), 0))
+            for step in steps(self._root, lineage):
+                made = checkpoint_dir(self._root, lineage, step).stat().st_mtime
+                names.append((policy_name(lineage, step), int(made)))
+        cards = [{"id": n, "object": "model", "created": at, "owned_by": "babylon-rl"} for n, at in names]
+        return {"object": "list", "data": cards}
+
+    def health(self) -> dict[str, Any]:
+        stats = self._engine.stats
+        return {
+            "status": "ok",
+            "requests": stats.requests,
+            "batches": stats.batches,
+            "largest_batch": stats.largest_batch,
+        }
+
+
+def serve(
+    *,
+    base: Path,
+    root: Path,
+    default_temperature: float,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    listener: socket.socket | None = None,
+    gather_ms: float = 20,
+    max_batch: int = 256,
+    threads: int | None = None,
+    lineage: str = DEFAULT_LINEAGE,
+) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        base: See `create_app`, as for the other arguments not named here.
+        root: See `create_app`.
+        default_temperature: See `create_app`.
+        host: Address to listen on. Anything but loopback is open to everybody who can reach it.
+        port: 0 takes a free one; the log says which.
+        listener: A bound socket to use instead of `host` and `port`.
+        gather_ms: See `create_app`.
+        max_batch: See `create_app`.
+        threads: See `create_app`.
+        lineage: See `create_app`.
+    """
+    import uvicorn
+
+    app = create_app(
+        base=base,
+        root=root,
+        default_temperature=default_temperature,
+        gather_ms=gather_ms,
+        max_batch=max_batch,
+        threads=threads,
+        lineage=lineage,
+    )
+    if listener is None:
+        listener = socket.create_server((host, port), backlog=2048)
+    else:
+        listener.listen(2048)
+    address, bound_port = listener.getsockname()[:2]
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                logger.info("serving url=http://%s:%d/v1 base=%s", address, bound_port, base)
+
+    config = uvicorn.Config(app, lifespan="on", log_config=None, access_log=False, timeout_graceful_shutdown=5)
+    server = Server(config)
+    server.run(sockets=[listener])
+    if not server.started:
+        raise SystemExit(3)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`python -m babylon_rl.policy.server`: how `running_server` starts it."""
+    p = argparse.ArgumentParser(prog="babylon_rl.policy.server", description=main.__doc__)
+    p.add_argument("--base", type=Path, default=shipped_base())
+    p.add_argument("--root", type=Path, required=True)
+    p.add_argument("--temperature", type=float, default=0.0)
+    p.add_argument("--host", default="127.0.0.1")
+    p.add_argument("--port", type=int, default=8000)
+    p.add_argument("--fd", type=int, help="descriptor of a bound socket, instead of --host and --port")
+    p.add_argument("--gather-ms", type=float, default=20)
+    p.add_argument("--max-batch", type=int, default=256)
+    p.add_argument("--threads", type=int)
+    p.add_argument("--lineage", default=DEFAULT_LINEAGE)
+    p.add_argument("--parent", type=int, help="process to die with; its end of our stdin must stay open")
+    a = p.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    if a.parent is not None:
+        threading.Thread(target=_end_with, args=(a.parent,), daemon=True).start()
+    serve(
+        base=a.base,
+        root=a.root,
+        default_temperature=a.temperature,
+        host=a.host,
+        port=a.port,
+        listener=None if a.fd is None else socket.socket(fileno=a.fd),
+        gather_ms=a.gather_ms,
+        max_batch=a.max_batch,
+        threads=a.threads,
+        lineage=a.lineage,
+    )
+
+
+def _end_with(parent: int) -> None:
+    """Stop this process once its parent is gone.
+
+    Not PR_SET_PDEATHSIG: that fires when the parent's *thread* ends, and runs of an orchestrator start us from threads.
+    The pipe closes at once; the parent's id is asked too, because a sibling fork may hold the pipe open.
+    """
+    while os.getppid() == parent:
+        readable, _, _ = select.select([sys.stdin], [], [], 1.0)
+        if readable and not os.read(sys.stdin.fileno(), 1):
+            break
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(8)  # longer than a graceful end takes
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The OpenAI chat-completions form, as far as this policy speaks it: requests in, answers and errors out."""
+
+import secrets
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Json = dict[str, Any]
+
+
+class RequestError(Exception):
+    """A request that cannot be answered: a 4xx status and one sentence for whoever sent it."""
+
+    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body: Json = {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}}
+
+
+class _TextPart(BaseModel):
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """One message; content is text, or a list of text parts."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[_TextPart]
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(p.text for p in self.content)
+
+    def plain(self) -> dict[str, str]:
+        """The message as chat templates take it."""
+        return {"role": "system" if self.role == "developer" else self.role, "content": self.text}
+
+
+class ChatRequest(BaseModel):
+    """What `POST /v1/chat/completions` takes. Other fields are ignored, unless they would change the answer."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str
+    messages: list[Message] = Field(min_length=1)
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    seed: int | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    stream: bool | None = None
+
+    @property
+    def limit(self) -> int | None:
+        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+    @classmethod
+    def read(cls, body: bytes) -> "ChatRequest":
+        """Read a request body.
+
+        Raises:
+            RequestError: It is not a request that this policy can answer.
+        """
+        try:
+            request = cls.model_validate_json(body)
+        except ValidationError as e:
+            first = e.errors(include_input=False, include_url=False)[0]
+            where = ".".join(map(str, first["loc"])) or "body"
+            raise RequestError(
+                400, f"{where}: {first['msg']}; correct it and send the request again", param=where
+            ) from None
+        for name, neutral in _FIXED.items():
+            value = (request.model_extra or {}).get(name)
+            if value is not None and value not in neutral:
+                raise RequestError(
+                    400, f"{name} is not supported here; leave it out or send {neutral[0]!r}", param=name
+                )
+        return request
+
+
+# Fields that would change the answer and that we do not obey, with the values under which they change nothing.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "top_p": (1,),
+    "top_logprobs": (0,),
+    "stop": ([],),
+    "tools": ([],),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "response_format": ({"type": "text"},),
+}
+
+
+def completion(
+    *,
+    model: str,
+    created: int,
+    text: str,
+    token_ids: Sequence[int],
+    logprobs: Sequence[float] | None,
+    finish_reason: str,
+    prompt_tokens: int,
+) -> Json:
+    """A `chat.completion` object.
+
+    `logprobs` has one entry per token, end token included, whose `token` is `token_id:<id>`: text can be tokenized in
+    more than one way, and a trainer needs the ids that were drawn.
+    """
+    content: list[Json] | None = None
+    if logprobs is not None:
+        content = [
+            {"token": f"token_id:{t}", "logprob": p, "bytes": None, "top_logprobs": []}
+            for t, p in zip(token_ids, logprobs, strict=True)
+        ]
+    return {
+        "id": f"chatcmpl-{secrets.token_hex(12)}",
+        "object": "chat.completion",
+        "created": created,
+        "model": model,
+        "choices": [
+            {
+                "index": 0,
+                "finish_reason": finish_reason,
+                "message": {"role": "assistant", "content": text, "refusal": None},
+                "logprobs": None if content is None else {"content": content, "refusal": None},
+            }
+        ],
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": len(token_ids),
+            "total_tokens": prompt_tokens + len(token_ids),
+        },
+    }
+
+
+def as_chunk(answer: Json) -> Json:
+    """The whole answer as one `chat.completion.chunk`, for callers that asked for a stream."""
+    choice = answer["choices"][0]
+    chunk = {k: v for k, v in choice.items() if k != "message"} | {"delta": choice["message"]}
+    return answer | {"object": "chat.completion.chunk", "choices": [chunk]}

@@ -1,0 +1,164 @@
+"""The numbers of one demo: what `report.json` holds and every other form of the report is made from.
+
+Money is in `currency`, rates are in [0, 1], instants do not occur. Everything is measured before it comes
+here; the only arithmetic allowed on it is rounding for the eye (`words.py`).
+"""
+
+import math
+from dataclasses import dataclass, fields, is_dataclass
+
+import msgspec
+
+from babylon_rl.canonical import to_json as canonical_json
+from babylon_rl.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyFigures:
+    """One policy on the held-out windows.
+
+    Attributes:
+        mean_pnl: Mean P&L of a window.
+        win_rate: Share of windows it ended above zero.
+        invalid_rate: Share of its answers that were no legal action.
+    """
+
+    name: str
+    mean_pnl: float
+    win_rate: float
+    invalid_rate: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lift:
+    """Final less base, paired by window.
+
+    Attributes:
+        ci95: 95 % bootstrap interval, low end first.
+        share_of_oracle_gap: Share of the way from base to oracle; None where the oracle is not above the base.
+    """
+
+    mean: float
+    ci95: tuple[float, float]
+    share_of_oracle_gap: float | None
+
+    @property
+    def includes_zero(self) -> bool:
+        """Whether no difference would also fit: an end that touches zero includes it."""
+        return self.ci95[0] <= 0 <= self.ci95[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurvePoint:
+    """One checkpoint, evaluated on the held-out windows; step 0 is the base.
+
+    Attributes:
+        explored_mean_pnl: Mean P&L in the windows played to train the *next* step, at the exploring temperature.
+        mean_pnl: Mean P&L of a held-out window, at the serving temperature.
+        lo: Low end of the 95 % interval of `mean_pnl`.
+        hi: High end of it.
+        loss: Of the training that made this checkpoint; None for the base.
+    """
+
+    step: int
+    explored_mean_pnl: float | None
+    mean_pnl: float
+    lo: float
+    hi: float
+    win_rate: float
+    invalid_rate: float
+    loss: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaderRow:
+    """One agent in one window. `score` is the judge's, comparable in this window only; None when not judged."""
+
+    rank: int
+    agent_id: str
+    policy: str
+    pnl_usd: float
+    score: float | None
+    explanation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaderboard:
+    """All agents of one window."""
+
+    window_id: str
+    rows: tuple[LeaderRow, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoReport:
+    """All a report says.
+
+    Attributes:
+        windows: Held-out windows base and final played, the same ones, never trained on.
+        training_windows: Windows consumed by training, all iterations together.
+        iterations: Trainings that happened.
+        temperature: At which base and final were evaluated, and at which they are served.
+        explore_temperature: At which agents played the windows that train.
+        judge: `hindsight` (no LLM), or the model that scored.
+        oracle_mean_pnl: What a player who knows the hidden market makes of the same windows.
+        seconds: Wall time by phase, in the order in which the phases began.
+        machine: Cores only, never a name.
+        next_commands: A command and what it does.
+        paired: Final less base for each held-out window, if known.
+    """
+
+    windows: int
+    training_windows: int
+    iterations: int
+    seed: int
+    temperature: float
+    explore_temperature: float
+    judge: str
+    base: PolicyFigures
+    final: PolicyFigures
+    oracle_mean_pnl: float
+    lift: Lift
+    curve: tuple[CurvePoint, ...]
+    leaderboard: Leaderboard
+    seconds: dict[str, float]
+    machine: str
+    next_commands: tuple[tuple[str, str], ...]
+    currency: str = "USD"
+    paired: tuple[float, ...] = ()
+
+
+def to_json(report: DemoReport) -> bytes:
+    """Write a report as canonical JSON (keys sorted), indented, with a newline at the end.
+
+    Raises:
+        DataError: A number is not finite: JSON would turn it into null, which means unknown.
+    """
+    _demand_finite(report, "report")
+    return msgspec.json.format(canonical_json(report), indent=2) + b"\n"
+
+
+def from_json(data: bytes) -> DemoReport:
+    """Read back what `to_json` wrote. `seconds` comes back sorted by name.
+
+    Raises:
+        DataError: Not JSON, or a field is missing or of another type.
+    """
+    try:
+        return msgspec.json.decode(data, type=DemoReport)
+    except msgspec.DecodeError as e:
+        raise DataError(f"report.json is not a report: {e}; run `make demo` again to write a new one") from e
+
+
+def _demand_finite(value: object, where: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DataError(f"{where} is {value}, expected a finite number, or None where None is allowed")
+    if is_dataclass(value):
+        for f in fields(value):
+            _demand_finite(getattr(value, f.name), f"{where}.{f.name}")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _demand_finite(item, f"{where}.{key}")
+    elif isinstance(value, tuple | list):
+        for i, item in enumerate(value):
+            _demand_finite(item, f"{where}[{i}]")

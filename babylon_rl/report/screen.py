@@ -1,0 +1,243 @@
+"""The report and the progress of a run on the screen, with rich.
+
+Ids come from the game, so all text is set as `Text`, never as markup. On a terminal the phase at work shows a
+spinner and a bar; anywhere else (a CI log, a pipe) each finished phase is one line and nothing is redrawn.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from babylon_rl.report import words
+from babylon_rl.report.data import DemoReport
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_ASCII = str.maketrans(
+    {words.MINUS: "-", "·": "-", "✓": "+", "✗": "x", "…": "~", **dict(zip(_BLOCKS, "_.-:=+*#", strict=True))}
+)
+_COMMANDS_SHOWN = 6
+
+
+def show(
+    report: DemoReport,
+    console: Console,
+    *,
+    html_path: Path | str = "report.html",
+    json_path: Path | str = "report.json",
+) -> None:
+    """Print a report in at most 30 lines of 100 columns.
+
+    Args:
+        report: What the run came to.
+        console: Where to; the width is its own.
+        html_path: Where the page was written, as the reader should open it.
+        json_path: Where the numbers were written.
+    """
+    put = _Printer(console)
+    claim, evidence = words.headline_parts(report)
+    put(Text())
+    put(Text.assemble((claim, "bold"), evidence))
+    if caution := words.caution(report):
+        put(Text(caution, style="yellow"))
+    put(Text())
+    console.print(_figures(report, put))
+    put(Text())
+    digits = words.report_digits(report)
+    facts = _grid()
+    if report.curve:
+        points = sorted(report.curve, key=lambda p: p.step)
+        first, last = points[0], points[-1]
+        line = Text(sparkline([p.mean_pnl for p in points]), style="cyan")
+        line.append(
+            f"  {words.money(first.mean_pnl, digits=digits)} at step {first.step}, "
+            f"{words.money(last.mean_pnl, digits=digits)} at step {last.step}",
+            style="default",
+        )
+        facts.add_row("curve", put.text(line))
+    lift = (
+        f"{words.money(report.lift.mean, digits=digits, signed=True)} per window, 95 % interval {words.interval(report)}, "
+        f"{report.windows:,} pairs; seed {report.seed}, temperature {report.temperature:g}"
+    )
+    facts.add_row("lift", put.text(Text(lift)))
+    by_phase = ", ".join(f"{name} {words.duration(s)}" for name, s in report.seconds.items())
+    total = words.duration(sum(report.seconds.values()))
+    facts.add_row("time", put.text(Text(f"{total} on {report.machine}: {by_phase}")))
+    facts.add_row("judge", put.text(Text(words.judged_by(report))))
+    facts.add_row("report", put.text(Text.assemble((str(html_path), "bold"), "  numbers: ", str(json_path))))
+    console.print(facts, highlight=False)
+    if report.next_commands:
+        put(Text())
+        following = Table.grid(padding=(0, 2, 0, 0))
+        following.add_column(no_wrap=True)
+        following.add_column(no_wrap=True, overflow="ellipsis")
+        for command, purpose in report.next_commands[:_COMMANDS_SHOWN]:
+            following.add_row(put.text(Text(command, style="green")), put.text(Text(purpose)))
+        console.print(following, highlight=False)
+
+
+def sparkline(values: list[float]) -> str:
+    """One block per value, from the lowest to the highest; a flat line stays low."""
+    lo, hi = min(values), max(values)
+    top = len(_BLOCKS) - 1
+    return "".join(_BLOCKS[round((v - lo) / (hi - lo) * top) if hi > lo else 0] for v in values)
+
+
+class Phase:
+    """One phase at work. `advance` moves its bar, `note` says a few words beside it."""
+
+    def __init__(self, bar: Progress, task: TaskID) -> None:
+        self._bar = bar
+        self._task = task
+        self._note = ""
+
+    def advance(self, by: float = 1) -> None:
+        self._bar.advance(self._task, by)
+
+    def total(self, total: float) -> None:
+        """Say how much there is to do, when that is known only later."""
+        self._bar.update(self._task, total=total)
+
+    def note(self, text: str) -> None:
+        """Replace the words beside the bar; the last ones stay on the finished line."""
+        self._note = text
+        self._bar.update(self._task, note=_Printer(self._bar.console).plain(text))
+
+    @property
+    def last_note(self) -> str:
+        return self._note
+
+
+class DemoProgress:
+    """Phases of a run, one after the other, and the wall time each name took in all.
+
+    Attributes:
+        seconds: By phase name, in order of first appearance: what `DemoReport.seconds` wants. A phase inside
+            another is counted in both, so keep to one at a time where the sum should be the whole.
+    """
+
+    def __init__(self, console: Console, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.seconds: dict[str, float] = {}
+        self._clock = clock
+        self._put = _Printer(console)
+        self._bar = Progress(
+            SpinnerColumn("line" if console.options.ascii_only else "dots"),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}", markup=False, style="dim"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def refresh(self) -> None:
+        """Draw now instead of within the next tenth of a second."""
+        self._bar.refresh()
+
+    @contextmanager
+    def phase(self, name: str, detail: str = "", *, total: float | None = None) -> Iterator[Phase]:
+        """Run one phase; the same `name` again adds to its seconds.
+
+        Args:
+            name: What is counted, e.g. `train`.
+            detail: What is special about this time, e.g. `iteration 3 of 8`.
+            total: How many `advance` calls make it whole; None shows a pulsing bar.
+
+        Yields:
+            The phase, to advance and to note. An error ends it with a cross and goes on up.
+        """
+        described = self._put.plain(f"{name} · {detail}" if detail else name)
+        task = self._bar.add_task(described, total=total, note="")
+        phase = Phase(self._bar, task)
+        self.seconds.setdefault(name, 0.0)
+        began, done = self._clock(), False
+        try:
+            yield phase
+            done = True
+        finally:
+            spent = self._clock() - began
+            self.seconds[name] += spent
+            self._bar.remove_task(task)
+            mark = ("✓ ", "green") if done else ("✗ ", "red")
+            line = Text.assemble(mark, f"{described:<40} {words.duration(spent):>12}")
+            if phase.last_note:
+                line.append(f"   {phase.last_note}", style="dim")
+            self._put(line)
+
+
+def progress(console: Console) -> DemoProgress:
+    """Open the progress of a run on a console.
+
+    ```python
+    with progress(console) as run:
+        with run.phase("train", "iteration 1 of 8", total=64) as phase:
+            phase.advance()
+            phase.note("loss 0.12")
+    run.seconds  # {"train": 25.8}
+    ```
+    """
+    return DemoProgress(console)
+
+
+class _Printer:
+    """Prints text without markup, highlighting or, where the console knows only ASCII, other signs."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def plain(self, text: str) -> str:
+        return text.translate(_ASCII).encode("ascii", "replace").decode() if self._console.options.ascii_only else text
+
+    def text(self, text: Text) -> Text:
+        text.plain = self.plain(text.plain)  # sign for sign, so the styles stay where they were
+        return text
+
+    def __call__(self, text: Text) -> None:
+        self._console.print(self.text(text), highlight=False)
+
+
+def _grid() -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _figures(report: DemoReport, put: _Printer) -> Table:
+    digits = words.report_digits(report)
+    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim")
+    table.add_column("")
+    table.add_column("policy")
+    for name in (f"mean P&L, {report.currency}", "windows won", "invalid actions"):
+        table.add_column(name, justify="right")
+    for title, policy, style in (("base", report.base, ""), ("trained", report.final, "bold")):
+        table.add_row(
+            title,
+            Text(put.plain(policy.name)),
+            put.plain(words.money(policy.mean_pnl, digits=digits)),
+            words.percent(policy.win_rate),
+            words.percent(policy.invalid_rate, digits=1),
+            style=style,
+        )
+    table.add_row(
+        "oracle", "knows the hidden market", put.plain(words.money(report.oracle_mean_pnl, digits=digits)), "", ""
+    )
+    return table

@@ -1,0 +1,112 @@
+"""Let agents play whole windows: observe, answer, trade, settle. Nothing is written here (`recording.py`)."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from babylon_rl.simulator.market import Market, stable_seed
+from babylon_rl.simulator.observation import Observation, observe
+from babylon_rl.simulator.players import Player, Said
+from babylon_rl.simulator.portfolio import START_BALANCE_USD, Order, Portfolio, parse_order
+from babylon_rl.simulator.strategies import oracle
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """One agent of a window: its stable id, and who decides for it.
+
+    Attributes:
+        learner: Whether its rows are offered as training data; a rival only plays.
+    """
+
+    agent_id: str
+    player: Player
+    learner: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """One decision and what came of it. `order` is None when the answer was no legal action."""
+
+    tick: int
+    observation: Observation
+    said: Said
+    order: Order | None
+    error: str | None
+    result: dict[str, Any]
+    balance_after_usd: float
+    trades: int
+
+
+@dataclass(slots=True)
+class Playthrough:
+    """One agent's whole window."""
+
+    market: Market
+    seat: Seat
+    moves: list[Move] = field(default_factory=list)
+
+    @property
+    def pnl_usd(self) -> float:
+        return self.moves[-1].balance_after_usd - START_BALANCE_USD
+
+    @property
+    def invalid(self) -> int:
+        return sum(m.order is None for m in self.moves)
+
+
+async def play(
+    markets: Sequence[Market],
+    seats: Sequence[Seat],
+    *,
+    seed: int,
+    on_decision: Callable[[], None] | None = None,
+) -> list[Playthrough]:
+    """Play every market with every seat, all at once; agents never see each other.
+
+    Args:
+        markets: The windows to play.
+        seats: Agents of each window, the same in all of them.
+        seed: With the window, agent and tick it fixes every player's own randomness.
+        on_decision: Called after each decision, for a progress bar.
+
+    Returns:
+        `len(markets) * len(seats)` playthroughs, by market, then by seat.
+    """
+
+    async def one(market: Market, seat: Seat) -> Playthrough:
+        done, portfolio = Playthrough(market, seat), Portfolio()
+        for tick in range(market.decisions):
+            seen = observe(market, portfolio, tick)
+            said = await seat.player.answer(seen, seed=stable_seed("play", seed, market.window, seat.agent_id, tick))
+            order, error = parse_order(said.text, market.tickers)
+            result = portfolio.execute(market, tick, order) if order is not None else {}
+            done.moves.append(
+                Move(
+                    tick=tick,
+                    observation=seen,
+                    said=said,
+                    order=order,
+                    error=error,
+                    result=result,
+                    balance_after_usd=portfolio.value_usd(market, tick + 1),
+                    trades=portfolio.trades,
+                )
+            )
+            if on_decision is not None:
+                on_decision()
+        return done
+
+    return list(await asyncio.gather(*(one(m, s) for m in markets for s in seats)))
+
+
+def oracle_pnl_usd(market: Market) -> float:
+    """What a player who knows the hidden regimes and the resolution makes of a market."""
+    portfolio = Portfolio()
+    for tick in range(market.decisions):
+        order, error = parse_order(oracle(market, portfolio, tick), market.tickers)
+        if order is None:  # a bug of ours, not a player's
+            raise AssertionError(error)
+        portfolio.execute(market, tick, order)
+    return portfolio.value_usd(market, market.decisions) - START_BALANCE_USD

@@ -1,0 +1,88 @@
+"""Who sits in a market: scripted players, and the policy behind an OpenAI-compatible endpoint.
+
+A player sees an `Observation` and answers with text, whoever it is; what the text does is `play.py`.
+"""
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from babylon_rl.simulator.observation import SYSTEM_PROMPT, Observation
+from babylon_rl.simulator.strategies import strategy
+
+if TYPE_CHECKING:
+    from babylon_rl.policy.client import PolicyClient
+
+MAX_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """One answer, with what the game logs about the call. `model_version` is None for scripted players."""
+
+    text: str
+    model: str
+    model_version: str | None = None
+    temperature: float | None = None
+    latency_ms: int | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class Player(Protocol):
+    """Anything that can decide."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def answer(self, observation: Observation, *, seed: int) -> Said:
+        """Decide; the same seed and observation give the same answer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptedPlayer:
+    """One of `strategies.STRATEGIES`, by name."""
+
+    name: str
+
+    async def answer(self, observation: Observation, *, seed: int) -> Said:
+        text = strategy(self.name)(observation, random.Random(seed))  # noqa: S311  a game, not a secret
+        return Said(text=text, model=f"scripted/{self.name}")
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyPlayer:
+    """A served checkpoint.
+
+    Attributes:
+        model: Name to ask for, e.g. `babylon-mmo@3` or `babylon-mmo@latest`.
+        temperature: None leaves it to the server: the temperature the policy is served with.
+    """
+
+    client: "PolicyClient"
+    model: str
+    temperature: float | None = None
+
+    @property
+    def name(self) -> str:
+        return self.model
+
+    async def answer(self, observation: Observation, *, seed: int) -> Said:
+        done = await self.client.complete(
+            model=self.model,
+            system=SYSTEM_PROMPT,
+            user=observation.text,
+            temperature=self.temperature,
+            seed=seed,
+            max_tokens=MAX_TOKENS,
+        )
+        return Said(
+            text=done.text,
+            model=done.model,
+            model_version=done.model,  # the server names the concrete checkpoint, also when asked for @latest
+            temperature=self.temperature,
+            latency_ms=done.latency_ms,
+            prompt_tokens=done.prompt_tokens,
+            completion_tokens=done.completion_tokens,
+        )

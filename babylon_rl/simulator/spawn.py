@@ -1,0 +1,168 @@
+"""Spawn test agents: choose hours that nobody has played, seat agents, play them whole, write the rows.
+
+Simulated hours pass in milliseconds: an hour of play costs its decisions, nothing else.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from time import monotonic
+
+import sqlalchemy as sa
+
+from babylon_rl.errors import ConfigError
+from babylon_rl.simulator.market import make_market
+from babylon_rl.simulator.play import Playthrough, Seat, play
+from babylon_rl.simulator.players import Player, PolicyPlayer, ScriptedPlayer
+from babylon_rl.simulator.recording import record_play, recorded_windows
+from babylon_rl.simulator.strategies import GUIDE_KINDS, STRATEGIES
+from babylon_rl.windows import HourWindow
+
+logger = logging.getLogger(__name__)
+
+LOOK_BACK_HOURS = 24
+SCRIPTED = "guide"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cast:
+    """Who plays.
+
+    Attributes:
+        learners: Agents whose rows are training data.
+        policy: `guide` (the five kinds in turn), one strategy's name, or a served model such as `babylon-mmo@3`.
+        rivals: Whether one agent of each of the guide's kinds plays along without being trained on.
+        temperature: Of a served model; None leaves it to the server.
+    """
+
+    learners: int
+    policy: str
+    rivals: bool = False
+    temperature: float | None = None
+
+    @property
+    def needs_server(self) -> bool:
+        return self.policy != SCRIPTED and self.policy not in STRATEGIES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spawned:
+    """What a spawn wrote."""
+
+    windows: tuple[HourWindow, ...]
+    rows: int
+    mean_pnl_usd: float
+
+
+def free_windows(engine: sa.Engine, count: int, *, now: datetime, start: HourWindow | None = None) -> list[HourWindow]:
+    """Closed hours that nobody has played, in time order.
+
+    Without `start`, the last 24 hours are filled first (that is what `sync-outcomes --hours 24` looks at), the
+    oldest first; then the hours before them.
+
+    Raises:
+        ConfigError: From `start` on there are not enough closed hours.
+    """
+    newest = HourWindow.containing(now).next(-1)
+    if start is not None:
+        wanted: list[HourWindow] = []
+        w = start
+        while len(wanted) < count and w <= newest:
+            batch = [x for x in w.until(w.next(count)) if x <= newest]
+            taken = recorded_windows(engine, batch)
+            wanted += [x for x in batch if str(x) not in taken]
+            w = w.next(count + 1)
+        if len(wanted) < count:
+            raise ConfigError(
+                f"only {len(wanted)} free closed hours from {start} on, {count} wanted; start earlier or play fewer"
+            )
+        return wanted[:count]
+    recent = [newest.next(i) for i in range(1 - LOOK_BACK_HOURS, 1)]
+    taken = recorded_windows(engine, recent)
+    chosen = [w for w in recent if str(w) not in taken][:count]
+    w = recent[0].next(-1)
+    while len(chosen) < count:
+        batch = [w.next(-i) for i in range(count)]
+        taken = recorded_windows(engine, batch)
+        chosen += [x for x in batch if str(x) not in taken][: count - len(chosen)]
+        w = w.next(-count)
+    return sorted(chosen)
+
+
+async def seats_of(cast: Cast, stack: AsyncExitStack, inference_url: str | None) -> list[Seat]:
+    """Seat the cast; a client opened for a served model closes with `stack`."""
+    if cast.needs_server:
+        from babylon_rl.policy.client import PolicyClient
+
+        if inference_url is None:
+            raise ConfigError(f"policy {cast.policy!r} needs a served endpoint; none was given")
+        client = await stack.enter_async_context(PolicyClient(inference_url))
+        player: Player = PolicyPlayer(client, cast.policy, cast.temperature)
+        seats = [Seat(f"agent-{i + 1}", player) for i in range(cast.learners)]
+    else:
+        kinds = list(GUIDE_KINDS) if cast.policy == SCRIPTED else [cast.policy]
+        seats = [
+            Seat(f"agent-{i + 1}-{kinds[i % len(kinds)]}", ScriptedPlayer(kinds[i % len(kinds)]))
+            for i in range(cast.learners)
+        ]
+    if cast.rivals:
+        seats += [Seat(f"rival-{k}", ScriptedPlayer(k), learner=False) for k in GUIDE_KINDS]
+    return seats
+
+
+def spawn(
+    engine: sa.Engine,
+    windows: Sequence[HourWindow],
+    cast: Cast,
+    *,
+    seed: int,
+    decisions: int = 3,
+    inference_url: str | None = None,
+    duration_s: float | None = None,
+    windows_at_once: int = 64,
+    on_decision: Callable[[], None] | None = None,
+) -> Spawned:
+    """Play `windows` with `cast` and write every batch in one transaction.
+
+    Args:
+        engine: The game's database, ours to write.
+        windows: Hours without rows.
+        cast: Who plays.
+        seed: Names the world and the agents' own randomness.
+        decisions: Times an agent acts in an hour.
+        inference_url: Endpoint of a served policy.
+        duration_s: Wall time after which no further batch is begun; at least one is played.
+        windows_at_once: Windows of one batch; all its agents play at once.
+        on_decision: Called after each decision.
+    """
+    begun = monotonic()
+    done: list[HourWindow] = []
+    rows, pnl = 0, [0.0, 0]
+    for i in range(0, len(windows), windows_at_once):
+        if done and duration_s is not None and monotonic() - begun > duration_s:
+            break
+        batch = windows[i : i + windows_at_once]
+        played = asyncio.run(_play_batch(batch, cast, seed, decisions, inference_url, on_decision))
+        rows += record_play(engine, played, seed=seed)
+        learned = [p.pnl_usd for p in played if p.seat.learner]
+        pnl = [pnl[0] + sum(learned), pnl[1] + len(learned)]
+        done += batch
+        logger.info("spawned windows=%d agents=%d rows=%d", len(batch), len(played) // len(batch), rows)
+    return Spawned(windows=tuple(done), rows=rows, mean_pnl_usd=pnl[0] / max(pnl[1], 1))
+
+
+async def _play_batch(
+    windows: Sequence[HourWindow],
+    cast: Cast,
+    seed: int,
+    decisions: int,
+    inference_url: str | None,
+    on_decision: Callable[[], None] | None,
+) -> list[Playthrough]:
+    markets = [make_market(w, seed, decisions=decisions) for w in windows]
+    async with AsyncExitStack() as stack:
+        seats = await seats_of(cast, stack, inference_url)
+        return await play(markets, seats, seed=seed, on_decision=on_decision)

@@ -1,0 +1,348 @@
+"""What the assets keep between each other: the only reader and writer of our per-window tables.
+
+Every write of a window happens in one transaction under that window's advisory lock and changes nothing
+when the data version is the same: same inputs, same bytes. Training's ledger is `training/ledger.py`.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+
+from babylon_rl.canonical import digest, from_json, pack, to_json, unpack
+from babylon_rl.source import tables as t
+from babylon_rl.types import (
+    Disposition,
+    Hindsight,
+    Json,
+    Judgment,
+    Score,
+    Trajectory,
+    TrajectoryGroup,
+    Verdict,
+    WindowOutcomes,
+)
+from babylon_rl.windows import HourWindow
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredVerdict:
+    """An asset check's verdict on one window, as training reads it."""
+
+    window_id: str
+    check_name: str
+    passed: bool
+    facts: Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowState:
+    """How far one window has come, for `check-windows` and the sensor.
+
+    Attributes:
+        rows: Source rows accounted for.
+        agents: Distinct usable agents.
+        failed_checks: Names of the checks that keep it out of training.
+    """
+
+    window_id: str
+    rows: int
+    agents: int
+    outcomes_known: bool
+    grouped: bool
+    judged: bool
+    failed_checks: tuple[str, ...]
+
+
+class Store:
+    """Our schema, over one engine. Safe to use from several processes at once."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.engine = engine
+
+    @contextmanager
+    def locked(self, window: HourWindow) -> Iterator[sa.Connection]:
+        """One transaction that no other writer of the same window can overlap."""
+        with self.engine.begin() as conn:
+            conn.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:w, 0))"), {"w": f"window:{window}"})
+            yield conn
+
+    # ── raw_trajectories ───────────────────────────────────────────────────────────────────────────
+    def write_ingest(
+        self, window: HourWindow, trajectories: Sequence[Trajectory], dispositions: Sequence[Disposition], *, rows: int
+    ) -> tuple[str, bool]:
+        """Keep a window's stitched trajectories and where each of its rows ended.
+
+        Returns:
+            The window's data version, and whether it is a new one.
+        """
+        bodies = sorted(trajectories, key=lambda x: x.trajectory_id)
+        ends = sorted(dispositions, key=lambda d: d.source_id)
+        version = digest([bodies, ends])
+        w = str(window)
+        with self.locked(window) as conn:
+            if conn.scalar(sa.select(t.windows.c.data_version).where(t.windows.c.window_id == w)) == version:
+                return version, False
+            for table in (t.window_trajectories, t.row_dispositions, t.windows):
+                conn.execute(sa.delete(table).where(table.c.window_id == w))
+            turns = sum(len(x.turns) for x in bodies)
+            agents = len({x.agent_id for x in bodies if x.turns})
+            conn.execute(
+                sa.insert(t.windows),
+                [{"window_id": w, "data_version": version, "rows": rows, "agents": agents, "turns": turns}],
+            )
+            if bodies:
+                conn.execute(sa.insert(t.window_trajectories), [_trajectory_row(x) for x in bodies])
+            self._write_dispositions(conn, ends)
+        return version, True
+
+    def _write_dispositions(self, conn: sa.Connection, ends: Sequence[Disposition]) -> None:
+        if not ends:
+            return
+        rows = [
+            {
+                "source_id": d.source_id,
+                "trajectory_id": d.trajectory_id,
+                "agent_id": d.agent_id,
+                "window_id": d.window_id,
+                "disposition": d.disposition,
+                "reason": d.reason,
+                "group_id": d.group_id,
+            }
+            for d in ends
+        ]
+        statement = insert(t.row_dispositions)
+        changed = {c: statement.excluded[c] for c in ("window_id", "disposition", "reason", "group_id")}
+        conn.execute(statement.on_conflict_do_update(index_elements=["source_id"], set_=changed), rows)
+
+    def data_version(self, window: HourWindow) -> str | None:
+        """Data version of the ingested window, or None when it was never ingested."""
+        with self.engine.connect() as conn:
+            found: str | None = conn.scalar(
+                sa.select(t.windows.c.data_version).where(t.windows.c.window_id == str(window))
+            )
+        return found
+
+    def trajectories(self, window: HourWindow) -> list[Trajectory]:
+        """Stitched trajectories of a window, by trajectory id."""
+        query = sa.select(t.window_trajectories.c.body).where(t.window_trajectories.c.window_id == str(window))
+        with self.engine.connect() as conn:
+            bodies = conn.scalars(query.order_by(t.window_trajectories.c.trajectory_id)).all()
+        return [unpack(b, Trajectory) for b in bodies]
+
+    def dispositions(self, window: HourWindow) -> list[Disposition]:
+        """Where each source row of a window ended, by source id."""
+        d = t.row_dispositions.c
+        query = sa.select(t.row_dispositions).where(d.window_id == str(window)).order_by(d.source_id)
+        with self.engine.connect() as conn:
+            return [Disposition(**r) for r in conn.execute(query).mappings()]
+
+    # ── market_outcomes ────────────────────────────────────────────────────────────────────────────
+    def write_outcomes(self, outcomes: WindowOutcomes) -> tuple[str, bool]:
+        """Keep the truth about a closed window; a corrected outcome is a new data version."""
+        version = digest(outcomes)
+        w = outcomes.window_id
+        c = t.window_outcomes.c
+        with self.locked(HourWindow.parse(w)) as conn:
+            if conn.scalar(sa.select(c.data_version).where(c.window_id == w)) == version:
+                return version, False
+            conn.execute(sa.delete(t.window_outcomes).where(c.window_id == w))
+            conn.execute(
+                sa.insert(t.window_outcomes),
+                [
+                    {
+                        "window_id": w,
+                        "data_version": version,
+                        "stocks": len(outcomes.stocks),
+                        "predictions": len(outcomes.predictions),
+                        "body": pack(outcomes),
+                    }
+                ],
+            )
+        return version, True
+
+    def outcomes(self, window: HourWindow) -> WindowOutcomes:
+        """Outcomes of a window; empty (`known` is False) when none were kept."""
+        c = t.window_outcomes.c
+        with self.engine.connect() as conn:
+            body = conn.scalar(sa.select(c.body).where(c.window_id == str(window)))
+        return WindowOutcomes(window_id=str(window)) if body is None else unpack(body, WindowOutcomes)
+
+    # ── trajectory_groups ──────────────────────────────────────────────────────────────────────────
+    def write_group(
+        self,
+        window: HourWindow,
+        group: TrajectoryGroup | None,
+        hindsight: Hindsight | None,
+        dispositions: Iterable[Disposition],
+    ) -> tuple[str, bool]:
+        """Keep a window's group (or that it has none), its hindsight apart, and its rows' dispositions.
+
+        A new version takes the window's current judgment and verdicts away: they spoke of other data.
+        """
+        ends = sorted(dispositions, key=lambda d: d.source_id)
+        version = digest([group, hindsight])
+        w = str(window)
+        c = t.trajectory_groups.c
+        with self.locked(window) as conn:
+            self._write_dispositions(conn, ends)
+            if conn.scalar(sa.select(c.data_version).where(c.window_id == w)) == version:
+                return version, False
+            for table in (t.trajectory_groups, t.window_judgments, t.window_verdicts):
+                conn.execute(sa.delete(table).where(table.c.window_id == w))
+            if group is not None and hindsight is not None:
+                conn.execute(
+                    sa.insert(t.trajectory_groups),
+                    [
+                        {
+                            "group_id": group.group_id,
+                            "window_id": w,
+                            "data_version": version,
+                            "members": len(group.members),
+                            "turns": sum(len(m.turns) for m in group.members),
+                            "body": pack(group),
+                            "hindsight": pack(hindsight),
+                        }
+                    ],
+                )
+        return version, True
+
+    def group(self, window: HourWindow) -> TrajectoryGroup | None:
+        """What may be trained on; the hindsight is another call on purpose."""
+        c = t.trajectory_groups.c
+        with self.engine.connect() as conn:
+            body = conn.scalar(sa.select(c.body).where(c.window_id == str(window)))
+        return None if body is None else unpack(body, TrajectoryGroup)
+
+    def hindsight(self, window: HourWindow) -> Hindsight | None:
+        """For the judge's eyes only."""
+        c = t.trajectory_groups.c
+        with self.engine.connect() as conn:
+            body = conn.scalar(sa.select(c.hindsight).where(c.window_id == str(window)))
+        return None if body is None else unpack(body, Hindsight)
+
+    # ── ruler_scores ───────────────────────────────────────────────────────────────────────────────
+    def find_judgment(self, key: str) -> Judgment | None:
+        """A judgment made before, by the hash of all that went into it."""
+        c = t.judgments.c
+        with self.engine.connect() as conn:
+            rows = (
+                conn.execute(sa.select(t.judgments).where(c.judgment_key == key).order_by(c.trajectory_id))
+                .mappings()
+                .all()
+            )
+        if not rows:
+            return None
+        first = rows[0]
+        return Judgment(
+            key=key,
+            group_id=first["group_id"],
+            window_id=first["window_id"],
+            judge_model=first["judge_model"],
+            judge_version=first["judge_version"],
+            scores=tuple(
+                Score(trajectory_id=r["trajectory_id"], value=r["score"], explanation=r["explanation"]) for r in rows
+            ),
+            prompt_tokens=sum(r["prompt_tokens"] for r in rows),
+            completion_tokens=sum(r["completion_tokens"] for r in rows),
+            cost_usd=sum(r["cost_usd"] for r in rows),
+        )
+
+    def write_judgment(self, judgment: Judgment) -> None:
+        """Keep a judgment before anything else is done with it; the same key is never written twice."""
+        rows = [
+            {
+                "judgment_key": judgment.key,
+                "trajectory_id": s.trajectory_id,
+                "group_id": judgment.group_id,
+                "window_id": judgment.window_id,
+                "score": s.value,
+                "explanation": s.explanation,
+                "judge_model": judgment.judge_model,
+                "judge_version": judgment.judge_version,
+                # One call judges a whole group: its price stands once, in the first row.
+                "prompt_tokens": judgment.prompt_tokens if i == 0 else 0,
+                "completion_tokens": judgment.completion_tokens if i == 0 else 0,
+                "cost_usd": judgment.cost_usd if i == 0 else 0.0,
+            }
+            for i, s in enumerate(judgment.scores)
+        ]
+        with self.engine.begin() as conn:
+            conn.execute(insert(t.judgments).on_conflict_do_nothing(), rows)
+
+    def set_current_judgment(self, window: HourWindow, group_id: str, key: str | None) -> None:
+        """Say which judgment speaks for a window now (None: none does)."""
+        c = t.window_judgments.c
+        with self.locked(window) as conn:
+            now = conn.scalar(sa.select(c.judgment_key).where(c.window_id == str(window)))
+            if now == key:
+                return
+            conn.execute(sa.delete(t.window_judgments).where(c.window_id == str(window)))
+            if key is not None:
+                conn.execute(
+                    sa.insert(t.window_judgments),
+                    [{"window_id": str(window), "group_id": group_id, "judgment_key": key}],
+                )
+
+    def judgment(self, window: HourWindow) -> Judgment | None:
+        """The current judgment of a window."""
+        c = t.window_judgments.c
+        with self.engine.connect() as conn:
+            key = conn.scalar(sa.select(c.judgment_key).where(c.window_id == str(window)))
+        return None if key is None else self.find_judgment(key)
+
+    # ── verdicts and readiness ─────────────────────────────────────────────────────────────────────
+    def write_verdict(self, window: HourWindow, check_name: str, verdict: Verdict) -> None:
+        """Keep an asset check's verdict as data that training obeys."""
+        row = {
+            "window_id": str(window),
+            "check_name": check_name,
+            "passed": verdict.passed,
+            "facts": to_json(verdict.facts).decode(),
+        }
+        statement = insert(t.window_verdicts)
+        changed = {c: statement.excluded[c] for c in ("passed", "facts")}
+        with self.engine.begin() as conn:
+            conn.execute(statement.on_conflict_do_update(index_elements=["window_id", "check_name"], set_=changed), row)
+
+    def verdicts(self, window: HourWindow) -> list[StoredVerdict]:
+        """All verdicts on a window, by check name."""
+        c = t.window_verdicts.c
+        query = sa.select(c.window_id, c.check_name, c.passed, c.facts).where(c.window_id == str(window))
+        with self.engine.connect() as conn:
+            rows = conn.execute(query.order_by(c.check_name)).mappings().all()
+        return [StoredVerdict(**{**r, "facts": from_json(r["facts"], dict)}) for r in rows]
+
+    def window_states(self) -> list[WindowState]:
+        """Every ingested window and how far it has come, in time order."""
+        query = sa.text("""
+            SELECT w.window_id, w.rows, w.agents,
+                   coalesce(o.stocks + o.predictions > 0, false) AS outcomes_known,
+                   g.group_id IS NOT NULL AS grouped, j.judgment_key IS NOT NULL AS judged,
+                   coalesce(v.failed, '{}') AS failed_checks
+            FROM babylon_rl.windows w
+            LEFT JOIN babylon_rl.window_outcomes o USING (window_id)
+            LEFT JOIN babylon_rl.trajectory_groups g USING (window_id)
+            LEFT JOIN babylon_rl.window_judgments j USING (window_id)
+            LEFT JOIN (SELECT window_id, array_agg(check_name ORDER BY check_name) AS failed
+                       FROM babylon_rl.window_verdicts WHERE NOT passed GROUP BY window_id) v USING (window_id)
+            ORDER BY w.window_id""")
+        with self.engine.connect() as conn:
+            rows = conn.execute(query).mappings().all()
+        return [WindowState(**{**r, "failed_checks": tuple(r["failed_checks"])}) for r in rows]
+
+
+def _trajectory_row(x: Trajectory) -> dict[str, object]:
+    return {
+        "trajectory_id": x.trajectory_id,
+        "window_id": x.window_id,
+        "agent_id": x.agent_id,
+        "turns": len(x.turns),
+        "pnl_usd": x.pnl_usd,
+        "body": pack(x),
+    }

@@ -1,0 +1,96 @@
+"""The plan in ART's words: one `art.TrajectoryGroup` per decision, one `art.Trajectory` per turn.
+
+What belongs here: the form in which ART tokenises, weighs and packs what `sequences.py` decided. Nothing is decided.
+
+A turn travels as a `Choice` with its token ids, because of an assistant message that is a plain dict ART trains all
+but the end-of-turn token, and lets a prefix common to all answers count as prompt. A `Choice` needs log-probs, and
+logged turns have none: each token carries a *mark* instead, which the trainer replaces before the first step.
+"""
+
+from typing import TYPE_CHECKING, Any, Final
+
+from babylon_rl.training.sequences import Behaviour, TrainingPlan, TurnSequence
+
+if TYPE_CHECKING:
+    import art
+
+FROM_PARENT: Final = 0.0
+"""Mark for trainers that recompute everything from the parent (`precalculate_logprobs`), as ART's own do."""
+
+
+def to_art_groups(
+    plan: TrainingPlan, *, behaviours: tuple[Behaviour, ...] | None = None
+) -> "list[art.TrajectoryGroup]":
+    """Build what `backend.train` takes.
+
+    Args:
+        plan: Decisions in time order.
+        behaviours: Given: token marks are `1 + index of the turn's behaviour` here, positive and so no log-probability
+            (`mark_of`, `behaviour_index`). None: `FROM_PARENT`.
+
+    Returns:
+        One group per decision, in the plan's order, members in the plan's order; rewards are the scores.
+    """
+    import art
+
+    tokens = _Tokens()
+    marks = None if behaviours is None else {b: mark_of(i) for i, b in enumerate(behaviours)}
+    groups = []
+    for decision in plan.decisions:
+        where: dict[str, float | int | str | bool | None] = {
+            "scenario_id": decision.group_id,
+            "window_id": decision.window_id,
+            "decision": decision.decision,
+        }
+        trajectories = [
+            art.Trajectory(
+                messages_and_choices=[
+                    {"role": "system", "content": s.turn.system},
+                    {"role": "user", "content": s.turn.user},
+                    tokens.choice(s, FROM_PARENT if marks is None else marks[s.behaviour]),
+                ],
+                reward=s.reward,
+                initial_policy_version=s.behaviour.step,
+                final_policy_version=s.behaviour.step,
+                metadata={**where, "trajectory_id": s.trajectory_id},
+            )
+            for s in decision.sequences
+        ]
+        groups.append(art.TrajectoryGroup(trajectories, metadata=where))
+    return groups
+
+
+def mark_of(index: int) -> float:
+    """The number that stands for behaviour `index` where a log-probability will stand."""
+    return float(1 + index)
+
+
+def behaviour_index(mark: float) -> int | None:
+    """Undo `mark_of`; None for a real log-probability."""
+    return round(mark) - 1 if mark > 0 else None
+
+
+class _Tokens:
+    """Makes `Choice`s whose token objects are shared: a batch has few distinct tokens and very many of them."""
+
+    def __init__(self) -> None:
+        from openai.types.chat import ChatCompletionMessage, ChatCompletionTokenLogprob
+        from openai.types.chat.chat_completion import Choice, ChoiceLogprobs
+
+        self._message, self._choice, self._logprobs = ChatCompletionMessage, Choice, ChoiceLogprobs
+        self._token = ChatCompletionTokenLogprob
+        self._made: dict[tuple[int, float], Any] = {}
+
+    def choice(self, s: TurnSequence, mark: float) -> Any:
+        content = [self._made.get((i, mark)) or self._make(i, mark) for i in s.response_ids]
+        return self._choice(
+            index=0,
+            finish_reason="stop",
+            message=self._message(role="assistant", content=s.turn.response),
+            logprobs=self._logprobs(content=content),
+        )
+
+    def _make(self, token_id: int, mark: float) -> Any:
+        # ART reads the id out of this spelling.
+        token = self._token(token=f"token_id:{token_id}", logprob=mark, top_logprobs=[])
+        return self._made.setdefault((token_id, mark), token)

@@ -1,0 +1,112 @@
+"""One path through ART for every backend: plan, register, train, log.
+
+What belongs here: the order of things and what is checked between them. An engine brings a backend
+(`cpu_backend.py`, `local.py`, `serverless.py`) and what is particular to it.
+"""
+
+import logging
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from babylon_rl.errors import DataError
+from babylon_rl.policy.checkpoints import PROJECT
+from babylon_rl.training.sequences import TrainingPlan, plan_training
+from babylon_rl.training.trainer import TrainedPolicy, TrainingBatch
+
+if TYPE_CHECKING:
+    import art
+
+logger = logging.getLogger(__name__)
+
+
+class Engine(Protocol):
+    """A backend of ART's and what is particular to it.
+
+    Attributes:
+        backend: Satisfies `art.backend.Backend`.
+        base_model: A directory, or the name under which the backend knows the base.
+        base_path: Where ART keeps its own history of a lineage.
+        learning_rate: Where the batch names none.
+        context: Most tokens of one sequence.
+        max_staleness: Steps before the parent up to which old log-probs are recomputed with the turn's own policy.
+    """
+
+    name: str
+    backend: Any
+    base_model: str
+    base_path: Path
+    learning_rate: float
+    max_staleness: int
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def context(self) -> int: ...
+
+    def prepared(self, batch: TrainingBatch, plan: TrainingPlan) -> AbstractContextManager[None]:
+        """Hold what must be held while training; errors that the backend raises inside become ours."""
+        ...
+
+    def groups(self, plan: TrainingPlan) -> "list[art.TrajectoryGroup]": ...
+
+    def options(self, plan: TrainingPlan) -> dict[str, Any]:
+        """Keyword arguments of `backend.train` beside the learning rate."""
+        ...
+
+    def collect(self, batch: TrainingBatch, result: Any) -> tuple[str, dict[str, str]]:
+        """Path and manifest of what was trained."""
+        ...
+
+
+class ArtTrainer:
+    """A `Trainer` that drives `art.TrainableModel` and whatever backend the engine brings."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.name = engine.name
+
+    async def train(self, batch: TrainingBatch) -> TrainedPolicy:
+        """See `Trainer.train`. Whatever can be refused is refused before ART is asked for anything."""
+        engine = self._engine
+        plan = plan_training(batch, engine.tokenizer, context=engine.context, max_staleness=engine.max_staleness)
+        with engine.prepared(batch, plan):
+            import art
+
+            model = art.TrainableModel(
+                name=batch.lineage, project=PROJECT, base_model=engine.base_model, base_path=str(engine.base_path)
+            )
+            await model.register(engine.backend)
+            self._expect(batch, await model.get_step(), batch.parent_step, "before")
+            result = await engine.backend.train(
+                model,
+                engine.groups(plan),
+                learning_rate=batch.learning_rate or engine.learning_rate,
+                scale_rewards=True,
+                precalculate_logprobs=True,
+                **engine.options(plan),
+            )
+            self._expect(batch, result.step, batch.step, "after")
+            metrics = {k: float(v) for k, v in {**result.metrics, **plan.counts, **_rewards(plan)}.items()}
+            # Metrics only: the trajectories are in our database, whole, and ART's Parquet would lose half of them.
+            await model.log(metrics=metrics, split="train", step=batch.step)
+            path, manifest = engine.collect(batch, result)
+        return TrainedPolicy(path=path, manifest=manifest, metrics=metrics)
+
+    async def close(self) -> None:
+        await self._engine.backend.close()
+
+    def _expect(self, batch: TrainingBatch, found: int, expected: int, when: str) -> None:
+        if found != expected:
+            raise DataError(
+                f"{self.name} trainer stands at {batch.lineage}@{found} {when} training step {batch.step}, but the ledger "
+                f"says {expected}: a training was not recorded, or another ledger uses this lineage; remove what came "
+                "after the ledger's last step, or start a new lineage with BABYLON_LINEAGE",
+                facts={"lineage": batch.lineage, "found": found, "expected": expected},
+            )
+
+
+def _rewards(plan: TrainingPlan) -> dict[str, float]:
+    rewards = [s.reward for d in plan.decisions for s in d.sequences]
+    return {"reward": sum(rewards) / len(rewards)}

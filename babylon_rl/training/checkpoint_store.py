@@ -1,0 +1,200 @@
+"""A lineage's checkpoints on disk: written whole or not at all, checked before they are built upon.
+
+What belongs here: directories, digests, `checkpoint.json`, and the removal of what no ledger knows. Where a
+checkpoint lies is `policy/checkpoints.py`; what is in its tensors is the trainer's.
+
+The caller's ledger says what exists. A directory after the parent is the leftover of a training that nobody
+recorded, and is removed before the step is made again; a parent that is gone or changed is an error.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from babylon_rl.errors import DataError, TransientError
+from babylon_rl.policy.checkpoints import MARKER, checkpoint_dir
+
+logger = logging.getLogger(__name__)
+
+CARD: Final = MARKER  # `latest_step` counts the directories that hold one
+FORMAT: Final = 1
+_BASE_FILES: Final = {"config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+
+
+def file_digests(directory: Path) -> dict[str, str]:
+    """File name → SHA-256 of every file directly in a directory, by name."""
+    return {p.name: _sha256(p) for p in sorted(directory.iterdir()) if p.is_file()}
+
+
+def base_digest(base: Path) -> str:
+    """One SHA-256 for a base policy: its weights, its configuration and its tokenizer."""
+    files = file_digests(base).items()
+    lines = "\n".join(f"{n} {d}" for n, d in files if n in _BASE_FILES or n.endswith(".safetensors"))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def read_card(directory: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself.
+
+    Raises:
+        DataError: There is none, or it cannot be read.
+    """
+    try:
+        card = json.loads((directory / CARD).read_bytes())
+    except (OSError, ValueError) as e:
+        raise DataError(f"checkpoint {str(directory)!r} has no readable {CARD}: {e}; train that step again") from e
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise DataError(f"checkpoint {str(directory)!r} is of another format than {FORMAT}; train that step again")
+    return card
+
+
+@contextmanager
+def lineage_lock(root: Path, lineage: str) -> Generator[None]:
+    """Hold a lineage's directory; the system lets go of it when the process dies, however it dies.
+
+    Raises:
+        TransientError: Another process is training this lineage.
+    """
+    directory = checkpoint_dir(root, lineage, 0).parent.parent
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise TransientError(
+                f"lineage {lineage!r} is being trained by another process; wait until it is done and train again"
+            ) from e
+        yield
+
+
+def prepare(
+    root: Path, lineage: str, parent_step: int, *, base: str, manifest: Mapping[str, str] | None = None
+) -> list[str]:
+    """Make the directory agree with the ledger, so that step `parent_step + 1` can be made.
+
+    Args:
+        root: Where all lineages lie.
+        lineage: The one to train.
+        parent_step: Newest step that the caller's ledger holds; 0 is the base.
+        base: Digest of the base the new step stands on.
+        manifest: The parent's files as the ledger knows them.
+
+    Returns:
+        Names of the directories removed: unfinished ones and those after the parent.
+
+    Raises:
+        DataError: The parent is missing, changed, or stands on another base. Nothing is removed then.
+    """
+    if parent_step:
+        verify(root, lineage, parent_step, base=base, manifest=manifest)
+    removed = []
+    home = checkpoint_dir(root, lineage, 0).parent
+    for after in sorted(home.glob("*")):
+        if after.is_dir() and after.name.isdecimal() and int(after.name) > parent_step:
+            # Renamed first, so that a death halfway leaves no half checkpoint under a good name.
+            doomed = after.with_suffix(".tmp")
+            shutil.rmtree(doomed, ignore_errors=True)
+            after.rename(doomed)
+    for unfinished in sorted(home.glob("*.tmp")):
+        shutil.rmtree(unfinished)
+        removed.append(unfinished.stem)
+    if removed:
+        logger.warning("removed unrecorded checkpoints lineage=%s parent=%d steps=%s", lineage, parent_step, removed)
+    return removed
+
+
+def verify(
+    root: Path, lineage: str, step: int, *, base: str, manifest: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Check a checkpoint against what it says of itself, and against the ledger's manifest when there is one.
+
+    Returns:
+        Its card.
+
+    Raises:
+        DataError: It is missing, changed, or stands on another base.
+    """
+    directory, name = checkpoint_dir(root, lineage, step), f"{lineage}@{step}"
+    facts = {"lineage": lineage, "step": step}
+    if not directory.is_dir():
+        raise DataError(
+            f"checkpoint {name} is recorded but {str(directory)!r} does not exist; restore it, "
+            "or start a new lineage with BABYLON_LINEAGE",
+            facts=facts,
+        )
+    card = read_card(directory)
+    found = file_digests(directory)
+    expected = {**dict(card.get("files", {})), CARD: found[CARD]} if manifest is None else dict(manifest)
+    changed = sorted(n for n in expected if found.get(n) != expected[n])
+    if changed:
+        raise DataError(
+            f"checkpoint {name}: {', '.join(changed)} changed or vanished since it was trained; restore it from a copy, "
+            "or start a new lineage with BABYLON_LINEAGE",
+            facts={**facts, "files": changed},
+        )
+    if (card.get("lineage"), card.get("step")) != (lineage, step):
+        raise DataError(
+            f"checkpoint {name}: its {CARD} says {card.get('lineage')}@{card.get('step')}; "
+            "it was moved here from elsewhere, restore the right one",
+            facts=facts,
+        )
+    if card.get("base") != base:
+        raise DataError(
+            f"checkpoint {name} stands on base {str(card.get('base'))[:12]}, not on {base[:12]}; set BABYLON_BASE_MODEL "
+            "to the base it was trained on, or start a new lineage with BABYLON_LINEAGE",
+            facts=facts,
+        )
+    return card
+
+
+def write(directory: Path, card: Mapping[str, Any], fill: Callable[[Path], None]) -> dict[str, str]:
+    """Write a checkpoint under a name that ends in `.tmp`, force it to disk, then give it its name.
+
+    Args:
+        directory: Its final place, which must not exist.
+        card: What `checkpoint.json` says; the digests of all other files are added.
+        fill: Writes those other files into the directory it is given.
+
+    Returns:
+        The manifest: file name → SHA-256, the card included.
+    """
+    unfinished = directory.with_suffix(".tmp")
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    unfinished.mkdir(parents=True)
+    fill(unfinished)
+    add_card(unfinished, card)
+    for path in unfinished.iterdir():
+        _to_disk(path)
+    _to_disk(unfinished)
+    unfinished.rename(directory)
+    _to_disk(directory.parent)
+    return file_digests(directory)
+
+
+def add_card(directory: Path, card: Mapping[str, Any]) -> None:
+    """Put `checkpoint.json` beside files that are all there: without it a directory is no checkpoint."""
+    body = {**card, "format": FORMAT, "files": file_digests(directory)}
+    unfinished = directory / f"{CARD}.tmp"
+    unfinished.write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")
+    unfinished.rename(directory / CARD)
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

@@ -1,0 +1,104 @@
+"""One's own GPU behind `ArtTrainer`: ART's `LocalBackend`, which trains with unsloth and serves with vLLM.
+
+What belongs here: what must be installed, and the card that makes ART's checkpoint one of ours.
+
+Log-probs are recomputed with the parent at temperature 1, as on W&B (`serverless.py`).
+"""
+
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager, redirect_stdout
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from babylon_rl.canonical import digest
+from babylon_rl.errors import ConfigError
+from babylon_rl.policy.checkpoints import checkpoint_dir
+from babylon_rl.training import checkpoint_store
+from babylon_rl.training.art_groups import to_art_groups
+from babylon_rl.training.sequences import TrainingPlan
+from babylon_rl.training.serverless import LEARNING_RATE, context_of, load_tokenizer
+from babylon_rl.training.trainer import TrainingBatch
+
+if TYPE_CHECKING:
+    import art
+
+    from babylon_rl.settings import Settings
+
+NEEDED: Final = ("unsloth", "unsloth_zoo", "trl")  # ART installs vLLM by itself, into an environment of its own
+
+
+class LocalEngine:
+    """ART on a GPU of this machine."""
+
+    name = "local"
+    max_staleness = 0
+
+    def __init__(self, root: Path, base_model: str, *, learning_rate: float | None = None) -> None:
+        from art.local.backend import LocalBackend
+
+        self._root, self.base_path = root, root
+        self.base_model = base_model
+        self.learning_rate = learning_rate or LEARNING_RATE
+        self.backend = LocalBackend(path=str(root))
+
+    @classmethod
+    def from_settings(cls, settings: "Settings") -> "LocalEngine":
+        """Raises ConfigError where a package is missing or no base is named."""
+        missing = [name for name in NEEDED if find_spec(name) is None]
+        if missing:
+            raise ConfigError(
+                f"BABYLON_TRAINER=local trains on a GPU with {' and '.join(missing)}, which is not installed; "
+                "run pip install 'babylon_rl[gpu]', or use BABYLON_TRAINER=cpu"
+            )
+        if settings.base_model is None:
+            raise ConfigError(
+                "BABYLON_TRAINER=local needs BABYLON_BASE_MODEL: a model that fits the GPU, such as Qwen/Qwen3-4B"
+            )
+        return cls(settings.checkpoints_dir, settings.base_model, learning_rate=settings.learning_rate)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.base_model)
+
+    @property
+    def context(self) -> int:
+        return context_of(self.tokenizer)
+
+    @contextmanager
+    def prepared(self, batch: TrainingBatch, plan: TrainingPlan) -> Generator[None]:
+        """As on the CPU: hold the lineage, check the parent, remove what the ledger does not know."""
+        with checkpoint_store.lineage_lock(self._root, batch.lineage):
+            checkpoint_store.prepare(
+                self._root,
+                batch.lineage,
+                batch.parent_step,
+                base=digest(self.base_model),
+                manifest=batch.parent_manifest,
+            )
+            with redirect_stdout(sys.stderr):  # ART tells its progress by print
+                yield
+
+    def groups(self, plan: TrainingPlan) -> "list[art.TrajectoryGroup]":
+        return to_art_groups(plan)
+
+    def options(self, plan: TrainingPlan) -> dict[str, Any]:
+        return {"loss_fn": "ppo"}
+
+    def collect(self, batch: TrainingBatch, result: Any) -> tuple[str, dict[str, str]]:
+        directory = checkpoint_dir(self._root, batch.lineage, batch.step)
+        card = {
+            "trainer": self.name,
+            "lineage": batch.lineage,
+            "step": batch.step,
+            "base": digest(self.base_model),
+            "base_model": self.base_model,
+            "seed": batch.seed,
+            "window_id": batch.window_id,
+            "windows": list(batch.windows),
+            "judgment_keys": list(batch.judgment_keys),
+        }
+        checkpoint_store.add_card(directory, card)
+        return str(directory), checkpoint_store.file_digests(directory)

@@ -1,0 +1,127 @@
+"""W&B Serverless behind `ArtTrainer`: ART's own `ServerlessBackend`, over plain HTTP.
+
+What belongs here: the key and the address, what a remote trainer cannot be told, and its errors in our words.
+What leaves this machine: the turns' messages, their token ids, the scores, window and trajectory ids.
+
+The remote trainer recomputes log-probs with the parent, at temperature 1: turns of older steps, or sampled at
+another temperature, count as the parent's own (`behaviour/stale`, `behaviour/recomputed`).
+"""
+
+import math
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from babylon_rl.errors import BabylonRLError, ConfigError, DataError, TransientError
+from babylon_rl.training.art_groups import to_art_groups
+from babylon_rl.training.sequences import TrainingPlan
+from babylon_rl.training.trainer import TrainingBatch
+
+if TYPE_CHECKING:
+    import art
+
+    from babylon_rl.settings import Settings
+
+LEARNING_RATE: Final = 1e-5
+CONTEXT_TOKENS: Final = 32_768  # ART's own limit where a model names none
+
+
+class ServerlessEngine:
+    """W&B Serverless training."""
+
+    name = "serverless"
+    max_staleness = 0
+
+    def __init__(
+        self, api_key: str, base_model: str, base_path: Path, *, base_url: str | None, learning_rate: float | None
+    ) -> None:
+        from art.serverless import ServerlessBackend
+
+        self.backend = ServerlessBackend(api_key=api_key, base_url=base_url)
+        self.base_model, self.base_path = base_model, base_path
+        self.learning_rate = learning_rate or LEARNING_RATE
+
+    @classmethod
+    def from_settings(cls, settings: "Settings") -> "ServerlessEngine":
+        """Raises ConfigError where the key or the base is not named."""
+        if settings.wandb_api_key is None:
+            raise ConfigError("BABYLON_TRAINER=serverless trains at W&B and needs WANDB_API_KEY; set it, or use cpu")
+        if settings.base_model is None:
+            raise ConfigError(
+                "BABYLON_TRAINER=serverless needs BABYLON_BASE_MODEL: a model that W&B trains, "
+                "such as OpenPipe/Qwen3-14B-Instruct"
+            )
+        return cls(
+            settings.wandb_api_key.get_secret_value(),
+            settings.base_model,
+            settings.checkpoints_dir,
+            base_url=settings.wandb_base_url,
+            learning_rate=settings.learning_rate,
+        )
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.base_model)
+
+    @property
+    def context(self) -> int:
+        return context_of(self.tokenizer)
+
+    @contextmanager
+    def prepared(self, batch: TrainingBatch, plan: TrainingPlan) -> Generator[None]:
+        """Turn what the client raises into our errors. A job is never sent twice by itself: it costs money."""
+        import openai
+
+        what = f"training {batch.lineage}@{batch.step} at {self.backend._base_url}"
+        try:
+            yield
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as e:
+            raise ConfigError(f"{what} was refused with HTTP {e.status_code}; correct WANDB_API_KEY") from e
+        except (openai.RateLimitError, openai.InternalServerError) as e:
+            raise TransientError(f"{what} failed with HTTP {e.status_code}; try again later") from e
+        except openai.APIConnectionError as e:
+            raise TransientError(f"{what}: no connection; try again, or correct BABYLON_WANDB_TRAINING_URL") from e
+        except openai.APIStatusError as e:
+            raise DataError(f"{what} was refused with HTTP {e.status_code}: {str(e)[:300]}; correct it first") from e
+        except RuntimeError as e:
+            if not str(e).startswith("Training job failed"):
+                raise
+            raise BabylonRLError(
+                f"{what}: {str(e)[:500]}; nothing was recorded, and it is not sent again by itself because a job costs "
+                "money: look at it on W&B, then train again",
+                facts={"lineage": batch.lineage, "step": batch.step},
+            ) from e
+
+    def groups(self, plan: TrainingPlan) -> "list[art.TrajectoryGroup]":
+        return to_art_groups(plan)
+
+    def options(self, plan: TrainingPlan) -> dict[str, Any]:
+        return {"ppo": True}
+
+    def collect(self, batch: TrainingBatch, result: Any) -> tuple[str, dict[str, str]]:
+        return result.artifact_name or f"{batch.lineage}:step{batch.step}", {}
+
+
+def load_tokenizer(base_model: str) -> Any:
+    """The base's tokenizer, from a directory or from the Hugging Face hub.
+
+    Raises:
+        ConfigError: There is none under that name.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(base_model)
+    except (OSError, ValueError) as e:
+        raise ConfigError(
+            f"no tokenizer found for base model {base_model!r}: {str(e).splitlines()[0][:200]}; "
+            "correct BABYLON_BASE_MODEL, or see that the Hugging Face hub can be reached"
+        ) from e
+
+
+def context_of(tokenizer: Any) -> int:
+    """What the tokenizer says, up to ART's limit; many say 10^30, which is no limit at all."""
+    said = float(tokenizer.model_max_length)
+    return int(min(said, CONTEXT_TOKENS)) if math.isfinite(said) else CONTEXT_TOKENS

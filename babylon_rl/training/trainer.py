@@ -1,0 +1,184 @@
+"""The Trainer: a judged batch goes in, a checkpoint comes out.
+
+What belongs here: the Protocol, its values, the checks that cost nothing, and the choice of a backend.
+What does not: which windows make a batch (the ledger's), and how any backend trains (its own module).
+"""
+
+import math
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from babylon_rl.errors import DataError
+from babylon_rl.types import TrajectoryGroup
+
+if TYPE_CHECKING:
+    from babylon_rl.settings import Settings
+    from babylon_rl.training.art_trainer import Engine
+
+Progress = Callable[[int, int, float], None]
+"""`on_step(done, total, loss)` after each gradient step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredGroup:
+    """A group and its judge's word.
+
+    Attributes:
+        scores: Trajectory id → score in [0, 1]; one for each member and none besides.
+        judgment_key: The judgment the scores were read from.
+    """
+
+    group: TrajectoryGroup
+    scores: Mapping[str, float]
+    judgment_key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingBatch:
+    """All that one training learns from. Order of `groups` and of their members never matters.
+
+    Attributes:
+        lineage: Training run whose step `step - 1` is the parent (step 0 is the base).
+        step: The step to be made: 1, 2, 3, ….
+        window_id: The hour whose policy the checkpoint becomes.
+        learning_rate: None takes the trainer's own.
+        seed: Of the adapter's first weights and of the order of rows.
+        parent_manifest: File → SHA-256 of the parent as the ledger knows it, if it does; checked before training.
+    """
+
+    lineage: str
+    step: int
+    window_id: str
+    groups: tuple[ScoredGroup, ...]
+    learning_rate: float | None = None
+    seed: int = 1
+    parent_manifest: Mapping[str, str] | None = None
+
+    @property
+    def parent_step(self) -> int:
+        return self.step - 1
+
+    @property
+    def ordered(self) -> tuple[ScoredGroup, ...]:
+        """Groups in time order, whatever order they came in."""
+        return tuple(sorted(self.groups, key=lambda g: (g.group.window_id, g.group.group_id)))
+
+    @property
+    def windows(self) -> tuple[str, ...]:
+        """Window of each group, in `ordered`'s order."""
+        return tuple(g.group.window_id for g in self.ordered)
+
+    @property
+    def judgment_keys(self) -> tuple[str, ...]:
+        """Judgment of each group, beside `windows`."""
+        return tuple(g.judgment_key for g in self.ordered)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedPolicy:
+    """A finished checkpoint.
+
+    Attributes:
+        path: Directory of the adapter, or the backend's name for weights that are remote.
+        manifest: File name → SHA-256; empty when the weights are remote.
+        metrics: ART's, and ours under `behaviour/` and `data/`.
+    """
+
+    path: str
+    manifest: dict[str, str]
+    metrics: dict[str, float]
+
+
+class Trainer(Protocol):
+    """What trains. One batch at a time; the caller records the result, and only what it records exists."""
+
+    name: str
+
+    async def train(self, batch: TrainingBatch) -> TrainedPolicy:
+        """Make step `batch.step` from its parent.
+
+        A checkpoint after the parent that the caller did not record (a crash) is removed first.
+
+        Raises:
+            DataError: Nothing in the batch can train, or the parent is missing or changed.
+            ConfigError: A key, an address or a package is missing.
+            TransientError: Something outside failed that may pass.
+        """
+        ...
+
+    async def close(self) -> None: ...
+
+
+@asynccontextmanager
+async def open_trainer(settings: "Settings", *, on_step: Progress | None = None) -> AsyncGenerator[Trainer]:
+    """Open the trainer that `BABYLON_TRAINER` names and close it afterwards.
+
+    Args:
+        settings: `trainer`, `base_model`, `learning_rate`, `checkpoints_dir` and the W&B fields are read.
+        on_step: Told of each gradient step; the remote trainer cannot tell.
+
+    Raises:
+        ConfigError: The chosen trainer lacks a key or a package.
+    """
+    from babylon_rl.training.art_trainer import ArtTrainer
+
+    trainer = ArtTrainer(_engine(settings, on_step))
+    try:
+        yield trainer
+    finally:
+        await trainer.close()
+
+
+def _engine(settings: "Settings", on_step: Progress | None) -> "Engine":
+    match settings.trainer:
+        case "cpu":
+            from babylon_rl.training.cpu_backend import CpuEngine
+
+            return CpuEngine.from_settings(settings, on_step=on_step)
+        case "local":
+            from babylon_rl.training.local import LocalEngine
+
+            return LocalEngine.from_settings(settings)
+        case "serverless":
+            from babylon_rl.training.serverless import ServerlessEngine
+
+            return ServerlessEngine.from_settings(settings)
+
+
+def check_batch(batch: TrainingBatch) -> None:
+    """Refuse a batch that no trainer could train right.
+
+    Raises:
+        DataError: A step below 1, no groups, a score missing, extra, or outside [0, 1].
+    """
+    where = f"batch for {batch.lineage}@{batch.step}"
+    if batch.step < 1:
+        raise DataError(f"{where}: step {batch.step} cannot be trained; steps start at 1 (0 is the base)")
+    if batch.learning_rate is not None and not (math.isfinite(batch.learning_rate) and batch.learning_rate > 0):
+        raise DataError(f"{where}: learning rate {batch.learning_rate} is not above 0; correct it and train again")
+    if not batch.groups:
+        raise DataError(f"{where} holds no groups; judge windows first, then train")
+    for scored in batch.groups:
+        group = scored.group
+        members = {m.trajectory_id for m in group.members}
+        if len(members) != len(group.members):
+            raise DataError(
+                f"{where}: group {group.group_id!r} names a trajectory twice; rematerialize `trajectory_groups`",
+                facts={"group_id": group.group_id},
+            )
+        if members != set(scored.scores):
+            odd = sorted(members ^ set(scored.scores))
+            raise DataError(
+                f"{where}: group {group.group_id!r} has {len(members)} members and {len(scored.scores)} scores; "
+                f"without a partner: {odd[:5]}; judge window {group.window_id} again",
+                facts={"group_id": group.group_id, "trajectory_ids": odd[:20]},
+            )
+        for trajectory_id, score in sorted(scored.scores.items()):
+            if not 0.0 <= score <= 1.0:  # NaN fails too
+                raise DataError(
+                    f"{where}: trajectory {trajectory_id!r} has score {score}, outside [0, 1]; "
+                    f"judge window {group.window_id} again",
+                    facts={"group_id": group.group_id, "trajectory_id": trajectory_id},
+                )

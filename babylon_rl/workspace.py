@@ -1,0 +1,65 @@
+"""Everything a command or an asset needs, opened once: settings, the game's database, our store, the ledger."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import sqlalchemy as sa
+
+from babylon_rl.settings import Settings
+from babylon_rl.source.database import connect, game_url, platform_url
+from babylon_rl.source.migrate import CREATED_GAME_TABLES
+from babylon_rl.store import Store
+from babylon_rl.training.ledger import Ledger
+
+# Training uses a window only when each of these has passed on it (`defs/checks.py` runs them).
+REQUIRED_CHECKS: Final = (
+    "groups_have_enough_agents",
+    "groups_hold_only_what_was_logged",
+    "groups_have_trainable_tokens",
+    "scores_are_in_unit_interval",
+    "every_member_has_one_score",
+    "scores_are_not_all_equal",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workspace:
+    """Open handles of one process.
+
+    Attributes:
+        game: The game's own tables; read, and written only where the database is ours.
+        store: What the assets keep.
+        owns_game: Whether the game's database is ours to write (embedded, or one that we migrated).
+    """
+
+    settings: Settings
+    game: sa.Engine
+    store: Store
+    ledger: Ledger
+
+    @property
+    def owns_game(self) -> bool:
+        with self.game.connect() as conn:
+            if conn.scalar(sa.text(f"SELECT to_regclass('babylon_rl.{CREATED_GAME_TABLES}')")) is None:
+                return False
+            created = f"SELECT count(*) FROM babylon_rl.{CREATED_GAME_TABLES} WHERE table_name = 'market_outcomes'"  # noqa: S608  a constant
+            return bool(conn.scalar(sa.text(created)))
+
+
+@contextmanager
+def open_workspace(settings: Settings) -> Iterator[Workspace]:
+    """Connect (starting the embedded database when it is the one) and close again."""
+    game = connect(game_url(settings))
+    ours = game if settings.platform_url is None else connect(platform_url(settings))
+    try:
+        yield Workspace(
+            settings=settings,
+            game=game,
+            store=Store(ours),
+            ledger=Ledger(ours, settings.lineage, required_checks=REQUIRED_CHECKS),
+        )
+    finally:
+        game.dispose()
+        ours.dispose()

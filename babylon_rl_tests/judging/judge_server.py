@@ -1,0 +1,178 @@
+"""A judge for tests: a real HTTP server on loopback that speaks `/v1/chat/completions`, well or badly on demand.
+
+It reads the prompt the way a trusting judge would (tags found anywhere in the text, not line by line), scores by
+the P&L it reads there, and keeps every payload. Deterministic: the same prompt gets the same answer.
+"""
+
+import asyncio
+import json
+import re
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any, Self
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+
+Scores = list[dict[str, Any]]
+
+# Gullible on purpose: a tag counts wherever it stands, however its quotes are written; the first P&L after it is its.
+_BLOCK = re.compile(r"<trajectory id=\W*(\w+)\W*?>(.*?)</trajectory>", re.DOTALL)
+_PNL = re.compile(r'pnl_usd\\?":(-?[0-9.e+-]+|null)')
+
+
+def pnls_in(prompt: str) -> dict[str, float | None]:
+    """P&L by id, in the order of the prompt, as a reader that trusts every tag finds it."""
+    found: dict[str, float | None] = {}
+    for label, body in _BLOCK.findall(prompt):
+        m = _PNL.search(body)
+        found[label] = None if m is None or m[1] == "null" else float(m[1])
+    return found
+
+
+def honest_scores(prompt: str) -> Scores:
+    pnls = pnls_in(prompt)
+    known = [p for p in pnls.values() if p is not None]
+    low, span = min(known, default=0.0), max(known, default=0.0) - min(known, default=0.0)
+    return [
+        {
+            "trajectory_id": label,
+            "reasons": f"It made {pnl} USD.",
+            "score": 0.5 if pnl is None or span == 0 else round(0.05 + 0.9 * (pnl - low) / span, 6),
+        }
+        for label, pnl in pnls.items()
+    ]
+
+
+def _said(scores: Scores) -> str:
+    return json.dumps({"scores": scores})
+
+
+def _with_first(**change: Any) -> Callable[[Scores], str]:
+    return lambda s: _said([{**s[0], **change}, *s[1:]])
+
+
+#: What each mode answers instead of the honest reply. Modes that fail below HTTP's 200 are in `_answer`.
+REPLIES: dict[str, Callable[[Scores], str]] = {
+    "honest": _said,
+    "reorder": lambda s: _said(s[::-1]),
+    "duplicate_id": lambda s: _said([*s, {**s[0], "score": 0.9}]),
+    "duplicate_instead": lambda s: _said([*s[:-1], s[0]]),
+    "unknown_id": lambda s: _said([*s[:-1], {**s[-1], "trajectory_id": "t0000000000"}]),
+    "missing": lambda s: _said(s[:-1]),
+    "by_position": lambda s: _said([{**x, "trajectory_id": str(i)} for i, x in enumerate(s, start=1)]),
+    "out_of_range": _with_first(score=7.5),
+    "negative": _with_first(score=-3),
+    "text_score": _with_first(score="0.9"),
+    "true_score": _with_first(score=True),
+    "nan": _with_first(score=float("nan")),
+    "infinity": _with_first(score=float("inf")),
+    "double_key": lambda s: _said(s).replace('"score":', '"score": 0.99, "score":', 1),
+    "fenced": lambda s: f"```json\n{_said(s)}\n```",
+    "chatty": lambda s: f"Here you are:\n{_said(s)}",
+    "broken": lambda s: _said(s)[:-7],
+    "deep": lambda s: "[" * 100_000,
+    "no_object": lambda s: json.dumps(s),
+    "empty": lambda s: "",
+    "odd_text": _with_first(reasons="half an emoji \ud83d and a NUL \x00 here"),
+}
+STATUSES = {"429": 429, "500": 500, "401": 401, "400": 400, "404": 404, "quota": 429, "too_long": 400}
+HTTP_MODES = (*STATUSES, "hang", "html", "no_choices")
+
+
+class JudgeServer:
+    """Serve while inside `with`. `behave` chooses the mode; `payloads` holds every request body in order."""
+
+    def __init__(self) -> None:
+        self.payloads: list[dict[str, Any]] = []
+        self.keys: list[str] = []
+        self.most_at_once = 0
+        self.delay_s = 0.0
+        self._now = 0
+        self._rules: list[tuple[str, int | None, str]] = []
+        self._retry_after: str | None = None
+        self._sock = socket.create_server(("127.0.0.1", 0))
+        app = FastAPI()
+        app.post("/v1/chat/completions")(self._chat)
+        config = uvicorn.Config(app, log_level="critical", lifespan="off")
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._sock]}, daemon=True)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._sock.getsockname()[1]}/v1"
+
+    @property
+    def calls(self) -> int:
+        return len(self.payloads)
+
+    def behave(self, mode: str, *, times: int | None = None, only: str = "", retry_after: str | None = None) -> None:
+        """Misbehave for `times` calls (None: for ever) whose prompt contains `only`, then be honest.
+
+        Rules queue up: the first that applies and is not used up decides.
+        """
+        assert mode in REPLIES or mode in HTTP_MODES, mode
+        self._rules.append((mode, times, only))
+        self._retry_after = retry_after
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = self._server.force_exit = True
+        self._thread.join(timeout=10)
+        self._sock.close()
+
+    def prompt(self, call: int = -1) -> str:
+        """The record that a call's judge was shown: its user message."""
+        return str(self.payloads[call]["messages"][1]["content"])
+
+    async def _chat(self, request: Request) -> Response:
+        body = await request.json()
+        self.payloads.append(body)
+        self.keys.append(request.headers.get("authorization", ""))
+        self._now += 1
+        self.most_at_once = max(self.most_at_once, self._now)
+        try:
+            if self.delay_s:
+                await asyncio.sleep(self.delay_s)
+            return await self._answer(self._mode(body["messages"][1]["content"]), body)
+        finally:
+            self._now -= 1
+
+    def _mode(self, prompt: str) -> str:
+        for i, (mode, left, only) in enumerate(self._rules):
+            if only in prompt and (left is None or left > 0):
+                self._rules[i] = (mode, None if left is None else left - 1, only)
+                return mode
+        return "honest"
+
+    async def _answer(self, mode: str, body: dict[str, Any]) -> Response:
+        if mode == "hang":
+            while not self._server.should_exit:
+                await asyncio.sleep(0.05)
+            return Response(status_code=503)
+        if mode == "html":
+            return Response("<html>Bad gateway</html>", media_type="text/html")
+        if mode in STATUSES:
+            # A careless server: it echoes the key, in the message and in the code.
+            code = {"quota": "insufficient_quota", "too_long": "context_length_exceeded"}.get(mode, self.keys[-1])
+            error = {"message": f"no, {self.keys[-1]}", "code": code, "type": "error", "param": None}
+            headers = {"Retry-After": self._retry_after} if self._retry_after else {}
+            return JSONResponse({"error": error}, status_code=STATUSES[mode], headers=headers)
+        text = "" if mode == "no_choices" else REPLIES[mode](honest_scores(body["messages"][1]["content"]))
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+        words = sum(len(m["content"].split()) for m in body["messages"])
+        completion = {
+            "id": f"chatcmpl-{self.calls}",
+            "object": "chat.completion",
+            "created": 0,
+            "model": body["model"],
+            "choices": [] if mode == "no_choices" else [choice],
+            "usage": {"prompt_tokens": words, "completion_tokens": len(text.split()), "total_tokens": 0},
+        }
+        # Not JSONResponse: it refuses NaN and half an emoji before we can send them.
+        return Response(json.dumps(completion), media_type="application/json")

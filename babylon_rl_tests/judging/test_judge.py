@@ -1,0 +1,153 @@
+"""The rules that hold for every judge: keys, pairing, scores; and which judge the settings open."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from judging_factories import KEY, Pair, a_pair, a_ruler, an_action, reversed_pair, with_decisions
+
+from babylon_rl.errors import ConfigError, DataError
+from babylon_rl.judging.endpoint import LiteLlmEndpoint, OpenAIEndpoint
+from babylon_rl.judging.hindsight import HindsightJudge
+from babylon_rl.judging.judge import validated
+from babylon_rl.judging.open import open_judge
+from babylon_rl.judging.ruler import RulerJudge
+from babylon_rl.settings import Settings
+from babylon_rl.types import Score
+
+NOWHERE = "http://127.0.0.1:9/v1"
+
+
+def member_changed(**change: Any) -> Callable[[Pair], Pair]:
+    return lambda p: (p[0], replace(p[1], members=(replace(p[1].members[0], **change), *p[1].members[1:])))
+
+
+def turn_changed(**change: Any) -> Callable[[Pair], Pair]:
+    def changed(p: Pair) -> Pair:
+        first = p[0].members[0]
+        turned = replace(first, turns=(replace(first.turns[0], **change), *first.turns[1:]))
+        return replace(p[0], members=(turned, *p[0].members[1:])), p[1]
+
+    return changed
+
+
+def outcomes_changed(**change: Any) -> Callable[[Pair], Pair]:
+    return lambda p: (p[0], replace(p[1], outcomes=replace(p[1].outcomes, **change)))
+
+
+INGREDIENTS: dict[str, Callable[[Pair], Pair]] = {
+    "system prompt": turn_changed(system="x"),
+    "user prompt": turn_changed(user="x"),
+    "response": turn_changed(response="x"),
+    "pnl": member_changed(pnl_usd=1.5),
+    "unknown pnl": member_changed(pnl_usd=None),
+    "balance": member_changed(start_balance_usd=1.0),
+    "game knowledge": member_changed(game_knowledge={"x": 1}),
+    "decisions": lambda p: with_decisions(p, 0, an_action(correctness="wrong")),
+    "stocks": outcomes_changed(stocks=()),
+    "predictions": outcomes_changed(predictions=()),
+    "group": lambda p: (replace(p[0], group_id="other"), p[1]),
+}
+
+
+@pytest.mark.parametrize("judge", [HindsightJudge(), a_ruler(NOWHERE)], ids=["hindsight", "ruler"])
+@pytest.mark.parametrize("ingredient", INGREDIENTS)
+def test_the_key_changes_with_every_ingredient(judge: Any, ingredient: str) -> None:
+    assert judge.key(*INGREDIENTS[ingredient](a_pair())) != judge.key(*a_pair())
+
+
+def test_the_key_changes_with_the_judge_its_rubric_and_its_version() -> None:
+    pair, judge = a_pair(), a_ruler(NOWHERE)
+    later = a_ruler(NOWHERE)
+    later.version = "ruler-next"
+    keys = {
+        j.key(*pair)
+        for j in (
+            judge,
+            a_ruler(NOWHERE, model="openai/o3"),
+            a_ruler(NOWHERE, rubric="Be kind."),
+            later,
+            HindsightJudge(),
+        )
+    }
+    assert len(keys) == 5
+    assert a_ruler(NOWHERE, rubric="Be kind.").version != judge.version
+
+
+@pytest.mark.parametrize("judge", [HindsightJudge(), a_ruler(NOWHERE)], ids=["hindsight", "ruler"])
+def test_the_key_does_not_change_with_order_or_with_who_spoke(judge: Any) -> None:
+    pair = a_pair()
+    assert judge.key(*reversed_pair(pair)) == judge.key(*pair)
+    assert judge.key(*turn_changed(policy_version="m@3", temperature=0.4)(pair)) == judge.key(*pair)
+
+
+def test_half_an_emoji_fails_one_group_with_its_name() -> None:
+    with pytest.raises(DataError, match="2025-01-15T10:00/g"):
+        HindsightJudge().key(*turn_changed(response="\ud83d")(a_pair()))
+
+
+def test_a_group_and_the_hindsight_of_another_are_not_judged_together() -> None:
+    group, h = a_pair()
+    with pytest.raises(DataError, match="agent-4"):
+        HindsightJudge().key(group, replace(h, members=h.members[:-1]))
+
+
+def scores(*values: Any) -> list[Score]:
+    return [Score(trajectory_id=f"2025-01-15T10:00/agent-{i}", value=v, explanation="e") for i, v in enumerate(values)]
+
+
+def test_scores_are_matched_by_id_and_come_back_sorted() -> None:
+    group, _ = a_pair((1.0, 2.0, 3.0))
+    assert [s.value for s in validated(group, scores(0.1, 0.2, 0.3)[::-1])] == [0.1, 0.2, 0.3]
+    assert [s.value for s in validated(group, scores(0, 1, 0.5))] == [0.0, 1.0, 0.5]
+
+
+@pytest.mark.parametrize("bad", [1.01, -0.01, float("nan"), float("inf"), True, None, "0.5"])
+def test_a_value_that_is_no_number_in_the_unit_interval_fails_the_group(bad: Any) -> None:
+    with pytest.raises(DataError, match="agent-1"):
+        validated(a_pair((1.0, 2.0))[0], scores(0.5, bad))
+
+
+@pytest.mark.parametrize("given", [scores(0.1), scores(0.1, 0.2, 0.3), [*scores(0.1, 0.2), *scores(0.1)]])
+def test_a_missing_unknown_or_doubled_id_fails_the_group(given: list[Score]) -> None:
+    with pytest.raises(DataError, match="expected one finite score"):
+        validated(a_pair((1.0, 2.0))[0], given)
+
+
+def settings(**env: str) -> Settings:
+    return Settings.load(**env)
+
+
+def test_without_model_and_key_the_hindsight_judge_judges() -> None:
+    assert isinstance(open_judge(settings()), HindsightJudge)
+
+
+def test_a_key_alone_opens_ruler_with_the_default_model_and_asking_for_hindsight_wins_over_a_key() -> None:
+    judge = open_judge(settings(OPENAI_API_KEY=KEY))
+    assert isinstance(judge, RulerJudge)
+    assert judge.model == "openai/gpt-4o-mini"
+    assert judge.version.startswith("ruler-1-")
+    assert judge.price is not None
+    assert isinstance(open_judge(settings(OPENAI_API_KEY=KEY, JUDGE_MODEL="hindsight")), HindsightJudge)
+
+
+@pytest.mark.parametrize(
+    ("env", "endpoint"),
+    [
+        ({"JUDGE_MODEL": "openai/o3", "OPENAI_API_KEY": KEY}, OpenAIEndpoint),
+        ({"JUDGE_MODEL": "qwen3", "JUDGE_BASE_URL": NOWHERE}, OpenAIEndpoint),
+        ({"JUDGE_MODEL": "anthropic/claude-x"}, LiteLlmEndpoint),
+        ({"JUDGE_MODEL": "anthropic/claude-x", "JUDGE_BASE_URL": NOWHERE}, OpenAIEndpoint),
+    ],
+)
+def test_litellm_is_used_only_where_the_openai_client_cannot_be(env: dict[str, str], endpoint: type) -> None:
+    judge = open_judge(settings(**env))
+    assert isinstance(judge, RulerJudge)
+    assert isinstance(judge._endpoint, endpoint)
+
+
+@pytest.mark.parametrize("env", [{"JUDGE_MODEL": "openai/o3"}, {"JUDGE_BASE_URL": NOWHERE}])
+def test_a_half_configured_judge_is_refused_rather_than_replaced(env: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="JUDGE_MODEL"):
+        open_judge(settings(**env))

@@ -1,0 +1,68 @@
+"""The shipped policy, and checkpoints made of random adapters, for the tests of this room."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from babylon_rl.policy.base import shipped_base
+from babylon_rl.policy.checkpoints import MARKER, checkpoint_dir
+from babylon_rl.policy.corpus import markets
+from babylon_rl.policy.model import LoadedPolicy, load_policy
+from babylon_rl.policy.prompting import PromptRenderer
+from babylon_rl.simulator.observation import SYSTEM_PROMPT, observe
+from babylon_rl.simulator.portfolio import Portfolio
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def policy() -> LoadedPolicy:
+    return load_policy(shipped_base())
+
+
+@pytest.fixture(scope="session")
+def user_prompts() -> list[str]:
+    """What 24 agents see: eight markets, each at its three decisions."""
+    return [observe(m, Portfolio(), tick).text for m in markets("tests", 1, 8) for tick in range(m.decisions)]
+
+
+@pytest.fixture(scope="session")
+def prompts(policy: LoadedPolicy, user_prompts: list[str]) -> list[list[int]]:
+    renderer = PromptRenderer(policy.tokenizer)
+    return [renderer.ids(SYSTEM_PROMPT, u) for u in user_prompts]
+
+
+@pytest.fixture(scope="session")
+def write_adapter() -> Callable[[Path], object]:
+    """Write a LoRA adapter that changes the shipped base; returns the unmerged peft model."""
+
+    def write(directory: Path) -> object:
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(
+            load_policy(shipped_base()).model,
+            LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False),
+        )
+        model.save_pretrained(str(directory))
+        return model.eval()
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_checkpoint(write_adapter: Callable[[Path], object]) -> Callable[[Path, str, int], Path]:
+    def write(root: Path, lineage: str, step: int) -> Path:
+        directory = checkpoint_dir(root, lineage, step)
+        write_adapter(directory)
+        (directory / MARKER).write_text("{}")
+        return directory
+
+    return write

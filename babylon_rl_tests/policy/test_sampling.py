@@ -1,0 +1,101 @@
+import pytest
+import torch
+
+from babylon_rl.errors import DataError
+from babylon_rl.policy.model import LoadedPolicy
+from babylon_rl.policy.sampling import Sampled, SampleRequest, sample
+
+
+def ask(prompt: list[int], *, temperature: float = 1.0, seed: int = 7, max_tokens: int = 64) -> SampleRequest:
+    return SampleRequest(prompt_ids=prompt, temperature=temperature, seed=seed, max_tokens=max_tokens)
+
+
+def forced(policy: LoadedPolicy, prompt: list[int], answer: Sampled, temperature: float) -> torch.Tensor:
+    """Log-probabilities of an answer by one plain forward over prompt and answer."""
+    ids = torch.tensor([[*prompt, *answer.token_ids]])
+    with torch.inference_mode():
+        logits = policy.model(input_ids=ids).logits[0, len(prompt) - 1 : -1] / (temperature or 1.0)
+    return torch.log_softmax(logits, -1)[torch.arange(len(answer.token_ids)), torch.tensor(answer.token_ids)]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0, 1.5])
+def test_log_probabilities_are_those_of_a_teacher_forced_forward(
+    policy: LoadedPolicy, prompts: list[list[int]], temperature: float
+) -> None:
+    answers = sample(policy, [ask(p, temperature=temperature, seed=i) for i, p in enumerate(prompts)])
+
+    for p, a in zip(prompts, answers, strict=True):
+        torch.testing.assert_close(
+            torch.tensor(a.logprobs), forced(policy, p, a, temperature), atol=1e-4, rtol=0, check_dtype=False
+        )
+
+
+def test_greedy_in_a_batch_is_greedy_alone_and_greedy_by_the_plain_loop(
+    policy: LoadedPolicy, prompts: list[list[int]]
+) -> None:
+    mixed = [[5, 9], prompts[0][:40], *prompts, prompts[3]]
+    together = sample(policy, [ask(p, temperature=0, seed=i) for i, p in enumerate(mixed)])
+
+    for p, a in zip(mixed, together, strict=True):
+        alone = sample(policy, [ask(p, temperature=0)])[0]
+        assert alone.token_ids == a.token_ids
+    ids = list(mixed[2])
+    with torch.inference_mode():
+        for token in together[2].token_ids:
+            assert int(policy.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()) == token
+            ids.append(token)
+
+
+def test_an_answer_follows_from_prompt_temperature_and_seed_whoever_shares_the_batch(
+    policy: LoadedPolicy, prompts: list[list[int]]
+) -> None:
+    asked = [ask(p, seed=100 + i, temperature=0.5 + 0.1 * (i % 9)) for i, p in enumerate(prompts)]
+    together = sample(policy, asked)
+    reversed_ = sample(policy, asked[::-1])[::-1]
+    alone = [sample(policy, [r])[0] for r in asked[:6]]
+
+    assert [a.token_ids for a in together] == [a.token_ids for a in reversed_]
+    assert [a.token_ids for a in together[:6]] == [a.token_ids for a in alone]
+
+
+def test_other_seeds_give_other_answers_and_their_frequencies_are_the_models(
+    policy: LoadedPolicy, prompts: list[list[int]]
+) -> None:
+    """The first free choice, drawn 400 times, against the model's own distribution."""
+    text = '{"read":"TRUMP good, MUSK up, event yes","why":"'
+    prompt = prompts[0] + policy.tokenizer.encode(text, add_special_tokens=False)
+    answers = sample(policy, [ask(prompt, seed=s, max_tokens=1) for s in range(400)])
+    with torch.inference_mode():
+        wanted = torch.softmax(policy.model(input_ids=torch.tensor([prompt])).logits[0, -1], -1)
+
+    got = torch.bincount(torch.tensor([a.token_ids[0] for a in answers]), minlength=len(wanted)) / len(answers)
+
+    assert (got > 0.05).sum() >= 2, "this choice should be open"
+    assert float((got - wanted).abs().max()) < 4 * (0.25 / 400) ** 0.5
+
+
+def test_each_request_has_its_own_length_and_says_why_it_ended(policy: LoadedPolicy, prompts: list[list[int]]) -> None:
+    limits = [1, 3, 64, 10]
+    answers = sample(policy, [ask(prompts[0], max_tokens=n) for n in limits])
+
+    assert [a.finish_reason for a in answers] == ["length", "length", "stop", "length"]
+    assert [len(a.token_ids) for a in answers][:2] == [1, 3]
+    assert answers[2].token_ids[-1] == policy.tokenizer.eos_token_id
+    for a in answers:
+        assert a.token_ids == answers[2].token_ids[: len(a.token_ids)]
+        assert len(a.logprobs) == len(a.token_ids)
+
+
+def test_nothing_asked_is_nothing_answered(policy: LoadedPolicy) -> None:
+    assert sample(policy, []) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "temperature", "max_tokens"),
+    [([], 1.0, 5), ([1], 1.0, 0), ([1], -1.0, 5), ([1], float("nan"), 5), ([1] * 2048, 1.0, 1), ([1], 1.0, 2048)],
+)
+def test_a_request_that_cannot_be_answered_is_refused_with_its_numbers(
+    policy: LoadedPolicy, prompt: list[int], temperature: float, max_tokens: int
+) -> None:
+    with pytest.raises(DataError, match=rf"request 0 has {len(prompt)} prompt tokens"):
+        sample(policy, [ask(prompt, temperature=temperature, max_tokens=max_tokens)])

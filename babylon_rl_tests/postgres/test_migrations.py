@@ -1,0 +1,134 @@
+"""Migrations on a real server: complete, repeatable, and careful with tables that are not ours."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+
+from babylon_rl.errors import ConfigError
+from babylon_rl.settings import Settings
+from babylon_rl.source import migrate, tables
+from babylon_rl.source.database import connect
+from babylon_rl.source.embedded import ensure_database
+
+GAME = {"trajectories", "llm_call_logs", "market_outcomes", "training_batches", "trained_models", "reward_judgments"}
+
+
+def table_names(url: str, schema: str = "public") -> set[str]:
+    with psycopg.connect(url) as conn:
+        return {n for (n,) in conn.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", (schema,))}
+
+
+def load(url: str, tmp_path: Path, **more: object) -> Settings:
+    return Settings.load(BABYLON_HOME=str(tmp_path), DATABASE_URL=url, **more)
+
+
+def test_a_migrated_database_is_exactly_what_tables_py_says(engine: sa.Engine) -> None:
+    with engine.connect() as conn:
+        assert migrate.differences(conn) == []
+
+
+def test_a_missing_column_or_table_shows_as_a_difference(engine: sa.Engine) -> None:
+    """Guards the comparison itself: it must not pass because it looks at nothing."""
+    with engine.begin() as conn:
+        conn.execute(sa.text("ALTER TABLE trajectories DROP COLUMN final_pnl"))
+        conn.execute(sa.text("DROP TABLE babylon_rl.checkpoints"))
+        conn.execute(sa.text("ALTER TABLE babylon_rl.judgments ALTER score TYPE integer"))
+        kinds = {d[0][0] if isinstance(d, list) else d[0] for d in migrate.differences(conn)}
+    assert kinds >= {"add_column", "add_table", "modify_type"}
+
+
+def test_migrating_twice_changes_nothing(empty_database_url: str, tmp_path: Path) -> None:
+    settings = load(empty_database_url, tmp_path)
+    assert migrate.current(settings) == "base"
+    migrate.upgrade(settings)
+    migrate.upgrade(settings)
+    assert migrate.current(settings) == migrate.latest() == "0002"
+    assert table_names(empty_database_url) == GAME
+
+
+def test_two_that_migrate_at_once_both_succeed(empty_database_url: str, tmp_path: Path) -> None:
+    settings = load(empty_database_url, tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(migrate.upgrade, [settings] * 4))
+    assert migrate.current(settings) == migrate.latest()
+
+
+def test_downgrade_takes_away_all_that_upgrade_created_and_up_again_restores_it(
+    empty_database_url: str, tmp_path: Path
+) -> None:
+    settings = load(empty_database_url, tmp_path)
+    migrate.upgrade(settings)
+    migrate.downgrade(settings)
+    assert table_names(empty_database_url) == set()
+    assert table_names(empty_database_url, tables.OUR_SCHEMA) == {"alembic_version"}
+    assert migrate.current(settings) == "base"
+    migrate.upgrade(settings)
+    engine = connect(empty_database_url)
+    with engine.connect() as conn:
+        assert migrate.differences(conn) == []
+    engine.dispose()
+
+
+def test_a_prisma_database_gets_our_schema_and_nothing_else(empty_database_url: str, tmp_path: Path) -> None:
+    with psycopg.connect(empty_database_url) as conn:
+        conn.execute('CREATE TABLE trajectories (id text PRIMARY KEY, "windowId" varchar(50), "stepsJson" text)')
+        conn.execute("INSERT INTO trajectories VALUES ('1', '2025-01-15T10:00', '[]')")
+    settings = load(empty_database_url, tmp_path)
+    migrate.upgrade(settings)
+    assert table_names(empty_database_url) == {"trajectories"}
+    assert "checkpoints" in table_names(empty_database_url, tables.OUR_SCHEMA)
+    migrate.downgrade(settings)
+    with psycopg.connect(empty_database_url) as conn:
+        assert conn.execute("SELECT count(*) FROM trajectories").fetchone() == (1,)
+
+
+def test_game_tables_that_stood_before_us_survive_a_downgrade(empty_database_url: str, tmp_path: Path) -> None:
+    with psycopg.connect(empty_database_url) as conn:
+        conn.execute("CREATE TABLE trajectories (id text PRIMARY KEY, window_id varchar(50))")
+    settings = load(empty_database_url, tmp_path)
+    migrate.upgrade(settings)
+    assert table_names(empty_database_url) == GAME
+    migrate.downgrade(settings)
+    assert table_names(empty_database_url) == {"trajectories"}
+
+
+def test_with_a_database_of_our_own_the_game_database_is_not_touched(
+    server_url: str, empty_database_url: str, tmp_path: Path
+) -> None:
+    game = ensure_database(server_url, "babylon_untouched")
+    try:
+        migrate.upgrade(load(game, tmp_path, BABYLON_PLATFORM_URL=empty_database_url))
+        assert table_names(game) | table_names(game, tables.OUR_SCHEMA) == set()
+        assert table_names(empty_database_url) == set()
+        assert "windows" in table_names(empty_database_url, tables.OUR_SCHEMA)
+    finally:
+        with psycopg.connect(server_url, autocommit=True) as conn:
+            conn.execute("DROP DATABASE babylon_untouched WITH (FORCE)")
+
+
+def test_a_database_of_a_newer_version_is_refused_in_words(database_url: str, tmp_path: Path) -> None:
+    with psycopg.connect(database_url) as conn:
+        conn.execute("UPDATE babylon_rl.alembic_version SET version_num = '9999'")
+    with pytest.raises(ConfigError, match=r"9999.*install the newer"):
+        migrate.upgrade(load(database_url, tmp_path))
+
+
+def test_the_guides_sql_runs_as_printed(engine: sa.Engine) -> None:
+    with engine.connect() as conn:
+        rows = conn.exec_driver_sql(
+            """
+SELECT
+  window_id,
+  COUNT(DISTINCT agent_id) as agents,
+  AVG(final_pnl) as avg_pnl
+FROM trajectories
+WHERE window_id IS NOT NULL
+GROUP BY window_id
+ORDER BY window_id DESC
+LIMIT 5;
+"""
+        )
+        assert list(rows.keys()) == ["window_id", "agents", "avg_pnl"]

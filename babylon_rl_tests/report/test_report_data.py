@@ -1,0 +1,55 @@
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from babylon_rl.errors import DataError
+from babylon_rl.report.data import DemoReport, Lift, from_json, to_json
+
+
+def test_the_keys_others_read_are_there_by_name(report: DemoReport) -> None:
+    seen = json.loads(to_json(report))
+    assert {"windows", "iterations", "base", "final", "oracle_mean_pnl", "lift", "seconds"} <= seen.keys()
+    for side in ("base", "final"):
+        assert {"mean_pnl", "win_rate", "invalid_rate"} <= seen[side].keys()
+    assert seen["lift"].keys() == {"mean", "ci95", "share_of_oracle_gap"}
+    assert seen["lift"]["ci95"] == list(report.lift.ci95)
+    assert seen["seconds"]["train"] == 206.3
+    assert seen["currency"] == "USD"
+
+
+def test_what_is_written_is_read_back_equal(report: DemoReport) -> None:
+    assert from_json(to_json(report)) == report
+    unknown = replace(report, lift=replace(report.lift, share_of_oracle_gap=None))
+    assert from_json(to_json(unknown)).lift.share_of_oracle_gap is None
+
+
+def test_the_same_numbers_give_the_same_bytes_whatever_the_order_of_phases(report: DemoReport) -> None:
+    turned = replace(report, seconds=dict(reversed(report.seconds.items())))
+    assert to_json(turned) == to_json(report)
+    assert to_json(report).endswith(b"}\n")
+    assert len(to_json(report).splitlines()) > 100  # for people: one value a line
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_number_that_json_would_turn_into_unknown_is_refused_by_name(report: DemoReport, bad: float) -> None:
+    with pytest.raises(DataError, match=r"report\.lift\.ci95\[1\]"):
+        to_json(replace(report, lift=Lift(mean=1.0, ci95=(0.0, bad), share_of_oracle_gap=None)))
+    with pytest.raises(DataError, match=r"report\.seconds\.play"):
+        to_json(replace(report, seconds={"play": bad}))
+
+
+def test_a_file_that_is_no_report_says_what_is_missing(report: DemoReport) -> None:
+    short = json.loads(to_json(report))
+    del short["lift"]
+    with pytest.raises(DataError, match="lift"):
+        from_json(json.dumps(short).encode())
+    with pytest.raises(DataError, match="make demo"):
+        from_json(b"{")
+
+
+def test_an_interval_that_touches_zero_includes_it() -> None:
+    assert Lift(mean=1.0, ci95=(0.0, 2.0), share_of_oracle_gap=None).includes_zero
+    assert not Lift(mean=1.0, ci95=(0.1, 2.0), share_of_oracle_gap=None).includes_zero
+    assert not Lift(mean=-1.0, ci95=(-2.0, -0.1), share_of_oracle_gap=None).includes_zero
