@@ -10,22 +10,20 @@ import io
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from babylon_rl.canonical import pack, unpack
-from babylon_rl.policy.client import PolicyClient
-from babylon_rl.policy.process import running_server
-from babylon_rl.simulator.market import Market, make_market
-from babylon_rl.simulator.play import Seat, oracle_pnl_usd, play
-from babylon_rl.simulator.players import PolicyPlayer
 from babylon_rl.source import tables as t
-from babylon_rl.statistics import Interval, paired_bootstrap
 from babylon_rl.types import Json, policy_name
 from babylon_rl.windows import HourWindow
 from babylon_rl.workspace import Workspace
+
+if TYPE_CHECKING:  # playing needs numpy and an HTTP client; a code location that only lists assets does not
+    from babylon_rl.simulator.market import Market
+    from babylon_rl.statistics import Interval
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +61,7 @@ class Comparison:
     suite: str
     base: PolicyResult
     policy: PolicyResult
-    lift: Interval
+    lift: "Interval"
 
     def facts(self) -> Json:
         """Small numbers for the asset's metadata."""
@@ -91,8 +89,10 @@ class Suite:
     def name(self) -> str:
         return f"held-out-{self.windows}w-T{self.temperature:g}"
 
-    def markets(self) -> list[Market]:
+    def markets(self) -> "list[Market]":
         """The same markets for every policy of every lineage."""
+        from babylon_rl.simulator.market import make_market
+
         return [make_market(HELD_OUT_START.next(i), HELD_OUT_WORLD) for i in range(self.windows)]
 
 
@@ -112,6 +112,9 @@ def evaluate_checkpoint(
         step: Checkpoint of the workspace's lineage; 0 compares the base with itself.
         on_decision: Called after every decision, for a progress bar.
     """
+    from babylon_rl.policy.process import running_server
+    from babylon_rl.statistics import paired_bootstrap
+
     suite = suite_of(workspace)
     missing = [s for s in sorted({0, step}) if _stored(workspace, s, suite) is None]
     if missing:
@@ -128,6 +131,8 @@ def evaluate_checkpoint(
 
 def oracle_mean_pnl_usd(suite: Suite) -> float:
     """What a player who knows the hidden state makes of the same windows, on average."""
+    from babylon_rl.simulator.play import oracle_pnl_usd
+
     pnl = [oracle_pnl_usd(m) for m in suite.markets()]
     return sum(pnl) / len(pnl)
 
@@ -135,6 +140,10 @@ def oracle_mean_pnl_usd(suite: Suite) -> float:
 async def _play(
     url: str, workspace: Workspace, step: int, suite: Suite, on_decision: Callable[[], None] | None
 ) -> PolicyResult:
+    from babylon_rl.policy.client import PolicyClient
+    from babylon_rl.simulator.play import Seat, play
+    from babylon_rl.simulator.players import PolicyPlayer
+
     name = policy_name(workspace.settings.lineage, step)
     async with PolicyClient(url) as client:
         seat = Seat("held-out", PolicyPlayer(client, name, suite.temperature))
@@ -156,6 +165,8 @@ def _stored(workspace: Workspace, step: int, suite: Suite) -> PolicyResult | Non
 
 
 def _keep(workspace: Workspace, step: int, suite: Suite, result: PolicyResult) -> None:
+    from babylon_rl.statistics import paired_bootstrap
+
     base = result if step == 0 else _stored(workspace, 0, suite)
     if base is None:
         raise AssertionError("the base plays first")
@@ -201,6 +212,8 @@ def curve_markdown(workspace: Workspace) -> str:
 
     mpl.use("Agg")
     from matplotlib.figure import Figure
+
+    from babylon_rl.statistics import paired_bootstrap
 
     rows = curve(workspace)
     figure = Figure(figsize=(6, 3), layout="constrained")

@@ -1,7 +1,7 @@
 """The UTC hour: Babylon's `windowId`, a group's scenario, and our partition key, all the same string.
 
 What belongs here: parsing, arithmetic and ranges of windows. What does not: which row belongs to
-which window (`source/stitching.py`), and Dagster's partitions definition (`defs/partitions.py`).
+which window (`source/sql.py`), and Dagster's partitions definition (`defs/partitions.py`).
 """
 
 import re
@@ -85,4 +85,4 @@ class HourWindow:
         return self.start_at <= instant < self.end_at
 
     def __str__(self) -> str:
-        return self.start_at.strftime(WINDOW_FMT)
+        return self.start_at.isoformat(timespec="minutes")[:16]  # strftime drops leading zeros of a year

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from babylon_rl.settings import Settings
 from babylon_rl.source.database import connect, game_url, platform_url
-from babylon_rl.source.migrate import CREATED_GAME_TABLES
+from babylon_rl.source.tables import CREATED_GAME_TABLES
 from babylon_rl.store import Store
 from babylon_rl.training.ledger import Ledger
 

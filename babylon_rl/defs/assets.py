@@ -98,11 +98,10 @@ def trajectory_groups(
 @dg.asset(
     partitions_def=HOURLY,
     deps=[trajectory_groups],
-    backfill_policy=dg.BackfillPolicy.multi_run(100),
+    backfill_policy=RANGE,  # each judgment is stored the moment it arrives, so a retry of a range costs nothing
     group_name="windows",
     kinds={"llm", "postgres"},
     code_version="1",
-    pool="judge",
 )
 def ruler_scores(
     context: dg.AssetExecutionContext,
@@ -126,7 +125,6 @@ def ruler_scores(
     group_name="policy",
     kinds={"art"},
     code_version="1",
-    pool="training",
 )
 def trained_checkpoint(
     context: dg.AssetExecutionContext,

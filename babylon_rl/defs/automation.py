@@ -10,7 +10,6 @@ import dagster as dg
 
 from babylon_rl.defs.assets import ASSETS, WINDOW_ASSETS
 from babylon_rl.defs.checks import CHECKS
-from babylon_rl.defs.partitions import HOURLY
 from babylon_rl.workspace import Workspace
 
 MAX_ATTEMPTS: Final = 3
@@ -19,7 +18,6 @@ STEP_TAG: Final = "babylon_rl/step"
 windows_job = dg.define_asset_job(
     "windows",
     selection=dg.AssetSelection.assets(*WINDOW_ASSETS),
-    partitions_def=HOURLY,
     executor_def=dg.in_process_executor,
     description="Rows → outcomes → groups → scores, with their checks, for one hour or a range.",
 )
@@ -27,7 +25,6 @@ windows_job = dg.define_asset_job(
 policy_job = dg.define_asset_job(
     "policy",
     selection=dg.AssetSelection.assets(*ASSETS[4:]),
-    partitions_def=HOURLY,
     executor_def=dg.in_process_executor,
     description="Train when enough windows wait, then evaluate the new checkpoint.",
 )

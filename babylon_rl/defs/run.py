@@ -1,6 +1,7 @@
 """Run our jobs in this process, against the same Dagster instance that the webserver shows."""
 
 import logging
+import socket
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,12 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
+import psutil
+from dagster._core.storage.dagster_run import FINISHED_STATUSES
 
 from babylon_rl.definitions import build_defs
 from babylon_rl.defs.partitions import HOURLY
 from babylon_rl.errors import BabylonRLError, ConfigError, DataError
 from babylon_rl.windows import HourWindow
 
+PROCESS_TAG = "babylon_rl/process"
 RANGE_START = "dagster/asset_partition_range_start"
 RANGE_END = "dagster/asset_partition_range_end"
 
@@ -25,7 +29,37 @@ def open_runner() -> Iterator["Runner"]:
     warnings.filterwarnings("ignore", category=dg.BetaWarning)
     logging.getLogger("dagster").setLevel(logging.ERROR)
     with dg.DagsterInstance.get() as instance:
+        close_dead_runs(instance)
         yield Runner(instance)
+
+
+def close_dead_runs(instance: dg.DagsterInstance) -> int:
+    """Mark as failed the runs of commands whose process is gone: nothing else would ever end them.
+
+    Returns:
+        How many there were.
+    """
+    closed = 0
+    unfinished = [s for s in dg.DagsterRunStatus if s not in FINISHED_STATUSES]
+    for run in instance.get_runs(filters=dg.RunsFilter(statuses=unfinished)):
+        owner = run.tags.get(PROCESS_TAG)
+        if owner is not None and owner.startswith(_process_tag().partition("/")[0] + "/") and not _alive(owner):
+            instance.report_run_failed(run, "the process of this run was killed; what it had written stands")
+            closed += 1
+    return closed
+
+
+def _process_tag(pid: int | None = None) -> str:
+    """`host/pid/start`: a pid alone may belong to somebody else by now."""
+    process = psutil.Process(pid)
+    return f"{socket.gethostname()}/{process.pid}/{process.create_time():.0f}"
+
+
+def _alive(tag: str) -> bool:
+    try:
+        return _process_tag(int(tag.split("/")[1])) == tag
+    except psutil.NoSuchProcess:
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +127,7 @@ def materialize_range(
     with _quiet():
         result = definition.execute_in_process(
             instance=instance,
-            tags={RANGE_START: str(first), RANGE_END: str(last), **(tags or {})},
+            tags={RANGE_START: str(first), RANGE_END: str(last), PROCESS_TAG: _process_tag(), **(tags or {})},
             asset_selection=None if assets is None else [dg.AssetKey(a) for a in assets],
             run_config={
                 "ops": {name: {"config": dict(c)} for name, c in (config or {}).items()},

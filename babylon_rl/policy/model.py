@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from babylon_rl.errors import ConfigError, DataError
+from babylon_rl.policy.base import require_base
 from babylon_rl.policy.compat import undo_art_patch
 from babylon_rl.policy.tokenizer import CONTEXT
 
@@ -96,11 +97,7 @@ def load_policy(base: Path, adapter: Path | None = None) -> LoadedPolicy:
         ConfigError: `base` is not a directory with a model.
         DataError: `adapter` is not a whole adapter, or does not fit the base.
     """
-    if not (base / "config.json").is_file():
-        raise ConfigError(
-            f"base policy {str(base)!r} has no config.json; make one with `babylon-rl make-base-policy`, "
-            "or unset BABYLON_BASE_MODEL to use the shipped one"
-        )
+    require_base(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
     if adapter is not None:

@@ -24,7 +24,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from babylon_rl.errors import DataError
-from babylon_rl.policy.base import shipped_base
+from babylon_rl.policy.base import require_base, shipped_base
 from babylon_rl.policy.checkpoints import checkpoint_dir, lineages, resolve, steps
 from babylon_rl.policy.prompting import PromptRenderer
 from babylon_rl.policy.wire import ChatRequest, RequestError, as_chunk, completion
@@ -203,9 +203,13 @@ def serve(
         max_batch: See `create_app`.
         threads: See `create_app`.
         lineage: See `create_app`.
+
+    Raises:
+        ConfigError: `base` holds no model.
     """
     import uvicorn
 
+    require_base(base)
     app = create_app(
         base=base,
         root=root,

@@ -17,7 +17,7 @@ import subprocess
 import time
 import warnings
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -136,11 +136,14 @@ def _postmaster(data: Path) -> tuple[int, Path] | None:
     except (OSError, ValueError, IndexError):
         return None
     try:
-        # After a crash of the machine the id may belong to somebody else.
-        if "postgres" not in psutil.Process(pid).name():
+        process = psutil.Process(pid)
+        # After a crash of the machine the id may belong to somebody else; where nobody reaps, the dead keep theirs.
+        if "postgres" not in process.name() or process.status() == psutil.STATUS_ZOMBIE:
             return None
-    except psutil.Error:
+    except psutil.NoSuchProcess:
         return None
+    except psutil.AccessDenied:
+        pass  # it lives
     return pid, socket_dir
 
 
@@ -192,10 +195,22 @@ def _create_cluster(data: Path) -> None:
         ) from None
     with (fresh / "postgresql.conf").open("a") as conf:
         conf.write("\n# babylon_rl\n" + _OPTIONS)
+    _end_orphans(data)
     if data.exists():
         data.rmdir()  # only ever an empty directory: without PG_VERSION it was never a cluster
     fresh.rename(data)
     logger.info("created postgres data=%s", data)
+
+
+def _end_orphans(data: Path) -> None:
+    """End a server whose cluster was deleted beneath it: when it notices, it would take our socket away with its own."""
+    for process in psutil.process_iter(["name", "cmdline"]):
+        line = process.info["cmdline"] or []
+        if process.info["name"] == "postgres" and "-D" in line and line[line.index("-D") + 1] == str(data):
+            with suppress(psutil.Error):
+                process.kill()
+                process.wait(10)
+                logger.info("ended orphaned postgres pid=%d data=%s", process.pid, data)
 
 
 def _socket_dir(data: Path, server: Any) -> Path:
@@ -215,9 +230,9 @@ def _start(data: Path) -> str:
     server = _wheel(data)
     if _postmaster(data) is not None:  # alive but unreachable: its socket is gone
         _pg_ctl(data, "stop", "-m", "fast", "-w", "-t", "60")
-    elif (data / "postmaster.pid").exists():
-        (data / "postmaster.pid").unlink()  # the dead server's; PostgreSQL would ask only whether the id is alive
     socket_dir = _socket_dir(data, server)
+    _forget_recycled_pid(data / "postmaster.pid")
+    _forget_recycled_pid(socket_dir / f"{_SOCKET}.lock")
     began = time.monotonic()
     while True:
         try:
@@ -230,6 +245,16 @@ def _start(data: Path) -> str:
             time.sleep(0.5)
     logger.info("started postgres data=%s seconds=%.1f", data, time.monotonic() - began)
     return _url(socket_dir)
+
+
+def _forget_recycled_pid(lock: Path) -> None:
+    """Remove a dead server's lock file whose process id somebody has: PostgreSQL asks only whether the id is alive.
+
+    A lock whose id nobody has is left to PostgreSQL, which then also looks for surviving backends.
+    """
+    with suppress(OSError, ValueError, IndexError):
+        if psutil.pid_exists(int(lock.read_text().splitlines()[0])):
+            lock.unlink()
 
 
 def _pg_ctl(data: Path, *args: str) -> None:

@@ -29,7 +29,6 @@ from babylon_rl.source.database import connect, game_url, platform_url
 
 logger = logging.getLogger(__name__)
 
-CREATED_GAME_TABLES: Final = "created_game_tables"
 _VERSION_TABLE: Final = "alembic_version"
 _LOCK: Final = 0x6261_6279_6C6F_6E  # "babylon"
 _SCRIPTS: Final = Path(__file__).parent / "migrations"
@@ -87,7 +86,7 @@ def differences(conn: sa.Connection, *, game: bool = True) -> list[Any]:
         name in own if kind == "schema" else kind != "table" or parents["schema_name"] is not None or name in names
     )
     options["include_object"] = lambda _o, name, kind, reflected, _c: (
-        not (kind == "table" and reflected and name in (CREATED_GAME_TABLES, _VERSION_TABLE))
+        not (kind == "table" and reflected and name in (tables.CREATED_GAME_TABLES, _VERSION_TABLE))
     )
     merged = sa.MetaData()
     for metadata in wanted:

@@ -25,6 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP
 
 OUR_SCHEMA = "babylon_rl"
+CREATED_GAME_TABLES = "created_game_tables"  # which of the game's tables our migrations made: those are ours to write
 
 game = MetaData()
 platform = MetaData(schema=OUR_SCHEMA)

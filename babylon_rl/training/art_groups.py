@@ -9,6 +9,7 @@ logged turns have none: each token carries a *mark* instead, which the trainer r
 
 from typing import TYPE_CHECKING, Any, Final
 
+from babylon_rl.training.art_import import gentle_art_import
 from babylon_rl.training.sequences import Behaviour, TrainingPlan, TurnSequence
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def to_art_groups(
     Returns:
         One group per decision, in the plan's order, members in the plan's order; rewards are the scores.
     """
-    import art
+    with gentle_art_import():
+        import art
 
     tokens = _Tokens()
     marks = None if behaviours is None else {b: mark_of(i) for i, b in enumerate(behaviours)}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from babylon_rl.errors import DataError
 from babylon_rl.policy.checkpoints import PROJECT
+from babylon_rl.training.art_import import gentle_art_import
 from babylon_rl.training.sequences import TrainingPlan, plan_training
 from babylon_rl.training.trainer import TrainedPolicy, TrainingBatch
 
@@ -72,7 +73,8 @@ class ArtTrainer:
         engine = self._engine
         plan = plan_training(batch, engine.tokenizer, context=engine.context, max_staleness=engine.max_staleness)
         with engine.prepared(batch, plan):
-            import art
+            with gentle_art_import():
+                import art
 
             model = art.TrainableModel(
                 name=batch.lineage, project=PROJECT, base_model=engine.base_model, base_path=str(engine.base_path)

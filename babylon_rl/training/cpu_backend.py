@@ -11,10 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from art.local.backend import LocalBackend
-from art.metrics_taxonomy import build_training_summary_metrics, summarize_trajectory_groups
-from art.preprocessing.pack import packed_tensors_to_dir
-from art.preprocessing.tokenize import tokenize_trajectory_groups
 from transformers.utils.logging import disable_progress_bar
 
 from babylon_rl.errors import ConfigError, DataError
@@ -22,11 +18,18 @@ from babylon_rl.policy.checkpoints import checkpoint_dir
 from babylon_rl.policy.compat import undo_art_patch
 from babylon_rl.training import checkpoint_store
 from babylon_rl.training.art_groups import to_art_groups
+from babylon_rl.training.art_import import gentle_art_import
 from babylon_rl.training.config import CpuTrainingConfig
 from babylon_rl.training.cpu_service import CpuJob, CpuService
 from babylon_rl.training.packing import pack_rows
 from babylon_rl.training.sequences import MAX_STALENESS, TrainingPlan
 from babylon_rl.training.trainer import Progress, TrainingBatch
+
+with gentle_art_import():
+    from art.local.backend import LocalBackend
+    from art.metrics_taxonomy import build_training_summary_metrics, summarize_trajectory_groups
+    from art.preprocessing.pack import packed_tensors_to_dir
+    from art.preprocessing.tokenize import tokenize_trajectory_groups
 
 if TYPE_CHECKING:
     import art

@@ -11,6 +11,7 @@ import asyncio
 import json
 import logging
 import math
+import warnings
 from collections.abc import AsyncIterator, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,9 +20,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  torch's own habit
-from art.loss import loss_fn
-from art.metrics_taxonomy import TRAIN_GRADIENT_STEPS_KEY
-from art.preprocessing.pack import packed_tensors_from_dir
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -30,9 +28,16 @@ from babylon_rl.policy.checkpoints import checkpoint_dir
 from babylon_rl.policy.model import load_policy
 from babylon_rl.training import checkpoint_store
 from babylon_rl.training.art_groups import behaviour_index
+from babylon_rl.training.art_import import gentle_art_import
 from babylon_rl.training.config import CpuTrainingConfig
+from babylon_rl.training.cpu_attention import layout_of, use_packed_attention
 from babylon_rl.training.sequences import PARENT, Behaviour
 from babylon_rl.training.trainer import Progress
+
+with gentle_art_import():
+    from art.loss import loss_fn
+    from art.metrics_taxonomy import TRAIN_GRADIENT_STEPS_KEY
+    from art.preprocessing.pack import packed_tensors_from_dir
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +156,7 @@ class CpuService:
             by_step[step] = by_step.get(step, torch.zeros_like(trains)) | here
         for step, here in sorted(by_step.items()):
             adapter = checkpoint_dir(self._root, self.job.lineage, step) if step else None
-            model = load_policy(self._base, adapter).model
+            model = use_packed_attention(load_policy(self._base, adapter).model)
             wanted = here.any(1).nonzero()[:, 0]
             wanted = wanted[lengths[wanted].argsort(stable=True)]  # like lengths together: less padding
             for i in range(0, len(wanted), self._config.rows_per_step):
@@ -177,15 +182,18 @@ class _Learner:
     def open(cls, root: Path, base: Path, c: CpuTrainingConfig, job: CpuJob, learning_rate: float) -> "_Learner":
         from peft import LoraConfig, PeftModel, get_peft_model
 
-        model = load_policy(base).model
+        model = use_packed_attention(load_policy(base).model)
         directory = checkpoint_dir(root, job.lineage, job.parent_step)
         parent = None
         if job.parent_step:
-            policy = PeftModel.from_pretrained(model, str(directory), is_trainable=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                policy = PeftModel.from_pretrained(model, str(directory), is_trainable=True)
             digest = checkpoint_store.file_digests(directory)[checkpoint_store.CARD]
             parent = {"step": job.parent_step, "digest": digest}
         else:
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name on its way out
                 torch.manual_seed(job.seed)
                 policy = get_peft_model(
                     model, LoraConfig(r=c.rank, lora_alpha=c.alpha, target_modules=list(c.targets), lora_dropout=0.0)
@@ -246,26 +254,27 @@ def token_logprobs(causal: Any, rows: Rows) -> tuple[Tensor, Tensor]:
     sequence and the prompt it hangs from. Logits are made at trainable positions only.
 
     Args:
-        causal: A decoder with `.model` and `.lm_head`.
+        causal: A decoder with `.model` and `.lm_head`, after `use_packed_attention`.
         rows: R packed rows of L tokens; `temperature` divides the logits.
 
     Returns:
         [R, L], zero elsewhere; and the mean entropy of the trainable positions.
     """
-    tokens, group, parent = rows["tokens"], rows["group_ids"], rows["parent_ids"]
-    length = tokens.shape[1]
-    family = (group[:, :, None] == group[:, None, :]) | (parent[:, :, None] == group[:, None, :])
-    visible = family & torch.ones(length, length, dtype=torch.bool).tril()
+    full = rows["group_ids"] != -1
+    layout = layout_of(rows["group_ids"], rows["parent_ids"], full.sum(1))
     mask = _shift(rows["assistant_mask"], False)
     hidden = causal.model(
-        input_ids=tokens, attention_mask=visible[:, None], position_ids=rows["input_pos"], use_cache=False
-    ).last_hidden_state
-    logits = causal.lm_head(hidden[mask]).float() / _shift(rows["temperature"], 1.0)[mask][:, None]
+        input_ids=rows["tokens"][full][None],
+        position_ids=rows["input_pos"][full][None],
+        use_cache=False,
+        packed_layout=layout,
+    ).last_hidden_state[0]
+    logits = causal.lm_head(hidden[mask[full]]).float() / _shift(rows["temperature"], 1.0)[mask][:, None]
     logprobs = F.log_softmax(logits, -1)
-    picked = logprobs.gather(1, _shift(tokens, 0)[mask][:, None])[:, 0]
+    picked = logprobs.gather(1, _shift(rows["tokens"], 0)[mask][:, None])[:, 0]
     with torch.no_grad():
         entropy = -(logprobs.exp() * logprobs).sum(-1).mean()
-    return torch.zeros(tokens.shape).masked_scatter(mask, picked), entropy
+    return torch.zeros(mask.shape).masked_scatter(mask, picked), entropy
 
 
 def _take(rows: Rows, index: Tensor, lengths: Tensor) -> Rows:

@@ -205,7 +205,12 @@ class Ledger:
             try:
                 yield
             finally:
-                conn.execute(sa.text("SELECT pg_advisory_unlock(hashtextextended(:k, 1))"), key)
+                try:
+                    conn.execute(sa.text("SELECT pg_advisory_unlock(hashtextextended(:k, 1))"), key)
+                except sa.exc.DBAPIError:
+                    # The connection died under the training, and the lock with it. What keeps windows from being
+                    # consumed twice is the ledger's primary key, so nothing is lost but the exclusion.
+                    logger.warning("lost the training lock lineage=%s", self.lineage)
 
     def plan(self, window: HourWindow, batch_size: int, *, learning_rate: float | None) -> Plan | None:
         """Decide what partition `window` trains, or find what was decided; None when it has nothing to do."""

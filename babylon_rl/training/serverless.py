@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from babylon_rl.errors import BabylonRLError, ConfigError, DataError, TransientError
 from babylon_rl.training.art_groups import to_art_groups
+from babylon_rl.training.art_import import gentle_art_import
 from babylon_rl.training.sequences import TrainingPlan
 from babylon_rl.training.trainer import TrainingBatch
 
@@ -37,7 +38,8 @@ class ServerlessEngine:
     def __init__(
         self, api_key: str, base_model: str, base_path: Path, *, base_url: str | None, learning_rate: float | None
     ) -> None:
-        from art.serverless import ServerlessBackend
+        with gentle_art_import():
+            from art.serverless import ServerlessBackend
 
         self.backend = ServerlessBackend(api_key=api_key, base_url=base_url)
         self.base_model, self.base_path = base_model, base_path

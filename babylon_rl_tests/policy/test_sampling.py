@@ -33,7 +33,7 @@ def test_log_probabilities_are_those_of_a_teacher_forced_forward(
 def test_greedy_in_a_batch_is_greedy_alone_and_greedy_by_the_plain_loop(
     policy: LoadedPolicy, prompts: list[list[int]]
 ) -> None:
-    mixed = [[5, 9], prompts[0][:40], *prompts, prompts[3]]
+    mixed = [[5, 9], prompts[0][:40], *prompts[:9], prompts[3]]
     together = sample(policy, [ask(p, temperature=0, seed=i) for i, p in enumerate(mixed)])
 
     for p, a in zip(mixed, together, strict=True):

@@ -25,8 +25,18 @@ START = (
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def home() -> Iterator[Path]:
+    """One home for the whole file: what these tests do to its server, the next call must mend."""
+    yield from a_home()
+
+
+@pytest.fixture
+def fresh_home() -> Iterator[Path]:
+    yield from a_home()
+
+
+def a_home() -> Iterator[Path]:
     home = Path(tempfile.mkdtemp(prefix="babylon-test-"))
     yield home
     stop_server(home)
@@ -49,6 +59,8 @@ def start_in_own_process(home: Path) -> str:
 
 
 def test_two_processes_at_once_get_one_server(home: Path) -> None:
+    stop_server(home)
+    shutil.rmtree(home)
     with ThreadPoolExecutor(2) as pool:
         urls = set(pool.map(start_in_own_process, [home, home]))
     assert len(urls) == 1
@@ -78,6 +90,25 @@ def test_after_kill_9_of_everything_it_starts_again_with_its_data(home: Path) ->
     assert query(ensure_server(home), "SELECT x FROM kept") == 7
 
 
+def test_a_server_whose_home_was_deleted_makes_way_for_the_new_one(fresh_home: Path) -> None:
+    """Guards the socket: the old server, once it notices, would remove the new one's."""
+    ensure_server(fresh_home)
+    old = pid_of(fresh_home)
+    shutil.rmtree(fresh_home)
+    url = ensure_server(fresh_home)
+    assert pid_of(fresh_home) != old
+    with pytest.raises(ProcessLookupError):
+        os.kill(old, 0)
+    assert query(url) == 1
+
+
+def test_a_server_whose_socket_was_swept_away_is_started_again(home: Path) -> None:
+    url = ensure_server(home)
+    (home / "postgres" / ".s.PGSQL.5432").unlink()
+    assert ensure_server(home) == url
+    assert query(url) == 1
+
+
 def test_a_pid_file_that_names_somebody_elses_process_does_not_count(home: Path) -> None:
     ensure_server(home)
     lines = (home / "postgres" / "postmaster.pid").read_text().splitlines()
@@ -86,18 +117,18 @@ def test_a_pid_file_that_names_somebody_elses_process_does_not_count(home: Path)
     assert query(ensure_server(home)) == 1
 
 
-def test_a_killed_initdb_leaves_nothing_that_stops_the_next_start(home: Path) -> None:
-    (home / "postgres.new").mkdir()
-    (home / "postgres.new" / "PG_VERSION").write_text("18\n")
-    assert query(ensure_server(home)) == 1
+def test_a_killed_initdb_leaves_nothing_that_stops_the_next_start(fresh_home: Path) -> None:
+    (fresh_home / "postgres.new").mkdir()
+    (fresh_home / "postgres.new" / "PG_VERSION").write_text("18\n")
+    assert query(ensure_server(fresh_home)) == 1
 
 
-def test_a_home_too_deep_for_a_socket_works_and_its_socket_lies_elsewhere(home: Path) -> None:
-    deep = home / ("deep folder " * 12)
+def test_a_home_too_deep_for_a_socket_works_and_its_socket_lies_elsewhere(fresh_home: Path) -> None:
+    deep = fresh_home / ("deep folder " * 12)
     try:
         url = ensure_server(deep)
         assert query(url) == 1
-        assert str(home) not in url
+        assert str(fresh_home) not in url
     finally:
         stop_server(deep)
 

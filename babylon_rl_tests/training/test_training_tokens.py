@@ -46,7 +46,7 @@ def test_every_trained_sequence_is_its_own_prompt_and_answer_and_only_the_answer
                     add_generation_prompt=True,
                     tokenize=False,
                 )
-                answer = tok.encode(turn.response, add_special_tokens=False) + [tok.eos_token_id]
+                answer = [*tok.encode(turn.response, add_special_tokens=False), tok.eos_token_id]
                 expected.append((tok.encode(prompt, add_special_tokens=False) + answer, answer))
             if member.trajectory_id == middle:
                 assert member.trajectory_id not in trained
@@ -74,7 +74,9 @@ def test_our_rows_hold_what_arts_rows_hold(engine) -> None:
 
     from babylon_rl.training.packing import pack_rows
 
-    _, results = results_of(engine, a_batch(*(a_group(i, agents=6) for i in range(3))), shuffle_group_trajectories=False)
+    _, results = results_of(
+        engine, a_batch(*(a_group(i, agents=6) for i in range(3))), shuffle_group_trajectories=False
+    )
     ours = pack_rows(results, 640, engine.tokenizer.pad_token_id)
     theirs = packed_tensors_from_tokenized_results(results, 640, engine.tokenizer.pad_token_id, pack_results=True)
 
@@ -104,6 +106,7 @@ def test_log_probs_of_packed_rows_are_those_of_each_sequence_alone(engine) -> No
     import torch
 
     from babylon_rl.policy.model import load_policy
+    from babylon_rl.training.cpu_attention import use_packed_attention
     from babylon_rl.training.cpu_service import token_logprobs
     from babylon_rl.training.packing import pack_rows
 
@@ -113,7 +116,7 @@ def test_log_probs_of_packed_rows_are_those_of_each_sequence_alone(engine) -> No
     model = load_policy(shipped_base()).model
 
     with torch.inference_mode():
-        packed, _ = token_logprobs(model, rows)
+        packed, _ = token_logprobs(use_packed_attention(load_policy(shipped_base()).model), rows)
         alone = []
         for r in results:
             logits = model(input_ids=torch.tensor([r.token_ids])).logits[0].float() / 0.7

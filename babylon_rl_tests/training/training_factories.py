@@ -1,15 +1,26 @@
 """Small judged batches, as the pipeline would hand them over: real markets, real prompts, scripted answers."""
 
+import asyncio
+import os
 import random
+import signal
+import sys
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from babylon_rl.policy.base import shipped_base
 from babylon_rl.simulator.market import make_market
 from babylon_rl.simulator.observation import SYSTEM_PROMPT, observe
 from babylon_rl.simulator.portfolio import Portfolio, parse_order
 from babylon_rl.simulator.strategies import habits
-from babylon_rl.training.trainer import ScoredGroup, TrainingBatch
+from babylon_rl.training.config import CpuTrainingConfig
+from babylon_rl.training.trainer import Progress, ScoredGroup, TrainingBatch
 from babylon_rl.types import GroupMember, TrajectoryGroup, Turn
 from babylon_rl.windows import HourWindow
+
+if TYPE_CHECKING:
+    from babylon_rl.training.art_trainer import ArtTrainer
 
 FIRST = HourWindow.parse("2025-01-15T10:00")
 LINEAGE = "test-line"
@@ -68,3 +79,36 @@ def with_turns(scored: ScoredGroup, **changes: object) -> ScoredGroup:
     """The same group with every turn changed."""
     members = tuple(replace(m, turns=tuple(replace(t, **changes) for t in m.turns)) for m in scored.group.members)
     return replace(scored, group=replace(scored.group, members=members))
+
+
+def cpu_trainer(root: Path, *, on_step: Progress | None = None) -> "ArtTrainer":
+    """The CPU trainer on the shipped base, with gradient steps of one row so that a tiny batch has several."""
+    from babylon_rl.training.art_trainer import ArtTrainer
+    from babylon_rl.training.cpu_backend import CpuEngine
+
+    config = CpuTrainingConfig(rows_per_step=1, threads=1)
+    return ArtTrainer(CpuEngine(root, shipped_base(), config=config, on_step=on_step))
+
+
+def batch_of(step: int) -> TrainingBatch:
+    """Step 1 learns from turns nobody signed; step 2 from turns of the base at 0.8 and of step 1."""
+    if step == 1:
+        return a_batch(a_group(0), a_group(1))
+    spoken = [a_group(2, version=f"{LINEAGE}@0", temperature=0.8), a_group(3, version=f"{LINEAGE}@1")]
+    return a_batch(*spoken, step=step)
+
+
+def _main(root: str, *steps: str) -> None:
+    """`python training_factories.py ROOT 1 2!`: train those steps; `!` dies by SIGKILL after one gradient step."""
+    for name in steps:
+
+        def die(done: int, total: int, loss: float) -> None:
+            assert done < total, "killed too late to show anything"
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        trainer = cpu_trainer(Path(root), on_step=die if name.endswith("!") else None)
+        asyncio.run(trainer.train(batch_of(int(name.rstrip("!")))))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

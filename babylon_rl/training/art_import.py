@@ -1,0 +1,35 @@
+"""`import art` without what it does to the rest of the process.
+
+What belongs here: the side effects of importing ART (0.5.18), kept off. They would outlive the training, in a process
+that also serves, schedules and logs.
+"""
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+
+
+@contextmanager
+def gentle_art_import() -> Generator[None]:
+    """Import ART's modules inside this block.
+
+    Kept off, each seen in the installed package:
+        - litellm, which ART imports, asks a remote host for a price list that nobody here reads;
+        - `art/__init__.py` loads the nearest `.env` above *its own* directory into the environment, behind
+          `Settings`: a W&B key found there would send metrics out;
+        - `mp_actors`, which `art.local.backend` imports, replaces asyncio's tasks by slower ones in Python and
+          `asyncio.run` by one that never closes its loop (`nest_asyncio.apply`). Only its child processes, for a GPU,
+          may need that.
+    """
+    import nest_asyncio  # type: ignore[import-untyped]  # it has no stubs
+
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    ours = "PYTHON_DOTENV_DISABLED" not in os.environ
+    os.environ.setdefault("PYTHON_DOTENV_DISABLED", "1")
+    apply, nest_asyncio.apply = nest_asyncio.apply, lambda loop=None: None
+    try:
+        yield
+    finally:
+        nest_asyncio.apply = apply
+        if ours:
+            del os.environ["PYTHON_DOTENV_DISABLED"]

@@ -1,0 +1,28 @@
+"""What the Dagster tests share: a first window, a judge that counts, and windows of scripted play."""
+
+from babylon_rl.judging.hindsight import HindsightJudge
+from babylon_rl.simulator.spawn import Cast, spawn
+from babylon_rl.types import Hindsight, Judgment, TrajectoryGroup
+from babylon_rl.windows import HourWindow
+from babylon_rl.workspace import Workspace
+
+FIRST = HourWindow.parse("2025-01-15T00:00")
+
+
+class CountingJudge(HindsightJudge):
+    """The real judge, counting what it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    async def judge(self, group: TrajectoryGroup, hindsight: Hindsight) -> Judgment:
+        self.asked.append(group.window_id)
+        return await super().judge(group, hindsight)
+
+
+def spawn_windows(
+    workspace: Workspace, count: int, *, agents: int = 6, policy: str = "habits", first: HourWindow = FIRST
+) -> None:
+    windows = [first.next(i) for i in range(count)]
+    spawn(workspace.game, windows, Cast(learners=agents, policy=policy), seed=1)

@@ -1,0 +1,76 @@
+"""The sensor asks for each training once, under a key of its own."""
+
+import dagster as dg
+import pytest
+
+from babylon_rl.defs.automation import STEP_TAG, train_when_ready
+from babylon_rl.defs.run import Runner
+from babylon_rl.workspace import Workspace
+from dagster_factories import FIRST, spawn_windows
+
+
+def tick(instance: dg.DagsterInstance, workspace: Workspace) -> dg.RunRequest | dg.SkipReason:
+    context = dg.build_sensor_context(instance=instance, resources={"workspace": workspace})
+    said = train_when_ready(context)
+    assert isinstance(said, dg.RunRequest | dg.SkipReason)
+    return said
+
+
+@pytest.fixture
+def three_ready(workspace: Workspace, runner: Runner, resources: dict[str, object]) -> None:
+    spawn_windows(workspace, 3)
+    runner.materialize("windows", FIRST, FIRST.next(2), resources=resources)
+
+
+def test_it_waits_and_says_for_what(workspace: Workspace, runner: Runner, resources: dict[str, object]) -> None:
+    spawn_windows(workspace, 2)
+    runner.materialize("windows", FIRST, FIRST.next(), resources=resources)
+    said = tick(runner.instance, workspace)
+    assert isinstance(said, dg.SkipReason)
+    assert said.skip_message == "2 of 3 windows are ready; waiting for more"
+
+
+@pytest.mark.usefixtures("three_ready")
+def test_a_tick_repeated_asks_for_the_same_run_under_the_same_key(workspace: Workspace, instance: dg.DagsterInstance) -> None:
+    first, second = tick(instance, workspace), tick(instance, workspace)
+    assert isinstance(first, dg.RunRequest)
+    assert isinstance(second, dg.RunRequest)
+    assert first.partition_key == str(FIRST.next(2))
+    assert first.run_key == second.run_key == "babylon-mmo/1/2025-01-15T02:00/0"
+
+
+@pytest.mark.usefixtures("three_ready")
+def test_a_failed_run_is_asked_for_again_under_a_new_key_but_not_for_ever(
+    workspace: Workspace, instance: dg.DagsterInstance
+) -> None:
+    for failures in range(3):
+        said = tick(instance, workspace)
+        assert isinstance(said, dg.RunRequest)
+        assert said.run_key is not None
+        assert said.run_key.endswith(f"/{failures}")
+        dg_run = instance.create_run_for_job(
+            _job(), tags={STEP_TAG: "babylon-mmo/1"}, status=dg.DagsterRunStatus.FAILURE
+        )
+        assert dg_run.is_failure_or_canceled
+    said = tick(instance, workspace)
+    assert isinstance(said, dg.SkipReason)
+    assert "failed 3 times" in str(said.skip_message)
+
+
+@pytest.mark.usefixtures("three_ready")
+def test_while_a_run_is_under_way_nothing_is_asked(workspace: Workspace, instance: dg.DagsterInstance) -> None:
+    instance.create_run_for_job(_job(), tags={STEP_TAG: "babylon-mmo/1"}, status=dg.DagsterRunStatus.STARTED)
+    said = tick(instance, workspace)
+    assert isinstance(said, dg.SkipReason)
+    assert "under way" in str(said.skip_message)
+
+
+def _job() -> dg.JobDefinition:
+    @dg.op
+    def nothing() -> None: ...
+
+    @dg.job
+    def some_job() -> None:
+        nothing()
+
+    return some_job

@@ -1,0 +1,74 @@
+"""`trained_checkpoint` through Dagster, with the real CPU trainer on small batches."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from babylon_rl.defs.run import Runner
+from babylon_rl.errors import BabylonRLError
+from babylon_rl.policy.checkpoints import checkpoint_dir
+from babylon_rl.training.run import train_range
+from babylon_rl.workspace import Workspace
+from dagster_factories import FIRST, spawn_windows
+
+
+def digests(directory: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(directory.iterdir())}
+
+
+@pytest.fixture
+def judged(workspace: Workspace, runner: Runner, resources: dict[str, object]) -> None:
+    spawn_windows(workspace, 7)
+    runner.materialize("windows", FIRST, FIRST.next(6), resources=resources)
+
+
+@pytest.mark.usefixtures("judged")
+def test_a_range_replays_every_iteration_and_a_second_one_trains_nothing(
+    workspace: Workspace, runner: Runner, resources: dict[str, object]
+) -> None:
+    runner.materialize("policy", FIRST, FIRST.next(6), assets=["trained_checkpoint"], resources=resources)
+
+    made = workspace.ledger.checkpoints()
+    assert [(c.step, c.window_id, c.windows) for c in made] == [
+        (1, str(FIRST.next(2)), tuple(str(FIRST.next(i)) for i in range(3))),
+        (2, str(FIRST.next(5)), tuple(str(FIRST.next(i)) for i in range(3, 6))),
+    ]
+    root = workspace.settings.checkpoints_dir
+    before = digests(checkpoint_dir(root, "babylon-mmo", 2))
+    assert before["adapter_model.safetensors"] != digests(checkpoint_dir(root, "babylon-mmo", 1))["adapter_model.safetensors"]
+    assert workspace.ledger.manifest(2) == before
+
+    runner.materialize("policy", FIRST, FIRST.next(6), assets=["trained_checkpoint"], resources=resources)
+    assert workspace.ledger.checkpoints() == made
+    assert digests(checkpoint_dir(root, "babylon-mmo", 2)) == before
+    assert [r.window_id for r in workspace.ledger.ready()] == [str(FIRST.next(6))]
+
+
+@pytest.mark.usefixtures("judged")
+def test_a_plan_left_behind_is_finished_with_the_windows_it_named(workspace: Workspace) -> None:
+    """What a kill between plan and record leaves: the plan, and a directory that no ledger knows."""
+    plan = workspace.ledger.plan(FIRST.next(3), 4, learning_rate=None)
+    assert plan is not None
+    orphan = checkpoint_dir(workspace.settings.checkpoints_dir, "babylon-mmo", 1)
+    orphan.mkdir(parents=True)
+    (orphan / "adapter_model.safetensors").write_bytes(b"half of it")
+
+    outcomes = train_range(workspace, [FIRST.next(3)], batch_size=2)
+
+    made = outcomes[FIRST.next(3)].policy
+    assert made is not None
+    assert made.windows == plan.windows
+    assert len(made.windows) == 4
+    assert workspace.ledger.manifest(1) == digests(orphan)
+
+
+@pytest.mark.usefixtures("judged")
+def test_a_planned_window_that_was_grouped_anew_stops_the_training_with_one_sentence(
+    workspace: Workspace, runner: Runner, resources: dict[str, object]
+) -> None:
+    workspace.ledger.plan(FIRST.next(2), 3, learning_rate=None)
+    runner.materialize("windows", FIRST, FIRST, resources=resources, config={"trajectory_groups": {"min_agents": 7}})
+    with pytest.raises(BabylonRLError, match="discard-plan"):
+        runner.materialize("policy", FIRST.next(2), FIRST.next(2), assets=["trained_checkpoint"], resources=resources)
+    assert workspace.ledger.checkpoints() == []

@@ -1,0 +1,163 @@
+"""The ledger of training, on a real Postgres."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import sqlalchemy as sa
+
+from babylon_rl.errors import DataError, TransientError
+from babylon_rl.store import Store
+from babylon_rl.training.ledger import Ledger, Plan
+from babylon_rl.types import Judgment, Score, Verdict
+from babylon_rl.windows import HourWindow
+
+FIRST = HourWindow.parse("2025-01-15T00:00")
+CHECKS = ("a", "b")
+
+
+@pytest.fixture
+def ledger(engine: sa.Engine) -> Ledger:
+    return Ledger(engine, "line", required_checks=CHECKS)
+
+
+def make_ready(engine: sa.Engine, *windows: HourWindow, passed: tuple[bool, ...] = (True, True)) -> None:
+    store = Store(engine)
+    for w in windows:
+        judgment = Judgment(
+            key=f"key-{w}", group_id=f"{w}#g", window_id=str(w), judge_model="j", judge_version="1",
+            scores=(Score(trajectory_id=f"{w}/a", value=0.5, explanation=""),),
+        )  # fmt: skip
+        store.write_judgment(judgment)
+        store.set_current_judgment(w, judgment.group_id, judgment.key)
+        for name, ok in zip(CHECKS, passed, strict=False):
+            store.write_verdict(w, name, Verdict(passed=ok, facts={}))
+
+
+def record(ledger: Ledger, plan: Plan) -> None:
+    ledger.record(plan, trainer="t", base_model="b", path="p", manifest={"f": "1"}, metrics={"loss/train": 1.0})
+
+
+def ids(ledger: Ledger) -> list[str]:
+    return [r.window_id for r in ledger.ready()]
+
+
+def test_a_window_is_ready_only_when_every_required_check_has_passed(engine: sa.Engine, ledger: Ledger) -> None:
+    make_ready(engine, FIRST)
+    make_ready(engine, FIRST.next(1), passed=(True, False))
+    make_ready(engine, FIRST.next(2), passed=(True,))
+    assert ids(ledger) == [str(FIRST)]
+
+
+def test_a_batch_takes_the_oldest_windows_up_to_the_hour(engine: sa.Engine, ledger: Ledger) -> None:
+    make_ready(engine, *(FIRST.next(i) for i in range(5)))
+    assert ledger.plan(FIRST, 3, learning_rate=None) is None, "one window is no batch of three"
+    plan = ledger.plan(FIRST.next(4), 3, learning_rate=1e-3)
+    assert plan is not None
+    assert plan.windows == tuple(str(FIRST.next(i)) for i in range(3))
+    assert (plan.step, plan.window_id, plan.learning_rate) == (1, str(FIRST.next(4)), 1e-3)
+
+
+def test_a_plan_stands_until_it_is_recorded_whatever_else_becomes_ready(engine: sa.Engine, ledger: Ledger) -> None:
+    make_ready(engine, *(FIRST.next(i) for i in range(1, 4)))
+    plan = ledger.plan(FIRST.next(3), 3, learning_rate=None)
+    make_ready(engine, FIRST)  # a late window: an undecided batch would now look different
+    assert ledger.plan(FIRST.next(3), 2, learning_rate=9.0) == plan
+    assert ledger.next_partition(2) == FIRST.next(3)
+    assert plan is not None
+    record(ledger, plan)
+    assert ledger.open_plan() is None
+    assert ids(ledger) == [str(FIRST)]
+
+
+def test_no_window_is_consumed_twice(engine: sa.Engine, ledger: Ledger) -> None:
+    make_ready(engine, FIRST, FIRST.next())
+    plan = ledger.plan(FIRST.next(), 2, learning_rate=None)
+    assert plan is not None
+    record(ledger, plan)
+    again = Plan(
+        lineage="line", step=2, window_id=str(FIRST.next(5)), windows=plan.windows[1:], judgment_keys=plan.judgment_keys[1:],
+        learning_rate=None,
+    )  # fmt: skip
+    with pytest.raises(DataError, match="no window trains twice"):
+        record(ledger, again)
+    assert [c.step for c in ledger.checkpoints()] == [1]
+    assert ledger.checkpoints()[0].windows == plan.windows
+
+
+def test_another_lineage_may_use_the_same_windows(engine: sa.Engine, ledger: Ledger) -> None:
+    make_ready(engine, FIRST)
+    plan = ledger.plan(FIRST, 1, learning_rate=None)
+    assert plan is not None
+    record(ledger, plan)
+    assert [r.window_id for r in Ledger(engine, "other", required_checks=CHECKS).ready()] == [str(FIRST)]
+
+
+def test_late_windows_train_in_an_hour_after_the_last_training(engine: sa.Engine, ledger: Ledger) -> None:
+    """Checkpoints go forward in time: the policy as of an hour never changes afterwards."""
+    make_ready(engine, FIRST.next(5))
+    plan = ledger.plan(FIRST.next(5), 1, learning_rate=None)
+    assert plan is not None
+    record(ledger, plan)
+    make_ready(engine, FIRST.next(1))
+    assert ledger.plan(FIRST.next(1), 1, learning_rate=None) is None
+    assert ledger.plan(FIRST.next(5), 1, learning_rate=None) is None
+    assert ledger.next_partition(1) == FIRST.next(6)
+    assert ledger.plan(FIRST.next(6), 1, learning_rate=None) is not None
+
+
+def test_the_policy_as_of_an_hour(engine: sa.Engine, ledger: Ledger) -> None:
+    for i in (2, 4):
+        make_ready(engine, FIRST.next(i))
+        plan = ledger.plan(FIRST.next(i), 1, learning_rate=None)
+        assert plan is not None
+        record(ledger, plan)
+    steps = [c.step if (c := ledger.latest(as_of=FIRST.next(i))) else 0 for i in range(6)]
+    assert steps == [0, 0, 1, 1, 2, 2]
+    assert ledger.manifest(1) == {"f": "1"}
+    assert ledger.manifest(0) is None
+
+
+def test_one_training_at_a_time(engine: sa.Engine, ledger: Ledger) -> None:
+    second = Ledger(engine, "line", required_checks=CHECKS)
+    with ledger.training():
+        with pytest.raises(TransientError, match="trained by another process"), second.training():
+            pass
+        with Ledger(engine, "other", required_checks=CHECKS).training():
+            pass
+    with second.training():
+        pass
+
+
+def test_a_killed_training_lets_go_of_its_lineage(database_url: str, ledger: Ledger) -> None:
+    code = (
+        "import sys, time\n"
+        "from babylon_rl.source.database import connect\n"
+        "from babylon_rl.training.ledger import Ledger\n"
+        "with Ledger(connect(sys.argv[1]), 'line', required_checks=()).training():\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, database_url], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(TransientError), ledger.training():
+            pass
+        holder.kill()
+    for _ in range(100):  # the server notices within moments
+        try:
+            with ledger.training():
+                return
+        except TransientError:
+            time.sleep(0.1)
+    pytest.fail("the lock outlived its holder")
+
+
+def test_discarding_a_plan_frees_its_windows(engine: sa.Engine, ledger: Ledger) -> None:
+    make_ready(engine, FIRST)
+    ledger.plan(FIRST, 1, learning_rate=None)
+    discarded = ledger.discard_plan()
+    assert discarded is not None
+    assert ledger.open_plan() is None
+    assert ledger.plan(FIRST, 1, learning_rate=0.5) is not None

@@ -1,0 +1,136 @@
+import asyncio
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from babylon_rl.errors import ConfigError, DataError
+from babylon_rl.simulator.market import make_market
+from babylon_rl.simulator.play import Playthrough, Seat, play
+from babylon_rl.simulator.players import ScriptedPlayer
+from babylon_rl.simulator.recording import record_play
+from babylon_rl.simulator.spawn import Cast, free_windows, spawn
+from babylon_rl.source.outcomes import read_outcomes, sync_window_outcomes
+from babylon_rl.windows import HourWindow
+
+FIRST = HourWindow.parse("2025-01-15T00:00")
+NOW = datetime(2025, 1, 20, tzinfo=UTC)
+GUIDE_SQL = """
+SELECT 
+  window_id,
+  COUNT(DISTINCT agent_id) as agents,
+  AVG(final_pnl) as avg_pnl
+FROM trajectories
+WHERE window_id IS NOT NULL
+GROUP BY window_id
+ORDER BY window_id DESC
+LIMIT 5;
+"""
+
+
+def played(windows: int = 2, *, learner: bool = True) -> list[Playthrough]:
+    seats = [Seat(f"agent-{k}", ScriptedPlayer(k), learner=learner) for k in ("momentum", "contrarian")]
+    return asyncio.run(play([make_market(FIRST.next(i), 1) for i in range(windows)], seats, seed=1))
+
+
+def test_a_window_is_written_as_the_game_does_one_row_per_tick(engine: sa.Engine) -> None:
+    rows = record_play(engine, played(), seed=1)
+    assert rows == 2 * 2 * 3
+    with engine.connect() as conn:
+        found = (
+            conn.execute(sa.text("SELECT * FROM trajectories WHERE agent_id = 'agent-momentum' ORDER BY start_time"))
+            .mappings()
+            .all()
+        )
+        calls = conn.scalar(sa.text("SELECT count(*) FROM llm_call_logs"))
+    assert calls == rows
+    assert [r["window_id"] for r in found] == ["2025-01-15T00:00"] * 3 + ["2025-01-15T01:00"] * 3
+    assert [r["start_time"].minute for r in found] == [0, 20, 40] * 2
+    assert all(r["end_time"].hour == r["start_time"].hour for r in found), "a tick's row stays in its hour"
+    (step,) = json.loads(found[0]["steps_json"])
+    assert step["llmCalls"][0]["model"] == "scripted/momentum"
+    assert step["environmentState"]["agentBalance"] == 10_000
+    assert int(found[0]["id"]) > 2**53
+
+
+def test_recording_the_same_play_again_is_refused_and_changes_nothing(engine: sa.Engine) -> None:
+    record_play(engine, played(), seed=1)
+    with pytest.raises(DataError, match="holds recorded play already"):
+        record_play(engine, played(), seed=1)
+    with engine.connect() as conn:
+        assert conn.scalar(sa.text("SELECT count(*) FROM trajectories")) == 12
+
+
+def test_outcomes_are_the_markets_own_prices(engine: sa.Engine) -> None:
+    """Neighbouring hours have prices of their own: an hour's close is not the next hour's opening."""
+    record_play(engine, played(), seed=1)
+    for window in (FIRST, FIRST.next()):
+        market = make_market(window, 1)
+        with engine.begin() as conn:
+            sync_window_outcomes(conn, window, now=NOW)
+            outcomes = read_outcomes(conn, window)
+        assert {s.ticker: s.end_price for s in outcomes.stocks} == {
+            t: pytest.approx(p, abs=0.006) for t, p in market.closing.items()
+        }
+        assert {s.ticker: s.start_price for s in outcomes.stocks} == {
+            t: pytest.approx(market.ticks[0].prices[t], abs=0.006) for t in market.tickers
+        }
+        assert [p.outcome for p in outcomes.predictions] == ["YES" if market.resolves_yes else "NO"]
+
+
+def test_the_guides_sql_answers_as_printed(engine: sa.Engine) -> None:
+    record_play(engine, played(3), seed=1)
+    with engine.connect() as conn:
+        rows = conn.execute(sa.text(GUIDE_SQL)).all()
+    assert [(r.window_id, r.agents) for r in rows] == [
+        ("2025-01-15T02:00", 2), ("2025-01-15T01:00", 2), ("2025-01-15T00:00", 2),
+    ]  # fmt: skip
+    assert all(r.avg_pnl is not None for r in rows)
+
+
+def test_spawning_again_plays_other_hours_and_stays_in_the_last_day(engine: sa.Engine) -> None:
+    first = free_windows(engine, 3, now=NOW)
+    spawn(engine, first, Cast(learners=5, policy="guide"), seed=1)
+    second = free_windows(engine, 3, now=NOW)
+    assert not set(first) & set(second)
+    assert all(w.closed_at(NOW) and w >= HourWindow.containing(NOW).next(-24) for w in first + second)
+    many = free_windows(engine, 30, now=NOW)
+    assert len(set(many)) == 30
+    assert not set(many) & set(first)
+
+
+def test_a_start_too_near_to_now_is_refused_with_what_there_is(engine: sa.Engine) -> None:
+    with pytest.raises(ConfigError, match="only 2 free closed hours"):
+        free_windows(engine, 3, now=NOW, start=HourWindow.containing(NOW).next(-2))
+
+
+def test_rivals_are_recorded_but_offered_to_no_training(engine: sa.Engine) -> None:
+    record_play(engine, played(1, learner=False), seed=1)
+    with engine.connect() as conn:
+        assert conn.scalars(sa.text("SELECT DISTINCT is_training_data FROM trajectories")).all() == [False]
+
+
+def test_the_market_and_scripted_play_do_not_depend_on_the_hash_seed(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import asyncio, hashlib\n"
+        "from babylon_rl.simulator.market import make_market\n"
+        "from babylon_rl.simulator.play import Seat, play\n"
+        "from babylon_rl.simulator.players import ScriptedPlayer\n"
+        "from babylon_rl.windows import HourWindow\n"
+        "m = make_market(HourWindow.parse('2025-01-15T00:00'), 1)\n"
+        "p = asyncio.run(play([m], [Seat('a', ScriptedPlayer('habits'))], seed=1))\n"
+        "print(hashlib.sha256(repr((m, p[0].moves)).encode()).hexdigest())\n"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed, "TZ": tz}, capture_output=True, text=True, check=True,
+            cwd=tmp_path,
+        ).stdout
+        for seed, tz in (("1", "UTC"), ("2", "Asia/Kolkata"), ("3", "America/New_York"))
+    }  # fmt: skip
+    assert len(told) == 1

@@ -1,0 +1,85 @@
+"""SIGKILL in the middle of training; the command run again finishes it, and no window trains twice."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from babylon_rl.settings import Settings
+from babylon_rl.simulator.spawn import Cast, spawn
+from babylon_rl.source.embedded import ensure_database
+from babylon_rl.windows import HourWindow
+from babylon_rl.workspace import open_workspace
+
+FIRST = HourWindow.parse("2025-01-15T00:00")
+
+
+@pytest.fixture
+def house(settings: Settings, server_url: str, request: pytest.FixtureRequest) -> dict[str, str]:
+    """The environment of a command that works on this test's database."""
+    assert settings.database_url is not None
+    database = f"babylon_test_{os.getpid()}_dagster_{request.node.name[:20]}"
+    return {
+        "PATH": os.environ["PATH"],
+        "BABYLON_HOME": str(settings.home),
+        "DATABASE_URL": settings.database_url.get_secret_value(),
+        "BABYLON_DAGSTER_URL": ensure_database(server_url, database, options={"synchronous_commit": "off"}),
+    }
+
+
+def train(house: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "babylon_rl.cli", "train", "--iterations", "2", "--windows-per-iteration", "4",
+               "--no-evaluate"]  # fmt: skip
+    return subprocess.Popen(command, env=house, stdout=log.open("ab"), stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def wait_until(happened: object, process: subprocess.Popen[bytes], log: Path, timeout_s: float = 120) -> None:
+    assert callable(happened)
+    end = time.monotonic() + timeout_s
+    while not happened():
+        assert process.poll() is None, f"the command ended too early:\n{log.read_text()}"
+        assert time.monotonic() < end, f"never came to it:\n{log.read_text()}"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("moment", ["planned", "written"])
+def test_a_killed_training_is_finished_and_no_window_trains_twice(
+    settings: Settings, engine: sa.Engine, house: dict[str, str], tmp_path: Path, moment: str
+) -> None:
+    """Killed once the batch is planned, and once the first checkpoint's files stand but nobody recorded them."""
+    spawn(engine, [FIRST.next(i) for i in range(8)], Cast(learners=6, policy="habits"), seed=1)
+    log = tmp_path / "log"
+    step = settings.checkpoints_dir / "babylon-agents/models/babylon-mmo/checkpoints/0001"
+
+    def planned() -> bool:
+        with engine.connect() as conn:
+            return bool(conn.scalar(sa.text("SELECT count(*) FROM babylon_rl.training_plans")))
+
+    def written() -> bool:
+        return any(step.parent.glob("0001*"))
+
+    process = train(house, log)
+    wait_until(planned if moment == "planned" else written, process, log)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    with open_workspace(settings) as workspace:
+        plan = workspace.ledger.open_plan()
+        before = workspace.ledger.checkpoints()
+    assert before == [] or moment == "written"
+
+    assert train(house, log).wait(timeout=240) == 0, log.read_text()
+
+    with open_workspace(settings) as workspace:
+        made = workspace.ledger.checkpoints()
+    assert [c.step for c in made][:2] == [1, 2]
+    if plan is not None:
+        assert made[0].windows == plan.windows
+    used = [w for c in made for w in c.windows]
+    assert len(used) == len(set(used)) == 8
+    assert not list(step.parent.glob("*.tmp"))
+    assert sorted(p.name for p in step.parent.iterdir() if p.is_dir()) == ["0001", "0002"]

@@ -1,0 +1,10 @@
+"""One torch thread for this room: two of them spin against each other where the machine has other work."""
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    import torch
+
+    torch.set_num_threads(1)

@@ -1,0 +1,191 @@
+"""A whole training over HTTP, by ART's own client, against a server that keeps what it was sent."""
+
+import asyncio
+import json
+from dataclasses import replace
+
+import pytest
+from serverless_server import ENTITY, KEY, ServerlessServer
+from training_factories import FIRST, LINEAGE, a_batch, a_group
+
+from babylon_rl.errors import BabylonRLError, ConfigError, DataError, TransientError
+from babylon_rl.grouping import make_group
+from babylon_rl.policy.base import shipped_base
+from babylon_rl.settings import Settings
+from babylon_rl.training.trainer import ScoredGroup, open_trainer
+from babylon_rl.types import Trajectory
+
+BATCH = a_batch(a_group(0, agents=5, decisions=2), a_group(1, agents=5, decisions=2))
+
+
+@pytest.fixture
+def server():
+    with ServerlessServer() as server:
+        yield server
+
+
+@pytest.fixture
+def settings(tmp_path, server) -> Settings:
+    return Settings.load(
+        BABYLON_HOME=str(tmp_path),
+        BABYLON_TRAINER="serverless",
+        BABYLON_BASE_MODEL=str(shipped_base()),  # a real run names a model of W&B's; its tokenizer is what is read here
+        BABYLON_WANDB_TRAINING_URL=server.url,
+        WANDB_API_KEY=KEY,
+    )
+
+
+def train(settings, batch=BATCH):
+    async def run():
+        async with open_trainer(settings) as trainer:
+            return await trainer.train(batch)
+
+    return asyncio.run(run())
+
+
+def test_a_training_over_http_sends_exactly_what_agents_saw_and_said_and_their_scores(server, settings) -> None:
+    made = train(settings)
+
+    (job,) = server.jobs
+    expected = [
+        (scored.group.window_id, decision)
+        for scored in BATCH.groups
+        for decision in range(len(scored.group.members[0].turns))
+    ]
+    assert [(g["metadata"]["window_id"], g["metadata"]["decision"]) for g in job["trajectory_groups"]] == expected
+    turns = {
+        (m.trajectory_id, d): (t, scored.scores[m.trajectory_id])
+        for scored in BATCH.groups
+        for m in scored.group.members
+        for d, t in enumerate(m.turns)
+    }
+    for sent in (t for g in job["trajectory_groups"] for t in g["trajectories"]):
+        turn, score = turns.pop((sent["metadata"]["trajectory_id"], sent["metadata"]["decision"]))
+        system, user, choice = sent["messages_and_choices"]
+        assert system == {"role": "system", "content": turn.system}
+        assert user == {"role": "user", "content": turn.user}
+        assert choice["message"]["content"] == turn.response
+        assert sent["reward"] == score
+        # Without log-probs a Choice does not train; these are marks, which the server must replace.
+        assert {t["logprob"] for t in choice["logprobs"]["content"]} == {0.0}
+    assert not turns, "a turn was not sent"
+    config = job["experimental_config"]
+    assert (config["learning_rate"], config["ppo"], config["precalculate_logprobs"]) == (1e-5, True, True)
+    assert made.path == f"{ENTITY}/babylon-agents/{LINEAGE}:step1"
+    assert made.manifest == {}
+    assert made.metrics["loss/train"] == pytest.approx(0.375)
+    assert made.metrics["behaviour/unknown"] == 20
+
+
+def test_what_is_sent_trains_under_arts_own_tokenizer(server, settings) -> None:
+    """The server reads the body back and tokenises it as ART does: every turn has trainable tokens, to its end."""
+    from art.preprocessing.tokenize import tokenize_trajectory_groups
+    from art.trajectories import Trajectory, TrajectoryGroup
+    from openai.types.chat.chat_completion import Choice
+    from transformers import AutoTokenizer
+
+    train(settings)
+
+    tokenizer = AutoTokenizer.from_pretrained(shipped_base())
+    groups = []
+    for sent in server.jobs[0]["trajectory_groups"]:
+        members = []
+        for t in sent["trajectories"]:
+            *prompt, choice = t["messages_and_choices"]
+            members.append(
+                Trajectory(messages_and_choices=[*prompt, Choice.model_validate(choice)], reward=t["reward"])
+            )
+        groups.append(TrajectoryGroup(members))
+    results = list(tokenize_trajectory_groups(tokenizer, groups, False, True))
+    assert len(results) == 2 * 2 * 4  # the member in the middle has no advantage
+    for r in results:
+        said = [t for t, m in zip(r.token_ids, r.assistant_mask, strict=True) if m]
+        assert said[-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(said[:-1]) == r.trajectory.messages()[-1]["content"]
+
+
+def test_a_second_step_follows_the_first_and_a_step_the_ledger_does_not_know_is_refused(server, settings) -> None:
+    train(settings)
+    second = replace(BATCH, step=2)
+
+    assert train(settings, second).path.endswith(":step2")
+    with pytest.raises(DataError, match=rf"stands at {LINEAGE}@2 before training step 2, but the ledger says 1"):
+        train(settings, second)
+    assert len(server.jobs) == 2, "nothing was paid for twice"
+
+
+def test_a_failing_job_is_one_clear_error_and_is_not_sent_again(server, settings) -> None:
+    server.fails_with = "out of luck in rank 3"
+
+    with pytest.raises(BabylonRLError, match=r"out of luck in rank 3.*train again") as failure:
+        train(settings)
+
+    assert not isinstance(failure.value, TransientError), "a retry by itself would cost money"
+    assert len(server.jobs) == 1
+
+
+@pytest.mark.parametrize(("status", "error"), [(403, ConfigError), (422, DataError), (503, TransientError)])
+def test_a_refusal_says_who_must_act(server, settings, status, error) -> None:
+    server.refuses_with = status
+
+    with pytest.raises(error, match=f"HTTP {status}") as refusal:
+        train(settings)
+
+    assert KEY not in str(refusal.value)
+
+
+def test_no_server_is_a_transient_error(settings) -> None:
+    closed = settings.model_copy(update={"wandb_base_url": "http://127.0.0.1:9/v1"})
+
+    with pytest.raises(TransientError, match="no connection"):
+        train(closed)
+
+
+def test_a_batch_without_spread_never_reaches_the_network(server, settings) -> None:
+    with pytest.raises(DataError, match="same score"):
+        train(settings, a_batch(a_group(0, scores=dict.fromkeys(range(5), 0.5))))
+
+    assert server.paths == []
+
+
+def test_no_hindsight_reaches_the_body(server, settings) -> None:
+    """Canaries where the game keeps what only the future knew; the group is made as the pipeline makes it."""
+    trajectories = [
+        Trajectory(
+            trajectory_id=member.trajectory_id,
+            agent_id=member.agent_id,
+            window_id=member.trajectory_id.partition("/")[0],
+            row_ids=("CANARY-row",),
+            turns=member.turns,
+            decisions=({"actionType": "trade", "result": {"pnl": "CANARY"}, "correctness": {"was": "CANARY"}},) * 2,
+            start_balance_usd=10_000.0,
+            pnl_usd=123.456,
+            game_knowledge={"trueProbabilities": "CANARY"},
+        )
+        for member in a_group(0).group.members
+    ]
+    group = make_group(FIRST, trajectories, min_agents=2)
+    assert group is not None
+    scores = {m.trajectory_id: i / 4 for i, m in enumerate(group.members)}
+
+    train(settings, a_batch(ScoredGroup(group=group, scores=scores, judgment_key="CANARY-judgment")))
+
+    sent = json.dumps(server.jobs)
+    assert sent.count('"role": "user"') == 10
+    assert "CANARY" not in sent
+    assert "123.456" not in sent
+
+
+@pytest.mark.parametrize(
+    ("trainer", "changes", "names"),
+    [
+        ("serverless", {"wandb_api_key": None}, "WANDB_API_KEY"),
+        ("serverless", {"base_model": None}, "BABYLON_BASE_MODEL"),
+        ("local", {}, r"pip install 'babylon_rl\[gpu\]'"),
+    ],
+)
+def test_a_missing_key_base_or_package_is_named(settings, trainer, changes, names) -> None:
+    lacking = settings.model_copy(update={"trainer": trainer, **changes})
+
+    with pytest.raises(ConfigError, match=names):
+        train(lacking)
