@@ -314,6 +314,18 @@ def db_url() -> None:
     sys.stdout.write(game_url(_settings()) + "\n")
 
 
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
+def psql(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+    """Open the game database in psql; arguments go through: babylon-rl psql -c "SELECT 1"."""
+    import os
+
+    from babylon_rl.source.database import game_url
+    from babylon_rl.source.embedded import binary
+
+    program = str(binary("psql"))
+    os.execv(program, [program, game_url(_settings()), *(arguments or [])])  # noqa: S606  no shell on purpose
+
+
 @app.command()
 def env() -> None:
     """Print what a shell needs to use dagster's own commands here: eval "$(babylon-rl env)"."""

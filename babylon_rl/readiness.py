@@ -128,7 +128,7 @@ def _mend(
             f"babylon-rl spawn-test-agents --agents {min_agents} --windows {missing}"
         )
     if blind := [x for x in unused if not x.outcomes]:
-        hours = int((now - HourWindow.parse(blind[0].window_id).start_at) / HOUR) + 1
+        hours = (HourWindow.containing(now).start_at - HourWindow.parse(blind[0].window_id).start_at) // HOUR
         return (
             f"{len(blind)} window{'s have' if len(blind) > 1 else ' has'} no market outcomes, so no ground truth to "
             f"judge by; run: babylon-rl sync-outcomes --hours {max(hours, 24)}"

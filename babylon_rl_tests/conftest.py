@@ -92,6 +92,20 @@ def settings(tmp_path: Path, database_url: str) -> Settings:
     return Settings.load(BABYLON_HOME=str(tmp_path), DATABASE_URL=database_url, BABYLON_PLATFORM_URL=None)
 
 
+@pytest.fixture
+def house(settings: Settings, server_url: str) -> Iterator[dict[str, str]]:
+    """The environment of a command that works on this test's database."""
+    assert settings.database_url is not None
+    database = f"babylon_test_{os.getpid()}_{next(_serial)}_dagster"
+    yield {
+        "PATH": os.environ["PATH"],
+        "BABYLON_HOME": str(settings.home),
+        "DATABASE_URL": settings.database_url.get_secret_value(),
+        "BABYLON_DAGSTER_URL": ensure_database(server_url, database, options={"synchronous_commit": "off"}),
+    }
+    drop_database(server_url, database)
+
+
 def drop_database(server_url: str, name: str) -> None:
     with psycopg.connect(server_url, autocommit=True) as conn:
         conn.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')

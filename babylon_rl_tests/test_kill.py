@@ -12,24 +12,10 @@ import sqlalchemy as sa
 
 from babylon_rl.settings import Settings
 from babylon_rl.simulator.spawn import Cast, spawn
-from babylon_rl.source.embedded import ensure_database
 from babylon_rl.windows import HourWindow
 from babylon_rl.workspace import open_workspace
 
 FIRST = HourWindow.parse("2025-01-15T00:00")
-
-
-@pytest.fixture
-def house(settings: Settings, server_url: str, request: pytest.FixtureRequest) -> dict[str, str]:
-    """The environment of a command that works on this test's database."""
-    assert settings.database_url is not None
-    database = f"babylon_test_{os.getpid()}_dagster_{request.node.name[:20]}"
-    return {
-        "PATH": os.environ["PATH"],
-        "BABYLON_HOME": str(settings.home),
-        "DATABASE_URL": settings.database_url.get_secret_value(),
-        "BABYLON_DAGSTER_URL": ensure_database(server_url, database, options={"synchronous_commit": "off"}),
-    }
 
 
 def train(house: dict[str, str], log: Path) -> subprocess.Popen[bytes]:

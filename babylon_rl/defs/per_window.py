@@ -78,5 +78,7 @@ def _shown(value: object) -> dg.MetadataValue:
             return dg.MetadataValue.float(value)
         case str():
             return dg.MetadataValue.text(value)
-        case _:
+        case list() | tuple() | dict():
             return dg.MetadataValue.json(value)
+        case _:
+            return dg.MetadataValue.text(str(value))

@@ -23,9 +23,7 @@ from babylon_rl.types import policy_name
 logger = logging.getLogger(__name__)
 
 LOADED: Final = 6  # checkpoints kept in memory beside the base
-SMALL: Final = (
-    20_000_000  # parameters; below it a second thread gains nothing, and on a busy machine it cost a factor of five
-)
+SMALL: Final = 20_000_000  # parameters; below it a second thread showed no gain (118 and 137 calls/s, two and one)
 
 
 @dataclass(slots=True)

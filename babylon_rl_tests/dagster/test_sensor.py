@@ -2,11 +2,11 @@
 
 import dagster as dg
 import pytest
+from dagster_factories import FIRST, spawn_windows
 
 from babylon_rl.defs.automation import STEP_TAG, train_when_ready
 from babylon_rl.defs.run import Runner
 from babylon_rl.workspace import Workspace
-from dagster_factories import FIRST, spawn_windows
 
 
 def tick(instance: dg.DagsterInstance, workspace: Workspace) -> dg.RunRequest | dg.SkipReason:
@@ -31,7 +31,9 @@ def test_it_waits_and_says_for_what(workspace: Workspace, runner: Runner, resour
 
 
 @pytest.mark.usefixtures("three_ready")
-def test_a_tick_repeated_asks_for_the_same_run_under_the_same_key(workspace: Workspace, instance: dg.DagsterInstance) -> None:
+def test_a_tick_repeated_asks_for_the_same_run_under_the_same_key(
+    workspace: Workspace, instance: dg.DagsterInstance
+) -> None:
     first, second = tick(instance, workspace), tick(instance, workspace)
     assert isinstance(first, dg.RunRequest)
     assert isinstance(second, dg.RunRequest)

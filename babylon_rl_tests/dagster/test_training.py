@@ -4,13 +4,13 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from dagster_factories import FIRST, spawn_windows
 
 from babylon_rl.defs.run import Runner
 from babylon_rl.errors import BabylonRLError
 from babylon_rl.policy.checkpoints import checkpoint_dir
 from babylon_rl.training.run import train_range
 from babylon_rl.workspace import Workspace
-from dagster_factories import FIRST, spawn_windows
 
 
 def digests(directory: Path) -> dict[str, str]:
@@ -36,7 +36,10 @@ def test_a_range_replays_every_iteration_and_a_second_one_trains_nothing(
     ]
     root = workspace.settings.checkpoints_dir
     before = digests(checkpoint_dir(root, "babylon-mmo", 2))
-    assert before["adapter_model.safetensors"] != digests(checkpoint_dir(root, "babylon-mmo", 1))["adapter_model.safetensors"]
+    assert (
+        before["adapter_model.safetensors"]
+        != digests(checkpoint_dir(root, "babylon-mmo", 1))["adapter_model.safetensors"]
+    )
     assert workspace.ledger.manifest(2) == before
 
     runner.materialize("policy", FIRST, FIRST.next(6), assets=["trained_checkpoint"], resources=resources)

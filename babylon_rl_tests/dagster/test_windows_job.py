@@ -147,11 +147,9 @@ def test_a_window_without_outcomes_is_not_judged_and_says_why(
     ran = runner.materialize("windows", FIRST, FIRST.next(), resources=resources)
     assert ran.failed_checks >= 1
     assert [r.window_id for r in workspace.ledger.ready()] == [str(FIRST.next())]
-    (event,) = [
-        e for e in runner.instance.fetch_materializations(
+    (event,) = list(runner.instance.fetch_materializations(
             dg.AssetRecordsFilter(dg.AssetKey("ruler_scores"), asset_partitions=[str(FIRST)]), limit=1
-        ).records
-    ]  # fmt: skip
+        ).records)  # fmt: skip
     assert "sync-outcomes" in str(event.asset_materialization.metadata["failed"].value)
 
 

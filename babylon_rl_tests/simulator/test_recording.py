@@ -18,7 +18,7 @@ from babylon_rl.windows import HourWindow
 FIRST = HourWindow.parse("2025-01-15T00:00")
 NOW = datetime(2025, 1, 20, tzinfo=UTC)
 GUIDE_SQL = """
-SELECT 
+SELECT
   window_id,
   COUNT(DISTINCT agent_id) as agents,
   AVG(final_pnl) as avg_pnl

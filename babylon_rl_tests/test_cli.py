@@ -1,0 +1,97 @@
+"""The guide's commands, run as a person runs them: each as a process of its own."""
+
+import re
+import subprocess
+import sys
+
+import sqlalchemy as sa
+
+GUIDE_SQL = """
+SELECT
+  window_id,
+  COUNT(DISTINCT agent_id) as agents,
+  AVG(final_pnl) as avg_pnl
+FROM trajectories
+WHERE window_id IS NOT NULL
+GROUP BY window_id
+ORDER BY window_id DESC
+LIMIT 5;
+"""
+
+
+def run(house: dict[str, str], *arguments: str, status: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "babylon_rl.cli", *arguments], env=house, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == status, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return re.sub(r"\s+", " ", done.stdout + done.stderr)
+
+
+def test_the_guides_quick_start_leads_to_a_checkpoint(house: dict[str, str], engine: sa.Engine) -> None:
+    """No windows → spawn → outcomes missing → sync → ready → train → used; every answer names the next command."""
+    said = run(house, "check-windows", status=1)
+    assert "No windows found." in said
+    assert "run: babylon-rl spawn-test-agents --agents 5 --windows 3" in said
+
+    said = run(house, "spawn-test-agents", "--agents", "5", "--windows", "3")
+    assert "3 windows played by 5 agents (guide)" in said
+
+    said = run(house, "check-windows", status=1)
+    assert "Windows with 5+ agents: 3" in said
+    assert "run: babylon-rl sync-outcomes --hours 24" in said
+
+    assert "written=3" in run(house, "sync-outcomes", "--hours", "24")
+    assert "written=0" in run(house, "sync-outcomes", "--hours", "24"), "syncing again writes nothing"
+
+    said = run(house, "check-windows")
+    assert "Windows with 5+ agents: 3" in said
+    assert "READY FOR TRAINING!" in said
+
+    said = run(house, "train", "--min-agents", "5", "--iterations", "2", "--no-evaluate")
+    assert "ITERATION 1/2" in said
+    assert "Found 5 simultaneous agents" in said
+    assert re.search(r"RULER scores: min=0\.\d\d, max=0\.\d\d, avg=0\.\d\d", said)
+    assert re.search(r"Best: agent-\d-\w+ \(score: 0\.\d\d, P&L: \$-?[\d,]+\.\d\d\)", said)
+    assert "Training on 3 windows... " in said
+    assert "Iteration 1 complete! Checkpoint: step 1" in said
+    assert "Final step: 1 Checkpoints trained: 1" in said
+
+    said = run(house, "check-windows", status=1)
+    assert "trained @1" in said
+    assert "3 are used or kept out" in said
+    with engine.connect() as conn:
+        assert conn.scalar(sa.text("SELECT count(*) FROM babylon_rl.consumed_windows")) == 3
+
+
+def test_training_without_data_ends_in_one_sentence(house: dict[str, str]) -> None:
+    said = run(house, "train", "--iterations", "1", status=2)
+    assert "0 unused windows with 5+ agents are ready, 3 make one training; run `babylon-rl check-windows`" in said
+
+
+def test_a_wrong_word_ends_in_one_sentence(house: dict[str, str]) -> None:
+    assert "window id 'yesterday' is not a UTC hour" in run(
+        house, "materialize", "--from", "yesterday", "--to", "x", status=2
+    )
+    assert "player 'lucky' is unknown" in run(house, "spawn-test-agents", "--policy", "lucky", status=2)
+    wrong = house | {"BABYLON_MIN_AGENTS": "many"}
+    assert "BABYLON_MIN_AGENTS" in run(wrong, "check-windows", status=2)
+    secret = house | {"DATABASE_URL": "postgresql://game:hunter2@127.0.0.1:1/none"}
+    said = run(secret, "check-windows", status=2)
+    assert "cannot be reached" in said
+    assert "hunter2" not in said
+
+
+def test_the_guides_sql_answers_in_psql(house: dict[str, str]) -> None:
+    run(house, "spawn-test-agents", "--agents", "6", "--start", "2025-01-15T00:00")
+    said = run(house, "psql", "-c", GUIDE_SQL)
+    assert re.search(r"window_id \| agents \| avg_pnl", said)
+    assert re.search(r"2025-01-15T00:00 \| 6 \| -?\d+", said)
+
+
+def test_the_database_url_opens_the_game(house: dict[str, str]) -> None:
+    import psycopg
+
+    url = run(house, "db-url").strip()
+    with psycopg.connect(url) as conn:
+        assert conn.execute("SELECT count(*) FROM trajectories").fetchone() == (0,)
