@@ -4,6 +4,8 @@ Every step asks the database first what is already done, so a demo killed anywhe
 """
 
 import os
+import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +18,16 @@ from babylon_rl import evaluation
 from babylon_rl.errors import ConfigError
 from babylon_rl.judging.open import open_judge
 from babylon_rl.policy.process import running_server
-from babylon_rl.report.data import CurvePoint, DemoReport, Leaderboard, LeaderRow, Lift, PolicyFigures, to_json
+from babylon_rl.report.data import (
+    CurvePoint,
+    DemoReport,
+    Exploring,
+    Leaderboard,
+    LeaderRow,
+    Lift,
+    PolicyFigures,
+    to_json,
+)
 from babylon_rl.report.page import render
 from babylon_rl.report.screen import DemoProgress, Phase, progress, show
 from babylon_rl.settings import Settings
@@ -34,11 +45,11 @@ if TYPE_CHECKING:
 DEMO_START: Final = HourWindow.parse("2025-01-15T00:00")
 
 NEXT_COMMANDS: Final = (
-    ("make ui", "every materialization and check of this run, in Dagster's UI"),
-    ("babylon-rl check-windows", "which windows are ready, and what the others miss"),
-    ("babylon-rl spawn-test-agents --agents 8 --policy current", "let the trained policy play new windows"),
-    ("babylon-rl train --iterations 1", "train one more checkpoint on them"),
-    ('psql "$(babylon-rl db-url)"', "the game's tables and ours, in SQL"),
+    ("make ui", "this run in Dagster's UI"),
+    ("babylon-rl check-windows", "which windows are ready"),
+    ("babylon-rl spawn-test-agents --agents 8 --policy current", "the trained policy plays"),
+    ("babylon-rl train --iterations 1", "train one more checkpoint"),
+    ("babylon-rl psql", "the game's tables and ours, in SQL"),
 )
 
 
@@ -111,8 +122,9 @@ def run_demo(settings: Settings, plan: DemoPlan, console: Console, *, out: Path)
                     loop.evaluate_base()
                     for iteration in range(1, plan.iterations + 1):
                         loop.iterate(iteration)
+                    sampled = loop.evaluate_sampled()
                 with run.phase("report"):
-                    report = build_report(workspace, plan, seconds=run.seconds)
+                    report = build_report(workspace, plan, seconds=run.seconds, sampled=sampled)
         finally:
             server.__exit__(None, None, None)
     report = replace(report, seconds={k: round(v, 2) for k, v in run.seconds.items()})
@@ -138,6 +150,20 @@ class _Loop:
             self.watch.phase = phase
             result = evaluation.evaluate_checkpoint(self.workspace, 0, on_decision=self.watch.decided)
             phase.note(f"mean ${result.base.mean_pnl_usd:,.0f}")
+
+    def evaluate_sampled(self) -> evaluation.Comparison | None:
+        """Base and last checkpoint once more at the exploring temperature, where they differ from greedy play."""
+        settings, latest = self.workspace.settings, self.workspace.ledger.latest()
+        if latest is None or settings.explore_temperature == settings.serve_temperature:
+            return None
+        suite = evaluation.Suite(windows=settings.evaluation_windows, temperature=settings.explore_temperature)
+        with self.run.phase("evaluate", "sampled", total=2 * suite.windows * 3) as phase:
+            self.watch.phase = phase
+            result = evaluation.evaluate_checkpoint(
+                self.workspace, latest.step, suite=suite, on_decision=self.watch.decided
+            )
+            phase.note(f"lift {result.lift.mean:+,.0f} [{result.lift.lo:+,.0f}, {result.lift.hi:+,.0f}]")
+        return result
 
     def iterate(self, iteration: int) -> None:
         """Play with checkpoint k − 1, judge, train checkpoint k, evaluate it."""
@@ -206,14 +232,15 @@ def _refuse_foreign_training(workspace: Workspace, plan: DemoPlan) -> None:
             )
 
 
-def build_report(workspace: Workspace, plan: DemoPlan, *, seconds: Mapping[str, float]) -> DemoReport:
+def build_report(
+    workspace: Workspace, plan: DemoPlan, *, seconds: Mapping[str, float], sampled: evaluation.Comparison | None
+) -> DemoReport:
     """Everything measured, from the database: a demo that was interrupted reports the same numbers."""
     settings = workspace.settings
     rows = evaluation.curve(workspace)
     base, final = rows[0].result, rows[-1].result
     suite = evaluation.suite_of(workspace)
     oracle = evaluation.oracle_mean_pnl_usd(suite)
-    lift = paired_bootstrap(base.pnl_usd, final.pnl_usd)
     checkpoints = {c.step: c for c in workspace.ledger.checkpoints()}
     curve = []
     for row in rows:
@@ -244,22 +271,32 @@ def build_report(workspace: Workspace, plan: DemoPlan, *, seconds: Mapping[str, 
         base=_figures(base),
         final=_figures(final),
         oracle_mean_pnl=oracle,
-        lift=Lift(
-            mean=lift.mean,
-            ci95=(lift.lo, lift.hi),
-            share_of_oracle_gap=share_of_gap(base.mean_pnl_usd, final.mean_pnl_usd, oracle),
-        ),
+        lift=_lift(base, final, oracle),
         curve=tuple(curve),
         leaderboard=_leaderboard(workspace, plan.window_range(plan.iterations)[1]),
         seconds=dict(seconds),
         machine=f"{os.cpu_count()} cores",
-        next_commands=NEXT_COMMANDS,
+        next_commands=tuple((_as_typed(c), what) for c, what in NEXT_COMMANDS),
+        exploring=None
+        if sampled is None
+        else Exploring(
+            temperature=settings.explore_temperature,
+            base_mean_pnl=sampled.base.mean_pnl_usd,
+            final_mean_pnl=sampled.policy.mean_pnl_usd,
+            lift=_lift(sampled.base, sampled.policy, oracle),
+        ),
         paired=tuple(b - a for a, b in zip(base.pnl_usd, final.pnl_usd, strict=True)),
     )
 
 
 def _figures(r: evaluation.PolicyResult) -> PolicyFigures:
     return PolicyFigures(name=r.name, mean_pnl=r.mean_pnl_usd, win_rate=r.win_rate, invalid_rate=r.invalid_rate)
+
+
+def _lift(base: evaluation.PolicyResult, final: evaluation.PolicyResult, oracle: float) -> Lift:
+    interval = paired_bootstrap(base.pnl_usd, final.pnl_usd)
+    share = share_of_gap(base.mean_pnl_usd, final.mean_pnl_usd, oracle)
+    return Lift(mean=interval.mean, ci95=(interval.lo, interval.hi), share_of_oracle_gap=share)
 
 
 def _explored(workspace: Workspace, windows: tuple[str, ...]) -> float | None:
@@ -294,6 +331,14 @@ def _leaderboard(workspace: Workspace, window: HourWindow) -> Leaderboard:
             )
         )
     return Leaderboard(window_id=str(window), rows=tuple(rows))
+
+
+def _as_typed(command: str) -> str:
+    """A command as it works in the shell that started us: `make demo` does not put the environment on the PATH."""
+    program, _, rest = command.partition(" ")
+    if program != "babylon-rl" or shutil.which(program):
+        return command
+    return f"{_relative(Path(sys.executable).parent / program)} {rest}".strip()
 
 
 def _relative(path: Path) -> Path:

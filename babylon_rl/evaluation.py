@@ -103,19 +103,24 @@ def suite_of(workspace: Workspace) -> Suite:
 
 
 def evaluate_checkpoint(
-    workspace: Workspace, step: int, *, on_decision: Callable[[], None] | None = None
+    workspace: Workspace,
+    step: int,
+    *,
+    suite: Suite | None = None,
+    on_decision: Callable[[], None] | None = None,
 ) -> Comparison:
     """Play the suite with a checkpoint and with its base; what was played before is read back.
 
     Args:
         workspace: Its settings name the suite and the endpoint.
         step: Checkpoint of the workspace's lineage; 0 compares the base with itself.
+        suite: None: the one that the settings describe.
         on_decision: Called after every decision, for a progress bar.
     """
     from babylon_rl.policy.process import running_server
     from babylon_rl.statistics import paired_bootstrap
 
-    suite = suite_of(workspace)
+    suite = suite or suite_of(workspace)
     missing = [s for s in sorted({0, step}) if _stored(workspace, s, suite) is None]
     if missing:
         with running_server(workspace.settings) as url:

@@ -3,6 +3,7 @@
 from typing import Final
 
 from babylon_rl.errors import ConfigError
+from babylon_rl.judging.dice import DiceJudge
 from babylon_rl.judging.endpoint import Endpoint, LiteLlmEndpoint, OpenAIEndpoint
 from babylon_rl.judging.hindsight import HindsightJudge
 from babylon_rl.judging.judge import Judge
@@ -18,7 +19,7 @@ def open_judge(settings: Settings, *, timeout_s: float = TIMEOUT_S, patience: Pa
     """Choose the judge that the settings ask for.
 
     RULER when `JUDGE_MODEL` or `OPENAI_API_KEY` is set; else, and for `JUDGE_MODEL=hindsight`, the hindsight judge,
-    which asks no LLM. Opening connects to nothing.
+    which asks no LLM. `JUDGE_MODEL=dice` is the control that must teach nothing. Opening connects to nothing.
 
     Args:
         settings: The process's settings.
@@ -32,6 +33,8 @@ def open_judge(settings: Settings, *, timeout_s: float = TIMEOUT_S, patience: Pa
     model = settings.judge_model or (DEFAULT_MODEL if key else None)
     if model == "hindsight" or (model is None and settings.judge_base_url is None):
         return HindsightJudge()
+    if model == "dice":
+        return DiceJudge()
     if model is None:
         raise ConfigError("JUDGE_BASE_URL is set but no JUDGE_MODEL; name the model that answers there, or unset it")
     endpoint: Endpoint

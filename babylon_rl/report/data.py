@@ -49,6 +49,20 @@ class Lift:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Exploring:
+    """Base and final on the same held-out windows at the exploring temperature.
+
+    A greedy policy plays only what it likes best, so a base whose first choice happens to be a poor one starts in
+    a hole. Sampled, the base plays its habits as they are: this pair shows how much of the lift is more than that.
+    """
+
+    temperature: float
+    base_mean_pnl: float
+    final_mean_pnl: float
+    lift: Lift
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CurvePoint:
     """One checkpoint, evaluated on the held-out windows; step 0 is the base.
 
@@ -106,6 +120,7 @@ class DemoReport:
         machine: Cores only, never a name.
         next_commands: A command and what it does.
         paired: Final less base for each held-out window, if known.
+        exploring: The same comparison at the exploring temperature, if it was made.
     """
 
     windows: int
@@ -126,6 +141,7 @@ class DemoReport:
     next_commands: tuple[tuple[str, str], ...]
     currency: str = "USD"
     paired: tuple[float, ...] = ()
+    exploring: Exploring | None = None
 
 
 def to_json(report: DemoReport) -> bytes:

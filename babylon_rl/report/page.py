@@ -38,6 +38,7 @@ def render(report: DemoReport) -> str:
         caution=words.caution(report),
         gap_note=words.gap_note(report),
         judged_by=words.judged_by(report),
+        sampled=words.exploring(report),
         interval=words.interval(report),
         digits=words.report_digits(report),
         row_digits=words.money_digits(pnl),

@@ -68,6 +68,18 @@ def interval(report: DemoReport) -> str:
     return f"[{money(lo, digits=digits, signed=True)}, {money(hi, digits=digits, signed=True)}]"
 
 
+def exploring(report: DemoReport) -> str | None:
+    """The comparison at the exploring temperature in one sentence, or None when it was not made."""
+    if report.exploring is None:
+        return None
+    e, digits = report.exploring, report_digits(report)
+    lo, hi = (money(v, digits=digits, signed=True) for v in e.lift.ci95)
+    return (
+        f"Sampled at temperature {e.temperature:g}, on the same windows: {money(e.base_mean_pnl, digits=digits)} → "
+        f"{money(e.final_mean_pnl, digits=digits)}, {money(e.lift.mean, digits=digits, signed=True)} [{lo}, {hi}]."
+    )
+
+
 def headline(report: DemoReport) -> str:
     """Say the result in one or two plain sentences: more, less, or nothing that can be claimed."""
     return "".join(headline_parts(report))
@@ -127,4 +139,6 @@ def judged_by(report: DemoReport) -> str:
             "No LLM judged: the hindsight judge computed each score from what was attainable in the window, "
             "known only afterwards."
         )
+    if report.judge == "dice":
+        return "Nobody judged: this is the control whose scores were thrown with dice, and no lift should be found."
     return f"The scores came from {report.judge}, a model that read each group and compared its members."
