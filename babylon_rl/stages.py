@@ -134,11 +134,11 @@ async def score(
             continue
         group_id = items[w][0].group_id
         judgment = report.judgments.get(group_id)
-        store.set_current_judgment(w, group_id, None if judgment is None else judgment.key)
+        news = store.set_current_judgment(w, group_id, None if judgment is None else judgment.key)
         stages[w] = (
             Stage(data_version="none", changed=False, count=0, facts={"failed": report.failed.get(group_id, "unknown")})
             if judgment is None
-            else Stage(data_version=judgment.key, changed=True, count=len(judgment.scores), facts=spread(judgment))
+            else Stage(data_version=judgment.key, changed=news, count=len(judgment.scores), facts=spread(judgment))
         )
     logger.info(
         "scored windows=%d groups=%d calls=%d cached=%d failed=%d",

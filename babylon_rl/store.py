@@ -275,19 +275,20 @@ class Store:
         with self.engine.begin() as conn:
             conn.execute(insert(t.judgments).on_conflict_do_nothing(), rows)
 
-    def set_current_judgment(self, window: HourWindow, group_id: str, key: str | None) -> None:
-        """Say which judgment speaks for a window now (None: none does)."""
+    def set_current_judgment(self, window: HourWindow, group_id: str, key: str | None) -> bool:
+        """Say which judgment speaks for a window now (None: none does); returns whether that is news."""
         c = t.window_judgments.c
         with self.locked(window) as conn:
             now = conn.scalar(sa.select(c.judgment_key).where(c.window_id == str(window)))
             if now == key:
-                return
+                return False
             conn.execute(sa.delete(t.window_judgments).where(c.window_id == str(window)))
             if key is not None:
                 conn.execute(
                     sa.insert(t.window_judgments),
                     [{"window_id": str(window), "group_id": group_id, "judgment_key": key}],
                 )
+        return True
 
     def judgment(self, window: HourWindow) -> Judgment | None:
         """The current judgment of a window."""
