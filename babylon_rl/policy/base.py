@@ -43,20 +43,6 @@ class BaseReport:
     seconds: float
 
 
-def shipped_base() -> Path:
-    """Directory of the base policy that comes with the package."""
-    return Path(__file__).parent / "base"
-
-
-def require_base(base: Path) -> None:
-    """Raise a ConfigError unless `base` holds a model; asked before anything heavy is imported."""
-    if not (base / "config.json").is_file():
-        raise ConfigError(
-            f"base policy {str(base)!r} has no config.json; make one with `babylon-rl make-base-policy`, "
-            "or unset BABYLON_BASE_MODEL to use the shipped one"
-        )
-
-
 def make_base_policy(
     out: Path,
     *,

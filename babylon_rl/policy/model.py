@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from babylon_rl.errors import ConfigError, DataError
-from babylon_rl.policy.base import require_base
 from babylon_rl.policy.compat import undo_art_patch
+from babylon_rl.policy.shipped import require_base
 from babylon_rl.policy.tokenizer import CONTEXT
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 from babylon_rl.errors import ConfigError, TransientError
-from babylon_rl.policy.base import shipped_base
+from babylon_rl.policy.shipped import shipped_base
 
 if TYPE_CHECKING:
     from babylon_rl.settings import Settings
 
-__all__ = ["base_of", "running_server", "shipped_base"]
+__all__ = ["base_of", "running_server"]
 
 logger = logging.getLogger(__name__)
 

@@ -24,9 +24,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from babylon_rl.errors import DataError
-from babylon_rl.policy.base import require_base, shipped_base
 from babylon_rl.policy.checkpoints import checkpoint_dir, lineages, resolve, steps
 from babylon_rl.policy.prompting import PromptRenderer
+from babylon_rl.policy.shipped import require_base, shipped_base
 from babylon_rl.policy.wire import ChatRequest, RequestError, as_chunk, completion
 from babylon_rl.types import policy_name
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from babylon_rl.errors import DataError
 from babylon_rl.training.ledger import Plan
+from babylon_rl.training.open import open_trainer
 from babylon_rl.training.rewards import rank_rewards
-from babylon_rl.training.trainer import ScoredGroup, TrainingBatch, open_trainer
+from babylon_rl.training.trainer import ScoredGroup, TrainingBatch
 from babylon_rl.types import Checkpoint, Json
 from babylon_rl.windows import HourWindow
 from babylon_rl.workspace import Workspace

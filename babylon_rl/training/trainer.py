@@ -1,21 +1,16 @@
 """The Trainer: a judged batch goes in, a checkpoint comes out.
 
-What belongs here: the Protocol, its values, the checks that cost nothing, and the choice of a backend.
-What does not: which windows make a batch (the ledger's), and how any backend trains (its own module).
+What belongs here: the Protocol, its values, and the checks that cost nothing. What does not: which windows make a
+batch (the ledger's), which backend is chosen (`open.py`), and how any of them trains (its own module).
 """
 
 import math
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from babylon_rl.errors import DataError
 from babylon_rl.types import TrajectoryGroup
-
-if TYPE_CHECKING:
-    from babylon_rl.settings import Settings
-    from babylon_rl.training.art_trainer import Engine
 
 Progress = Callable[[int, int, float], None]
 """`on_step(done, total, loss)` after each gradient step."""
@@ -109,42 +104,6 @@ class Trainer(Protocol):
         ...
 
     async def close(self) -> None: ...
-
-
-@asynccontextmanager
-async def open_trainer(settings: "Settings", *, on_step: Progress | None = None) -> AsyncGenerator[Trainer]:
-    """Open the trainer that `BABYLON_TRAINER` names and close it afterwards.
-
-    Args:
-        settings: `trainer`, `base_model`, `learning_rate`, `checkpoints_dir` and the W&B fields are read.
-        on_step: Told of each gradient step; the remote trainer cannot tell.
-
-    Raises:
-        ConfigError: The chosen trainer lacks a key or a package.
-    """
-    from babylon_rl.training.art_trainer import ArtTrainer
-
-    trainer = ArtTrainer(_engine(settings, on_step))
-    try:
-        yield trainer
-    finally:
-        await trainer.close()
-
-
-def _engine(settings: "Settings", on_step: Progress | None) -> "Engine":
-    match settings.trainer:
-        case "cpu":
-            from babylon_rl.training.cpu_backend import CpuEngine
-
-            return CpuEngine.from_settings(settings, on_step=on_step)
-        case "local":
-            from babylon_rl.training.local import LocalEngine
-
-            return LocalEngine.from_settings(settings)
-        case "serverless":
-            from babylon_rl.training.serverless import ServerlessEngine
-
-            return ServerlessEngine.from_settings(settings)
 
 
 def check_batch(batch: TrainingBatch) -> None:

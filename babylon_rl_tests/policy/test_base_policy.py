@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from babylon_rl.errors import ConfigError, DataError
-from babylon_rl.policy.base import clone_base, make_base_policy, shipped_base, write_base
+from babylon_rl.policy.base import clone_base, make_base_policy, write_base
 from babylon_rl.policy.compat import undo_art_patch
 from babylon_rl.policy.exam import Exam, examine, follows_its_reason
 from babylon_rl.policy.model import LoadedPolicy, load_policy
 from babylon_rl.policy.sampling import SampleRequest, sample
+from babylon_rl.policy.shipped import shipped_base
 
 EXAM = Exam(answers=1, reading_accuracy=1.0, ticker_accuracy=1.0, invalid_rate=0.0, mean_pnl_usd={0.0: 1.0})
 

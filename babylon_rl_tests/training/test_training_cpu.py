@@ -13,11 +13,11 @@ import training_factories
 from training_factories import LINEAGE, a_batch, a_group, batch_of, cpu_trainer
 
 from babylon_rl.errors import DataError, TransientError
-from babylon_rl.policy.base import shipped_base
 from babylon_rl.policy.checkpoints import checkpoint_dir, latest_step
+from babylon_rl.policy.shipped import shipped_base
 from babylon_rl.settings import Settings
 from babylon_rl.training import checkpoint_store
-from babylon_rl.training.trainer import open_trainer
+from babylon_rl.training.open import open_trainer
 
 
 def train(root: Path, batch):

@@ -4,7 +4,7 @@ import pytest
 from training_factories import LINEAGE, a_batch, a_group, with_turns
 
 from babylon_rl.errors import DataError
-from babylon_rl.policy.base import shipped_base
+from babylon_rl.policy.shipped import shipped_base
 from babylon_rl.training.sequences import MIN_TEMPERATURE, PARENT, Behaviour, behaviour_of, plan_training
 from babylon_rl.types import Turn
 

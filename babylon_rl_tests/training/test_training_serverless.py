@@ -10,9 +10,10 @@ from training_factories import FIRST, LINEAGE, a_batch, a_group
 
 from babylon_rl.errors import BabylonRLError, ConfigError, DataError, TransientError
 from babylon_rl.grouping import make_group
-from babylon_rl.policy.base import shipped_base
+from babylon_rl.policy.shipped import shipped_base
 from babylon_rl.settings import Settings
-from babylon_rl.training.trainer import ScoredGroup, open_trainer
+from babylon_rl.training.open import open_trainer
+from babylon_rl.training.trainer import ScoredGroup
 from babylon_rl.types import Trajectory
 
 BATCH = a_batch(a_group(0, agents=5, decisions=2), a_group(1, agents=5, decisions=2))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from training_factories import a_batch, a_group
 
-from babylon_rl.policy.base import shipped_base
+from babylon_rl.policy.shipped import shipped_base
 from babylon_rl.training.sequences import plan_training
 
 CONTEXT = 2048

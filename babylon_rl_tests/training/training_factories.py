@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from babylon_rl.policy.base import shipped_base
+from babylon_rl.policy.shipped import shipped_base
 from babylon_rl.simulator.market import make_market
 from babylon_rl.simulator.observation import SYSTEM_PROMPT, observe
 from babylon_rl.simulator.portfolio import Portfolio, parse_order
