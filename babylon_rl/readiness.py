@@ -117,6 +117,17 @@ def recorded_but_not_judged(workspace: Workspace, *, min_agents: int) -> list[Ho
     return HourWindow.parse_all(found - done - used)
 
 
+def contiguous(windows: list[HourWindow], *, gap: int = 6) -> list[tuple[HourWindow, HourWindow]]:
+    """Few ranges that cover `windows`: neighbours up to `gap` hours apart share a run."""
+    ranges: list[tuple[HourWindow, HourWindow]] = []
+    for w in sorted(windows):
+        if ranges and w <= ranges[-1][1].next(gap):
+            ranges[-1] = (ranges[-1][0], w)
+        else:
+            ranges.append((w, w))
+    return ranges
+
+
 def _mend(
     enough: Sequence[WindowLine], unused: Sequence[WindowLine], min_agents: int, min_windows: int, now: datetime
 ) -> str | None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from babylon_rl.errors import DataError
-from babylon_rl.readiness import recorded_but_not_judged
+from babylon_rl.readiness import contiguous, recorded_but_not_judged
 from babylon_rl.report.screen import DemoProgress, Phase, progress
 from babylon_rl.types import Checkpoint
 from babylon_rl.windows import HourWindow
@@ -143,17 +143,6 @@ def _prepare(workspace: Workspace, options: TrainOptions, *, run: DemoProgress, 
                 config={"trajectory_groups": {"min_agents": options.min_agents}},
                 resources={"workspace": workspace, "progress": _Bar(phase)},
             )  # fmt: skip
-
-
-def contiguous(windows: list[HourWindow], *, gap: int = 6) -> list[tuple[HourWindow, HourWindow]]:
-    """Few ranges that cover `windows`: neighbours up to `gap` hours apart share a run."""
-    ranges: list[tuple[HourWindow, HourWindow]] = []
-    for w in sorted(windows):
-        if ranges and w <= ranges[-1][1].next(gap):
-            ranges[-1] = (ranges[-1][0], w)
-        else:
-            ranges.append((w, w))
-    return ranges
 
 
 def _tell_windows(workspace: Workspace, batch: list[str], console: Console) -> None:

@@ -1,19 +1,27 @@
-"""What runs without anyone watching: each closed hour is prepared by a schedule, and a sensor asks for training.
+"""What runs without anyone watching: a schedule prepares each hour when it has closed, a sensor prepares what the
+schedule missed (late rows, hours during which nothing ran), and another asks for training.
 
-The sensor is safe to kill: what it asks for is computed from the ledger, so a tick repeated asks for the same
+The sensors are safe to kill: what they ask for is computed from the database, so a tick repeated asks for the same
 run under the same key. A key used once is used for ever, so a retry after a failed run counts the failures.
 """
 
+from datetime import UTC, datetime
 from typing import Final
 
 import dagster as dg
 
 from babylon_rl.defs.assets import ASSETS, WINDOW_ASSETS
 from babylon_rl.defs.checks import CHECKS
+from babylon_rl.readiness import contiguous, recorded_but_not_judged
+from babylon_rl.windows import HourWindow
 from babylon_rl.workspace import Workspace
 
 MAX_ATTEMPTS: Final = 3
 STEP_TAG: Final = "babylon_rl/step"
+MISSED_TAG: Final = "babylon_rl/missed_windows"
+RANGE_START: Final = "dagster/asset_partition_range_start"
+RANGE_END: Final = "dagster/asset_partition_range_end"
+WINDOWS_PER_RUN: Final = 200
 
 windows_job = dg.define_asset_job(
     "windows",
@@ -36,6 +44,39 @@ hourly_windows = dg.build_schedule_from_partitioned_job(
     description="Prepares the hour that has just closed; an empty hour is materialized as empty.",
     default_status=dg.DefaultScheduleStatus.RUNNING,
 )
+
+
+@dg.sensor(
+    name="prepare_missed_windows",
+    job=windows_job,
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+)
+def prepare_missed_windows(
+    context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]
+) -> dg.RunRequest | dg.SkipReason:
+    """Requests one range run over closed windows that have enough agents and no judgment yet."""
+    open_hour = HourWindow.containing(datetime.now(UTC))
+    first_partition = HourWindow.parse(workspace.settings.start)
+    pending = [
+        w
+        for w in recorded_but_not_judged(workspace, min_agents=workspace.settings.min_agents)
+        if first_partition <= w < open_hour
+    ]
+    if not pending:
+        return dg.SkipReason("every recorded window with enough agents is judged or kept out by a check")
+    runs = context.instance.get_runs(filters=dg.RunsFilter(tags={MISSED_TAG: "yes"}), limit=20)
+    if any(not r.is_finished for r in runs):
+        return dg.SkipReason("a run over missed windows is under way")
+    first, last = contiguous(pending)[0]
+    last = min(last, first.next(WINDOWS_PER_RUN - 1))
+    failures = sum(r.is_failure_or_canceled and r.tags.get(RANGE_START) == str(first) for r in runs)
+    if failures >= MAX_ATTEMPTS:
+        return dg.SkipReason(f"preparing {first} failed {failures} times; look at its last run and mend the cause")
+    return dg.RunRequest(
+        run_key=f"missed/{first}/{last}/{len(pending)}/{failures}",
+        tags={MISSED_TAG: "yes", RANGE_START: str(first), RANGE_END: str(last)},
+    )
 
 
 @dg.sensor(
@@ -73,5 +114,5 @@ def train_when_ready(
 
 JOBS = [windows_job, policy_job]
 SCHEDULES = [hourly_windows]
-SENSORS = [train_when_ready]
+SENSORS = [prepare_missed_windows, train_when_ready]
 __all__ = ["CHECKS", "JOBS", "SCHEDULES", "SENSORS"]

@@ -13,13 +13,12 @@ import psutil
 from dagster._core.storage.dagster_run import FINISHED_STATUSES
 
 from babylon_rl.definitions import build_defs
+from babylon_rl.defs.automation import RANGE_END, RANGE_START
 from babylon_rl.defs.partitions import HOURLY
 from babylon_rl.errors import BabylonRLError, ConfigError, DataError
 from babylon_rl.windows import HourWindow
 
 PROCESS_TAG = "babylon_rl/process"
-RANGE_START = "dagster/asset_partition_range_start"
-RANGE_END = "dagster/asset_partition_range_end"
 
 
 @contextmanager

@@ -2,9 +2,10 @@
 
 import dagster as dg
 import pytest
+import sqlalchemy as sa
 from dagster_factories import FIRST, spawn_windows
 
-from babylon_rl.defs.automation import STEP_TAG, train_when_ready
+from babylon_rl.defs.automation import RANGE_END, RANGE_START, STEP_TAG, prepare_missed_windows, train_when_ready
 from babylon_rl.defs.run import Runner
 from babylon_rl.workspace import Workspace
 
@@ -65,6 +66,41 @@ def test_while_a_run_is_under_way_nothing_is_asked(workspace: Workspace, instanc
     said = tick(instance, workspace)
     assert isinstance(said, dg.SkipReason)
     assert "under way" in str(said.skip_message)
+
+
+def missed(instance: dg.DagsterInstance, workspace: Workspace) -> dg.RunRequest | dg.SkipReason:
+    said = prepare_missed_windows(dg.build_sensor_context(instance=instance, resources={"workspace": workspace}))
+    assert isinstance(said, dg.RunRequest | dg.SkipReason)
+    return said
+
+
+def test_windows_that_the_schedule_missed_are_prepared_by_one_range_run(
+    workspace: Workspace, runner: Runner, resources: dict[str, object]
+) -> None:
+    assert isinstance(missed(runner.instance, workspace), dg.SkipReason)
+    spawn_windows(workspace, 3)
+    spawn_windows(workspace, 1, agents=3, first=FIRST.next(3))
+    asked = missed(runner.instance, workspace)
+    assert isinstance(asked, dg.RunRequest)
+    assert (asked.tags[RANGE_START], asked.tags[RANGE_END]) == (str(FIRST), str(FIRST.next(2)))
+    again = missed(runner.instance, workspace)
+    assert isinstance(again, dg.RunRequest)
+    assert again.run_key == asked.run_key
+
+    runner.materialize("windows", FIRST, FIRST.next(2), resources=resources)
+    assert isinstance(missed(runner.instance, workspace), dg.SkipReason)
+    assert isinstance(tick(runner.instance, workspace), dg.RunRequest)
+
+
+def test_a_window_that_cannot_be_judged_is_not_asked_for_for_ever(
+    workspace: Workspace, runner: Runner, resources: dict[str, object]
+) -> None:
+    spawn_windows(workspace, 1)
+    with workspace.game.begin() as conn:
+        conn.execute(sa.text("DELETE FROM babylon_rl.price_facts"))
+        conn.execute(sa.text("DELETE FROM babylon_rl.prediction_facts"))
+    runner.materialize("windows", FIRST, FIRST, resources=resources)
+    assert isinstance(missed(runner.instance, workspace), dg.SkipReason)
 
 
 def _job() -> dg.JobDefinition:
