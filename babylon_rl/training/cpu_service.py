@@ -102,7 +102,7 @@ class CpuService:
         """
         c, job = self._config, self.job
         rows = {k: v.clone() for k, v in packed_tensors_from_dir(**disk_packed_tensors).items() if _is_tensor(v)}
-        with _threads(c.thread_count):
+        with _threads(c.threads):
             lengths = (rows["group_ids"] != -1).sum(1)
             rows["temperature"] = self._fill_logprobs(rows, lengths)
             learner = _Learner.open(self._root, self._base, c, job, float(config.learning_rate))
@@ -113,7 +113,7 @@ class CpuService:
         for _ in range(c.epochs):
             order = torch.randperm(count, generator=generator)
             for i in range(0, count, c.rows_per_step):
-                with _threads(c.thread_count):
+                with _threads(c.threads):
                     metrics = learner.step(_take(rows, order[i : i + c.rows_per_step], lengths), _config)
                 done += 1
                 if self._on_step:
@@ -129,7 +129,7 @@ class CpuService:
             "seed": job.seed,
             "window_id": job.window_id,
             "learning_rate": float(config.learning_rate),
-            "config": {**asdict(c), "threads": c.thread_count},
+            "config": asdict(c),
             "windows": list(job.windows),
             "judgment_keys": list(job.judgment_keys),
         }
