@@ -285,6 +285,8 @@ def serve(
     from babylon_rl.policy.server import serve as run
 
     settings = _settings()
+    if port:
+        console.print(f"OpenAI-compatible endpoint: http://{host}:{port}/v1   (Ctrl-C stops it)", highlight=False)
     run(
         base=base_of(settings), root=settings.checkpoints_dir, default_temperature=settings.serve_temperature,
         host=host, port=port,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from babylon_rl.errors import ConfigError, DataError
 from babylon_rl.policy.compat import undo_art_patch
@@ -98,6 +99,7 @@ def load_policy(base: Path, adapter: Path | None = None) -> LoadedPolicy:
         DataError: `adapter` is not a whole adapter, or does not fit the base.
     """
     require_base(base)
+    disable_progress_bar()  # 35 small tensors: the bar would be all that a server's log holds
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
     if adapter is not None:
