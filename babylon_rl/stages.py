@@ -4,6 +4,7 @@ Every function takes plain values and the store, is idempotent, and answers with
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,14 +12,14 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from babylon_rl.context import hindsight_for
-from babylon_rl.grouping import account, dispositions_of, make_group
+from babylon_rl.grouping import SET_ASIDE, account, dispositions_of, make_group
 from babylon_rl.judging.judge import Judge
 from babylon_rl.judging.score import score_groups
-from babylon_rl.source.outcomes import read_outcomes, sync_window_outcomes
-from babylon_rl.source.reader import read_window
-from babylon_rl.source.stitching import stitch
-from babylon_rl.store import Store
-from babylon_rl.types import Hindsight, Json, Judgment, TrajectoryGroup, WindowOutcomes
+from babylon_rl.source.outcomes import examine_outcomes, sync_window_outcomes
+from babylon_rl.source.reader import stream_window, window_ids
+from babylon_rl.source.stitching import stitch, usable
+from babylon_rl.store import PackedTrajectory, Store
+from babylon_rl.types import Disposition, Hindsight, Json, Judgment, TrajectoryGroup, WindowOutcomes
 from babylon_rl.windows import HourWindow
 
 logger = logging.getLogger(__name__)
@@ -43,18 +44,26 @@ class Stage:
 
 def ingest(window: HourWindow, game: sa.Engine, store: Store) -> Stage:
     """Read a window's rows, stitch them per agent, keep them, and account for every row."""
-    with game.connect() as conn:
-        rows, set_aside = read_window(conn, window)
-    trajectories = [t for t in stitch(rows) if t.turns]
-    ends = [*set_aside, *dispositions_of(window, rows, None)]
-    read = len(rows) + len(set_aside)
-    version, changed = store.write_ingest(window, trajectories, ends, rows=read)
-    agents = len({t.agent_id for t in trajectories})
+    packed: list[PackedTrajectory] = []
+    ends: list[Disposition] = []
+    # A row rewritten while the window is read belongs to one version of it, not to two.
+    with game.connect().execution_options(isolation_level="REPEATABLE READ") as conn:
+        for agent in stream_window(conn, window):
+            packed += [PackedTrajectory.of(t) for t in stitch(agent.rows) if usable(t)]
+            ends += [*agent.aside, *dispositions_of(window, agent.rows, None)]
+        read = len(window_ids(conn, window))
+    version, changed = store.write_ingest(window, packed, ends, rows=read)
+    ended = Counter(d.disposition if d.disposition in SET_ASIDE else "usable" for d in ends)
     return Stage(
         data_version=version,
         changed=changed,
-        count=len(trajectories),
-        facts={"rows": read, "agents": agents, "set_aside": len(set_aside), "trajectories": len(trajectories)},
+        count=len(packed),
+        facts={
+            "rows": read,
+            "agents": len({t.agent_id for t in packed}),
+            "set_aside": len(ends) - ended["usable"],
+            "trajectories": len(packed),
+        },
     )
 
 
@@ -66,13 +75,19 @@ def snapshot_outcomes(window: HourWindow, game: sa.Engine, store: Store, *, now:
     with game.begin() as conn:
         if sync:
             sync_window_outcomes(conn, window, now=now)
-        outcomes = read_outcomes(conn, window)
+        outcomes, faults = examine_outcomes(conn, window)
     version, changed = store.write_outcomes(outcomes)
     return Stage(
         data_version=version,
         changed=changed,
         count=len(outcomes.stocks) + len(outcomes.predictions),
-        facts={"stocks": len(outcomes.stocks), "predictions": len(outcomes.predictions)},
+        facts={
+            "stocks": len(outcomes.stocks),
+            "predictions": len(outcomes.predictions),
+            "overall_trend": outcomes.overall_trend,
+            "volatility_pct": outcomes.volatility_pct,
+            **faults.facts(),
+        },
     )
 
 
