@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 import sqlalchemy as sa
 
@@ -18,11 +19,14 @@ from babylon_rl.judging.score import score_groups
 from babylon_rl.source.outcomes import examine_outcomes, sync_window_outcomes
 from babylon_rl.source.reader import stream_window, window_ids
 from babylon_rl.source.stitching import stitch, usable
+from babylon_rl.source.summary import changes_seen, refresh
 from babylon_rl.store import PackedTrajectory, Store
 from babylon_rl.types import Disposition, Hindsight, Json, Judgment, TrajectoryGroup, WindowOutcomes
 from babylon_rl.windows import HourWindow
 
 logger = logging.getLogger(__name__)
+
+STALE: Final = "rows or outcomes changed since the group was made; materialize `trajectory_groups` first"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +48,9 @@ class Stage:
 
 def ingest(window: HourWindow, game: sa.Engine, store: Store) -> Stage:
     """Read a window's rows, stitch them per agent, keep them, and account for every row."""
+    # Before the rows are read: what changes after that is seen to have changed.
+    refresh(game, store.engine, windows=[window])
+    seen = changes_seen(store.engine, window)
     packed: list[PackedTrajectory] = []
     ends: list[Disposition] = []
     # A row rewritten while the window is read belongs to one version of it, not to two.
@@ -52,7 +59,7 @@ def ingest(window: HourWindow, game: sa.Engine, store: Store) -> Stage:
             packed += [PackedTrajectory.of(t) for t in stitch(agent.rows) if usable(t)]
             ends += [*agent.aside, *dispositions_of(window, agent.rows, None)]
         read = len(window_ids(conn, window))
-    version, changed = store.write_ingest(window, packed, ends, rows=read)
+    version, changed = store.write_ingest(window, packed, ends, rows=read, changes_seen=seen)
     ended = Counter(d.disposition if d.disposition in SET_ASIDE else "usable" for d in ends)
     return Stage(
         data_version=version,
@@ -98,7 +105,7 @@ def group(window: HourWindow, store: Store, *, min_agents: int) -> Stage:
     hindsight: Hindsight | None = None
     if made is not None:
         hindsight = hindsight_for(made, trajectories, store.outcomes(window))
-    ends = account(store.dispositions(window), made, trajectories)
+    ends = account(store.dispositions(window), made)
     version, changed = store.write_group(window, made, hindsight, ends)
     members = 0 if made is None else len(made.members)
     turns = 0 if made is None else sum(len(m.turns) for m in made.members)
@@ -129,7 +136,10 @@ async def score(
     A group that cannot be judged fails alone: its window has no current judgment, and its facts say why.
     """
     items: dict[HourWindow, tuple[TrajectoryGroup, Hindsight]] = {}
+    stale = {w for w in windows if store.is_stale(w)}
     for w in windows:
+        if w in stale:
+            continue
         made, hindsight = store.group(w), store.hindsight(w)
         if made is not None and hindsight is not None:
             items[w] = (made, hindsight)
@@ -145,7 +155,8 @@ async def score(
     for w in windows:
         if w not in items:
             store.set_current_judgment(w, "", None)
-            stages[w] = Stage(data_version="none", changed=False, count=0, facts={"members": 0})
+            facts: Json = {"failed": STALE} if w in stale else {"members": 0}
+            stages[w] = Stage(data_version="none", changed=False, count=0, facts=facts)
             continue
         group_id = items[w][0].group_id
         judgment = report.judgments.get(group_id)

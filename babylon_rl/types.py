@@ -70,8 +70,10 @@ class Disposition:
     """Where one source row ended. Every row read has exactly one.
 
     Attributes:
-        disposition: `grouped`, `ineligible`, `excluded` or `quarantined`.
-        reason: Machine-readable: `stitched`, `too_few_agents`, `no_steps`, `no_llm_calls`, `bad_json`, ….
+        disposition: `grouped`; `stitched` (part of its agent's trajectory `<window_id>/<agent_id>`, without a turn
+            of its own); `ineligible`; `dropped_out`; `excluded`; or `quarantined`.
+        reason: Machine-readable: `stitched`, `too_few_agents`, `no_turns`, `dropout`, `benchmark`, `no_steps`,
+            `no_llm_calls`, `bad_json`, `lone_surrogate`, ….
     """
 
     source_id: str

@@ -15,9 +15,8 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import psycopg
 import sqlalchemy as sa
 
 from babylon_rl.source.sql import (
@@ -33,6 +32,9 @@ from babylon_rl.source.sql import (
 from babylon_rl.source.steps import BadRowError, make_call, number, parse_json, parse_metadata, parse_steps
 from babylon_rl.types import Disposition, LlmCall, SourceRow, Step
 from babylon_rl.windows import HourWindow
+
+if TYPE_CHECKING:  # a code location loads this module, and psycopg takes its time
+    import psycopg
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +143,7 @@ _Judged = tuple[_Row, tuple[Step, ...] | None, _End | None]  # either its steps,
 def _copy(conn: sa.Connection, spelling: Spelling, window: HourWindow) -> Iterator[_Row]:
     conn.execute(sa.text("SELECT 1"))  # SQLAlchemy begins its transaction, so that it also ends it
     raw: Any = conn.connection.driver_connection
-    cursor: psycopg.Cursor[Any]
+    cursor: "psycopg.Cursor[Any]"
     with (
         raw.cursor() as cursor,
         cursor.copy(f"COPY ({select_window(spelling)}) TO STDOUT (FORMAT BINARY)", window_parameters(window)) as copy,  # noqa: S608

@@ -11,7 +11,7 @@ Never `scenario_id` (it may name a benchmark), never the hour of the end.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -242,6 +242,90 @@ def select_outcomes(spelling: Spelling) -> str:
         f"WHERE {c['window_id']} IN (%(window_id)s, %(other_id)s) "
         f'ORDER BY {c["created_at"]} NULLS FIRST, {c["id"]} COLLATE "C"'
     )
+
+
+def _counts(spelling: Spelling, row: str) -> str:
+    """What is counted of a window's rows, whose alias is `row`. The steps themselves are not read, only their size."""
+    c = {ours: sql if sql.startswith("NULL") else f"{row}.{sql}" for ours, sql in spelling.trajectories.items()}
+    trains = (
+        f"coalesce({c['is_training_data']}, true) AND NOT coalesce({c['is_evaluation']}, false) "
+        f"AND lower(left(coalesce({c['scenario_id']}, ''), 9)) <> 'benchmark'"
+    )
+    parts = ", ".join(f"coalesce({c[n]}::text, 'null')" for n in _FINGERPRINT)
+    sizes = f"octet_length({c['steps_json']}::text), octet_length({c['metadata_json']}::text)"
+    return (
+        f"count({c['id']}) FILTER (WHERE {trains})::int AS rows, "
+        f"count(DISTINCT {c['agent_id']}) FILTER (WHERE {trains})::int AS agents, "
+        f"avg({c['final_pnl']}::float8) FILTER (WHERE {trains}) AS avg_pnl_usd, "
+        f"count({c['id']}) || ':' || coalesce(sum(hashtextextended(concat_ws('|', {parts}, {sizes}), 0)) "
+        f"FILTER (WHERE {c['id']} IS NOT NULL), 0)::text "
+        "AS fingerprint"
+    )
+
+
+_FINGERPRINT: Final = (
+    "id",
+    "agent_id",
+    "window_id",
+    "start_time",
+    "scenario_id",
+    "final_balance",
+    "final_pnl",
+    "is_training_data",
+    "is_evaluation",
+)
+
+
+def count_windows(spelling: Spelling) -> str:
+    """Counts of the windows asked for, each once, empty ones too. Parameters: `window_lists`."""
+    c, o = spelling.trajectories, spelling.market_outcomes
+    w, start = c["window_id"], f"r.{c['start_time']}"
+    w = w if w.startswith("NULL") else f"r.{w}"
+    outcomes = "false"
+    if o:
+        at = o["created_at"] if o["created_at"].startswith("NULL") else f"o.{o['created_at']}"
+        outcomes = (
+            f"EXISTS (SELECT 1 FROM market_outcomes o WHERE o.{o['window_id']} IN (w.id, w.other) "  # noqa: S608
+            f"AND coalesce({at} >= w.ends, true))"
+        )
+    return (
+        f"SELECT w.id AS window_id, {_counts(spelling, 'r')}, {outcomes} AS outcomes "  # noqa: S608
+        "FROM unnest(%(ids)s::text[], %(others)s::text[], %(starts)s::timestamp[], %(ends)s::timestamp[]) "
+        "AS w(id, other, starts, ends) LEFT JOIN LATERAL ("
+        f"SELECT * FROM trajectories r WHERE {w} IN (w.id, w.other) OR ({start} >= w.starts AND {start} < w.ends "
+        f"AND ({w} IS NULL OR {w} !~ '{VALID_WINDOW_ID}'))) r ON true "
+        "GROUP BY w.id, w.other, w.ends"
+    )
+
+
+def count_recent(spelling: Spelling) -> str:
+    """Counts of every window from one on, in one pass. Parameters: `window_id`, `start_at`, null for all windows."""
+    c = spelling.trajectories
+    mine = window_expression(spelling)
+    return (
+        f"SELECT {mine} AS window_id, {_counts(spelling, 'trajectories')} FROM trajectories "  # noqa: S608
+        f"WHERE %(window_id)s::text IS NULL OR {c['window_id']} >= %(window_id)s::text "
+        f"OR {c['start_time']} >= %(start_at)s::timestamp "
+        f"GROUP BY 1 HAVING %(window_id)s::text IS NULL OR {mine} >= %(window_id)s::text"
+    )
+
+
+def select_outcome_windows(spelling: Spelling) -> str:
+    """Windows that have outcomes, and when the last was written. Parameters: those of `count_recent`."""
+    c = spelling.market_outcomes
+    mine = f"left({c['window_id']}, 10) || 'T' || substr({c['window_id']}, 12, 2) || ':00'"
+    return (
+        f"SELECT {mine}, max({c['created_at']}::timestamp) FROM market_outcomes "  # noqa: S608
+        f"WHERE {c['window_id']} ~ '{VALID_WINDOW_ID}' "
+        f"AND (%(window_id)s::text IS NULL OR {c['window_id']} >= left(%(window_id)s::text, 10)) GROUP BY 1"
+    )
+
+
+def window_lists(windows: Sequence[HourWindow]) -> dict[str, object]:
+    """What `count_windows` asks for."""
+    each = [window_parameters(w) for w in windows]
+    names = {"ids": "window_id", "others": "other_id", "starts": "start_at", "ends": "end_at"}
+    return {plural: [p[one] for p in each] for plural, one in names.items()}
 
 
 def window_parameters(window: HourWindow) -> dict[str, object]:
