@@ -35,7 +35,12 @@ def every_row_accounted(
     """Rows in the game's table now = rows read = rows accounted for, each id once."""
     there, accounted = window_ids(conn, window), [d.source_id for d in dispositions]
     ended = Counter(d.disposition for d in dispositions)
-    facts: Json = {"rows": len(there), "rows_read": rows_read, "accounted": len(accounted), **dict(sorted(ended.items()))}
+    facts: Json = {
+        "rows": len(there),
+        "rows_read": rows_read,
+        "accounted": len(accounted),
+        **dict(sorted(ended.items())),
+    }
     if differ := sorted(set(there) ^ set(accounted)):
         facts["differ"] = differ[:20]
     return Verdict(passed=not differ and len(there) == len(accounted) == (rows_read or 0), facts=facts)

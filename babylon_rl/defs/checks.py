@@ -49,6 +49,10 @@ def scores_are_in_unit_interval(window: HourWindow, workspace: Workspace) -> Ver
 @per_window_check(ruler_scores)
 def every_member_has_one_score(window: HourWindow, workspace: Workspace) -> Verdict:
     """Scores match members by id, one each: a group judged in part is not judged."""
+    if workspace.ledger.dropped(window):
+        return Verdict(
+            passed=True, facts={"dropped_out": True}
+        )  # not judged on purpose; without a judgment none trains
     return gates.one_score_per_member(workspace.store.group(window), workspace.store.judgment(window))
 
 

@@ -221,7 +221,9 @@ def select_rows(spelling: Spelling) -> str:
 def select_window_ids(spelling: Spelling) -> str:
     """Source ids of one window, and nothing heavy. Parameters: those of `is_of_window`."""
     c = spelling.trajectories
-    return f'SELECT {c["id"]}::text AS id FROM trajectories WHERE {is_of_window(spelling)} ORDER BY {c["id"]} COLLATE "C"'  # noqa: S608
+    return (
+        f'SELECT {c["id"]}::text AS id FROM trajectories WHERE {is_of_window(spelling)} ORDER BY {c["id"]} COLLATE "C"'  # noqa: S608
+    )
 
 
 def select_calls(spelling: Spelling) -> str:

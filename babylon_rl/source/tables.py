@@ -344,12 +344,11 @@ consumed_windows = Table(  # the primary key is what makes "trained once per lin
     Column("data_version", Text),  # of the group that trained; another one now: trained on older rows
 )
 
-dropped_windows = Table(  # left out of training by dropout, for good in this lineage
+dropped_windows = Table(  # left out of judging and training by dropout, for good in this lineage
     "dropped_windows",
     platform,
     Column("lineage", Text, primary_key=True),
     Column("window_id", Text, primary_key=True),
-    Column("step", Integer, nullable=False),  # the checkpoint whose batch was chosen then
 )
 
 # Kept up to date by source/summary.py, so that readiness costs the same at a million rows as at a thousand.

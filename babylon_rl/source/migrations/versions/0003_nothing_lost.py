@@ -122,7 +122,6 @@ def upgrade() -> None:
         "dropped_windows",
         sa.Column("lineage", sa.Text(), nullable=False),
         sa.Column("window_id", sa.Text(), nullable=False),
-        sa.Column("step", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("lineage", "window_id"),
         schema="babylon_rl",
     )
