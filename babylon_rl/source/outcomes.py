@@ -130,7 +130,7 @@ def examine_outcomes(conn: sa.Connection, window: HourWindow) -> tuple[WindowOut
     if not spelling.market_outcomes:
         return WindowOutcomes(window_id=str(window)), OutcomeFaults()
     found = conn.exec_driver_sql(select_outcomes(spelling), window_parameters(window)).mappings()
-    rows = [{k: _finite(v) if isinstance(v, Decimal) else v for k, v in r.items()} for r in found]
+    rows: list[Json] = [{k: _finite(v) if isinstance(v, Decimal) else v for k, v in r.items()} for r in found]
     end_at = window.end_at.replace(tzinfo=None)
     true = [r for r in rows if r["created_at"] is None or r["created_at"] >= end_at]
     said: dict[tuple[str, str], list[tuple[Any, ...]]] = {}

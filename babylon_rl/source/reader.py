@@ -143,10 +143,10 @@ _Judged = tuple[_Row, tuple[Step, ...] | None, _End | None]  # either its steps,
 def _copy(conn: sa.Connection, spelling: Spelling, window: HourWindow) -> Iterator[_Row]:
     conn.execute(sa.text("SELECT 1"))  # SQLAlchemy begins its transaction, so that it also ends it
     raw: Any = conn.connection.driver_connection
-    cursor: "psycopg.Cursor[Any]"
+    cursor: psycopg.Cursor[Any]
     with (
         raw.cursor() as cursor,
-        cursor.copy(f"COPY ({select_window(spelling)}) TO STDOUT (FORMAT BINARY)", window_parameters(window)) as copy,  # noqa: S608
+        cursor.copy(f"COPY ({select_window(spelling)}) TO STDOUT (FORMAT BINARY)", window_parameters(window)) as copy,
     ):
         copy.set_types(_WIRE_TYPES)
         yield from map(_Row._make, copy.rows())
@@ -213,7 +213,7 @@ def _logged_calls(
     by_trajectory: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
     if trajectory_ids and spelling.llm_call_logs:
         for call in conn.exec_driver_sql(select_calls(spelling), {"trajectory_ids": trajectory_ids}).mappings():
-            by_trajectory[call["trajectory_id"]].append(call)
+            by_trajectory[call["trajectory_id"]].append(dict(call))
     return by_trajectory
 
 

@@ -147,8 +147,8 @@ def _keep(own: sa.Connection, counted: Sequence[Json], touched: dict[str, bool] 
     s = t.window_summary.c
     ids = [r["window_id"] for r in counted]
     before: dict[str, Any] = {}
-    for r in own.execute(sa.select(t.window_summary).where(s.window_id.in_(ids))).mappings():
-        before[r["window_id"]] = r
+    for row in own.execute(sa.select(t.window_summary).where(s.window_id.in_(ids))).mappings():
+        before[row["window_id"]] = row
     rows = []
     for new in counted:
         old = before.get(new["window_id"])

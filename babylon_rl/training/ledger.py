@@ -346,7 +346,7 @@ class Ledger:
                 )
                 g = t.trajectory_groups.c
                 found = conn.execute(sa.select(g.window_id, g.data_version).where(g.window_id.in_(plan.windows)))
-                versions = {w: v for w, v in found}
+                versions = {r.window_id: r.data_version for r in found}
                 conn.execute(
                     sa.insert(t.consumed_windows),
                     [

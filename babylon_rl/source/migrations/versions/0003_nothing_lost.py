@@ -21,7 +21,7 @@ _WINDOW_OF = f"""
 CREATE FUNCTION babylon_rl.window_of(window_id text, start_time timestamp) RETURNS text LANGUAGE sql STABLE AS $$
 SELECT CASE WHEN window_id ~ '{_VALID}' THEN left(window_id, 10) || 'T' || substr(window_id, 12, 2) || ':00'
             ELSE to_char(start_time, 'YYYY-MM-DD"T"HH24":00"') END
-$$"""  # noqa: S608  # a constant
+$$"""  # a constant
 # An update that leaves alone what is read (a reward written back) is no change.
 _READ = "agent_id, window_id, start_time, end_time, scenario_id, steps_json, metadata_json, final_balance, final_pnl, is_training_data, is_evaluation"
 _NOTE_ROWS = f"""
