@@ -112,9 +112,7 @@ def prisma(server_url: str, database_url: str, engine: sa.Engine) -> Iterator[st
 
 @pytest.fixture
 def over_prisma(prisma: str, empty_database_url: str, tmp_path: Any) -> Iterator[Workspace]:
-    settings = Settings.load(
-        BABYLON_HOME=str(tmp_path), DATABASE_URL=prisma, BABYLON_PLATFORM_URL=empty_database_url
-    )
+    settings = Settings.load(BABYLON_HOME=str(tmp_path), DATABASE_URL=prisma, BABYLON_PLATFORM_URL=empty_database_url)
     upgrade(settings)
     with open_workspace(settings) as w:
         yield w
@@ -137,9 +135,7 @@ def test_both_spellings_of_the_same_rows_give_identical_groups(settings: Setting
         assert over_prisma.store.group(WINDOW) == ours.store.group(WINDOW)
         with ours.game.connect() as a, over_prisma.game.connect() as b:
             assert (find_spelling(a).name, find_spelling(b).name) == ("snake_case", "prisma")
-        shown = [
-            readiness(w, min_agents=5, min_windows=1, now=NOW).lines[-1 - 1] for w in (ours, over_prisma)
-        ]
+        shown = [readiness(w, min_agents=5, min_windows=1, now=NOW).lines[-1 - 1] for w in (ours, over_prisma)]
         assert shown[0] == shown[1]
         assert (shown[0].rows, shown[0].agents, shown[0].outcomes) == (21, 7, True)
 
