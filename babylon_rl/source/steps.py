@@ -232,18 +232,20 @@ def _made(raw: _RawCall, *, sound: bool) -> LlmCall | None:
         raise BadRowError("lone_surrogate")
     max_tokens = number(raw.max_tokens)
     return LlmCall(
-        purpose=_text(raw.purpose) or "other",
+        purpose=_text(raw.purpose, sound=sound) or "other",
         system_prompt=system,
         user_prompt=user,
         response=response,
-        model=_text(raw.model),
-        model_version=_text(raw.model_version),
+        model=_text(raw.model, sound=sound),
+        model_version=_text(raw.model_version, sound=sound),
         temperature=number(raw.temperature),
         max_tokens=None if max_tokens is None else int(max_tokens),
-        action_type=_text(raw.action_type),
-        reasoning=_text(raw.reasoning),
+        action_type=_text(raw.action_type, sound=sound),
+        reasoning=_text(raw.reasoning, sound=sound),
     )
 
 
-def _text(value: Any) -> str | None:
-    return repaired(value) if isinstance(value, str) and value else None
+def _text(value: Any, *, sound: bool) -> str | None:
+    if not isinstance(value, str) or not value:
+        return None
+    return value if sound else repaired(value)
