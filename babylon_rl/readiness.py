@@ -93,14 +93,17 @@ _COUNTS = sa.text("""
            coalesce(sum(windows) FILTER (WHERE agents >= :n), 0)::int,
            coalesce(sum(windows) FILTER (WHERE agents >= :n AND NOT outcomes), 0)::int
     FROM babylon_rl.window_counts""")
-# Used, dropped out or kept out: from the few windows that are, not from all that are recorded.
+# Used, dropped out or kept out: from the few windows that are, not from all that are recorded. `OFFSET 0` keeps the
+# planner, which knows nothing about young tables, from hashing the whole summary instead.
 _SPENT_WINDOWS = """
     SELECT window_id FROM babylon_rl.consumed_windows WHERE lineage = :lineage
     UNION SELECT window_id FROM babylon_rl.dropped_windows WHERE lineage = :lineage
     UNION SELECT window_id FROM babylon_rl.window_verdicts WHERE NOT passed"""
 _SPENT = sa.text(f"""
     SELECT count(*)::int, count(*) FILTER (WHERE NOT s.outcomes)::int
-    FROM ({_SPENT_WINDOWS}) x JOIN babylon_rl.window_summary s USING (window_id) WHERE s.agents >= :n""")  # noqa: S608
+    FROM ({_SPENT_WINDOWS}) x CROSS JOIN LATERAL (
+        SELECT * FROM babylon_rl.window_summary y WHERE y.window_id = x.window_id OFFSET 0) s
+    WHERE s.agents >= :n""")  # noqa: S608
 _OLDEST_BLIND = sa.text(f"""
     SELECT s.window_id FROM babylon_rl.window_summary s
     WHERE NOT s.outcomes AND s.agents >= :n AND s.window_id NOT IN ({_SPENT_WINDOWS})

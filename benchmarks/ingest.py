@@ -396,8 +396,9 @@ def bench_ready(settings: Settings, url: str, *, sizes: list[int], per_window: i
                     busy.append(seconds(ask))
                 found[f"{size:,} rows"] = {
                     "windows": size // per_window,
-                    "readiness ms": round(statistics.median(calm) * 1e3, 2),
-                    "after a change ms": round(statistics.median(busy) * 1e3, 2),
+                    "readiness ms": round(min(calm) * 1e3, 2),
+                    "readiness median ms": round(statistics.median(calm) * 1e3, 2),
+                    "after a change ms": round(min(busy) * 1e3, 2),
                     "GROUP BY over all rows ms": round(min(seconds(lambda: conn.execute(GROUP_BY).fetchall()) for _ in range(2)) * 1e3, 1),
                     "first count s": round(first, 2),
                 }  # fmt: skip

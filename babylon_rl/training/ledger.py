@@ -207,9 +207,12 @@ class Ledger:
         """
         query = sa.text("""
             SELECT c.window_id FROM babylon_rl.consumed_windows c
-            LEFT JOIN babylon_rl.trajectory_groups g USING (window_id)
-            LEFT JOIN babylon_rl.windows w USING (window_id)
-            LEFT JOIN babylon_rl.window_summary s USING (window_id)
+            LEFT JOIN LATERAL (SELECT data_version FROM babylon_rl.trajectory_groups
+                               WHERE window_id = c.window_id OFFSET 0) g ON true
+            LEFT JOIN LATERAL (SELECT changes_seen FROM babylon_rl.windows
+                               WHERE window_id = c.window_id OFFSET 0) w ON true
+            LEFT JOIN LATERAL (SELECT changes FROM babylon_rl.window_summary
+                               WHERE window_id = c.window_id OFFSET 0) s ON true
             WHERE c.lineage = :lineage
               AND (c.data_version <> coalesce(g.data_version, '') OR s.changes > w.changes_seen
                    OR EXISTS (SELECT 1 FROM babylon_rl.stale_windows x WHERE x.window_id = c.window_id))
