@@ -81,7 +81,7 @@ def step(r: random.Random, number: int, at: datetime, system: str) -> dict[str, 
         "yes": r.random(),
         "no": r.random(),
         "volume": r.random() * 1e5,
-    }  # noqa: E731
+    }
     call = lambda purpose, n: {
         "model": "babylon",
         "modelVersion": "babylon-mmo@3",
@@ -92,7 +92,7 @@ def step(r: random.Random, number: int, at: datetime, system: str) -> dict[str, 
         "maxTokens": 512,
         "latencyMs": 812.5,
         "purpose": purpose,
-    }  # noqa: E731
+    }
     return {
         "stepNumber": number,
         "timestamp": int(at.timestamp() * 1000),
@@ -129,10 +129,10 @@ def make_rows(windows: int, agents: int, ticks: int, first: HourWindow = FIRST) 
 
 def load(url: str, rows: list[dict[str, Any]]) -> None:
     columns = list(rows[0])
-    with psycopg.connect(url) as conn, conn.cursor() as cursor:
-        with cursor.copy(f"COPY trajectories ({', '.join(columns)}) FROM STDIN") as copy:
-            for row in rows:
-                copy.write_row([row[c] for c in columns])
+    statement = f"COPY trajectories ({', '.join(columns)}) FROM STDIN"
+    with psycopg.connect(url) as conn, conn.cursor() as cursor, cursor.copy(statement) as copy:
+        for row in rows:
+            copy.write_row([row[c] for c in columns])
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute("VACUUM ANALYZE trajectories")
 
