@@ -43,6 +43,13 @@ def insert_new(
         cursor.execute(
             sql.SQL("CREATE TEMP TABLE {} ON COMMIT DROP AS SELECT {} FROM {} LIMIT 0").format(stage, names, target)
         )
+        # What only passes through is not compressed on the way in and decompressed on the way out.
+        texts = [c for c in columns if isinstance(table.c[c].type, sa.String)]
+        if texts:
+            plain = sql.SQL(", ").join(
+                sql.SQL("ALTER COLUMN {} SET STORAGE EXTERNAL").format(sql.Identifier(c)) for c in texts
+            )
+            cursor.execute(sql.SQL("ALTER TABLE {} {}").format(stage, plain))
         with cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN").format(stage, names)) as copy:
             for row in rows:
                 copy.write_row([row[c] for c in columns])
