@@ -55,7 +55,7 @@ def export(
         )  # fmt: skip
     kept_out = f"; {done.left_out} grouped but not judged, or kept out by a check" if done.left_out else ""
     console.print(
-        f"{done.rows:,} {what.value} of {done.windows:,} windows in {out}{kept_out}",
+        f"{done.rows:,} {what.value} of {done.windows:,} window{'s' * (done.windows != 1)} in {out}{kept_out}",
         highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip
     console.print(f"next: {_loading(out, format, what, with_hindsight)}", highlight=False, markup=False, soft_wrap=True)

@@ -91,7 +91,7 @@ def explain(workspace: Workspace, row_or_trajectory_id: str) -> list[str]:
 
 def _row_story(workspace: Workspace, row: _GameRow | None, end: Disposition | None) -> Iterator[str]:
     if row is not None:
-        ended = "at an unknown time" if row.end_at is None else f"ended {_minute(row.end_at)}"
+        ended = "ended at an unknown time" if row.end_at is None else f"ended {_minute(row.end_at)}"
         yield (
             f"Row {row.source_id} ({row.trajectory_id}) was recorded by agent {row.agent_id}; "
             f"it started {_minute(row.start_at)} and {ended}."
