@@ -31,8 +31,10 @@ _REASONS: Final[Mapping[str, str]] = {
     "no_llm_calls": "no answered LLM call is logged for it, and none is invented",
     "bad_json": "its stepsJson is no JSON, perhaps cut off",
     "bad_shape": "its stepsJson is JSON of another shape than steps",
+    "bad_time": "it starts at no instant of a calendar (infinity, BC, after 9999)",
     "lone_surrogate": "a text that would train holds half an emoji, which UTF-8 cannot carry",
 }
+_FIRST, _LAST = sa.text("timestamp '0001-01-01'"), sa.text("timestamp '9999-12-31'")
 _SET_ASIDE: Final = ("quarantined", "excluded")
 
 
@@ -269,10 +271,14 @@ def _game_row(game: sa.Engine, name: str) -> _GameRow | None:
             return None
         names = ("id", "trajectory_id", "agent_id", "window_id", "start_time", "end_time")
         spelled = {n: n if n in columns else _camel(n) for n in names}
-        picked: list[sa.ColumnElement[Any]] = [sa.column(spelled[n]).label(n) for n in names]
+        picked = [_clamped(sa.column(spelled[n])) if n.endswith("_time") else sa.column(spelled[n]) for n in names]
         own: sa.ColumnElement[str] = sa.column("id")
         theirs: sa.ColumnElement[str] = sa.column(spelled["trajectory_id"])
-        query = sa.select(*picked).select_from(sa.table("trajectories")).where(sa.or_(own == name, theirs == name))
+        query = (
+            sa.select(*(p.label(n) for p, n in zip(picked, names, strict=True)))
+            .select_from(sa.table("trajectories"))
+            .where(sa.or_(own == name, theirs == name))
+        )
         found = conn.execute(query.order_by((own == name).desc())).mappings().first()
     if found is None:
         return None
@@ -284,6 +290,11 @@ def _game_row(game: sa.Engine, name: str) -> _GameRow | None:
         start_at=_utc(found["start_time"]),
         end_at=None if found["end_time"] is None else _utc(found["end_time"]),
     )
+
+
+def _clamped(instant: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    """`infinity` and BC as the calendar's ends: Python has nothing beyond them."""
+    return sa.case((instant.is_not(None), sa.func.greatest(sa.func.least(instant, _LAST), _FIRST)))
 
 
 def _consumers(workspace: Workspace, window: HourWindow) -> tuple[list[tuple[str, int, str]], list[tuple[str, int]]]:

@@ -116,6 +116,7 @@ def test_why_nothing_trained_on_it_is_said(workspace: Workspace) -> None:
             "the UTC hour of its start, because its own window_id is 'test-window', which is no",
         ),
         ({"end_time": None}, "ended at an unknown time"),
+        ({"start_time": "infinity"}, "because its own window_id is '2025-01-15T00:00', although it started in 9999-"),
     ],
 )
 def test_the_rule_that_chose_the_window_is_named(

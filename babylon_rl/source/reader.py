@@ -35,7 +35,7 @@ def read_window(conn: sa.Connection, window: HourWindow) -> tuple[list[SourceRow
 
     Returns:
         The usable rows, and the others: `excluded` (`benchmark`, `evaluation`, `not_training_data`) or
-        `quarantined` (`no_steps`, `no_llm_calls`, `bad_json`, `lone_surrogate`, `bad_shape`). Together
+        `quarantined` (`no_steps`, `no_llm_calls`, `bad_json`, `lone_surrogate`, `bad_shape`, `bad_time`). Together
         they are all rows of the window, each once.
     """
     found = _select(conn, select_window(SNAKE_CASE), window_parameters(window))
@@ -44,6 +44,9 @@ def read_window(conn: sa.Connection, window: HourWindow) -> tuple[list[SourceRow
     for row in found:
         if (why := _excluded(row)) is not None:
             ends[row["id"]] = ("excluded", why)
+            continue
+        if row["start_time"] is None:
+            ends[row["id"]] = ("quarantined", "bad_time")
             continue
         steps, end = _attempt(row, partial(parse_steps, row["steps_json"]))
         if end is not None:
@@ -142,8 +145,8 @@ def _with_calls(row: _Row, steps: tuple[Step, ...], logs: Sequence[_Row]) -> tup
         )
         if call is None:
             continue
-        at = _utc(log["timestamp"])
-        begun = [i for i, s in enumerate(steps) if s.at is not None and s.at <= at]
+        at = None if log["timestamp"] is None else _utc(log["timestamp"])
+        begun = [i for i, s in enumerate(steps) if at is not None and s.at is not None and s.at <= at]
         calls[names.get(log["step_id"], begun[-1] if begun else 0)].append(call)
     return tuple(replace(s, llm_calls=tuple(c)) for s, c in zip(steps, calls, strict=True))
 

@@ -108,7 +108,7 @@ def select_window(spelling: Spelling) -> str:
     Both halves can use an index, which the bare `CASE` could not.
     """
     c = spelling.trajectories
-    names = ", ".join(f"{sql} AS {ours}" for ours, sql in c.items())
+    names = ", ".join(f"{_readable(ours, sql)} AS {ours}" for ours, sql in c.items())
     return (
         f"SELECT {names} FROM trajectories "  # noqa: S608  # constants of this module
         f"WHERE {c['window_id']} IN (%(window_id)s, %(other_id)s) "
@@ -121,12 +121,19 @@ def select_window(spelling: Spelling) -> str:
 def select_calls(spelling: Spelling) -> str:
     """The logged calls of some trajectories, in time order. Parameter: `trajectory_ids`, an array."""
     c = spelling.llm_call_logs
-    names = ", ".join(f"{sql} AS {ours}" for ours, sql in c.items())
+    names = ", ".join(f"{_readable(ours, sql)} AS {ours}" for ours, sql in c.items())
     return (
         f"SELECT {names} FROM llm_call_logs "  # noqa: S608  # constants of this module
         f"WHERE {c['trajectory_id']} = ANY(%(trajectory_ids)s) "
         f'ORDER BY {c["trajectory_id"]}, {c["timestamp"]}, {c["call_id"]} COLLATE "C"'
     )
+
+
+def _readable(ours: str, sql: str) -> str:
+    """Null for an instant outside Python's calendar (`infinity`, BC, after 9999): one such value would fail the query."""
+    if ours not in ("start_time", "end_time", "timestamp"):
+        return sql
+    return f"CASE WHEN {sql} >= '0001-01-01' AND {sql} < '10000-01-01' THEN {sql} END"
 
 
 def window_parameters(window: HourWindow) -> dict[str, object]:
