@@ -139,6 +139,7 @@ def sync_outcomes(
 def check_windows(
     min_agents: Annotated[int | None, typer.Option(min=2, help="Default BABYLON_MIN_AGENTS.")] = None,
     last: Annotated[int, typer.Option(min=1, help="Windows to show.")] = 20,
+    recount: Annotated[bool, typer.Option(help="Count every old window again (a game database we only read).")] = False,
 ) -> None:
     """Say which windows can train. Exit status 0: ready for training; 1: not yet."""
     from babylon_rl.readiness import readiness
@@ -149,22 +150,31 @@ def check_windows(
     upgrade(settings)
     need = min_agents or settings.min_agents
     with open_workspace(settings) as workspace:
-        found = readiness(workspace, min_agents=need, min_windows=settings.min_windows, now=datetime.now(UTC))
+        found = readiness(
+            workspace, min_agents=need, min_windows=settings.min_windows, now=datetime.now(UTC),
+            last=last, recount=recount,
+        )  # fmt: skip
     table = Table("window", "agents", "rows", "avg P&L", "outcomes", "state")
     for column in table.columns[1:4]:
         column.justify = "right"
-    for line in reversed(found.lines[-last:]):
+    for line in reversed(found.lines):
         pnl = "unknown" if line.avg_pnl_usd is None else f"${line.avg_pnl_usd:,.2f}"
         table.add_row(
             line.window_id, str(line.agents), str(line.rows), pnl, "yes" if line.outcomes else "no", line.state
         )
     if found.lines:
         console.print(table, highlight=False)
-        if len(found.lines) > last:
-            console.print(f"… and {len(found.lines) - last} older windows", highlight=False)
+        if found.windows > len(found.lines):
+            console.print(f"… and {found.windows - len(found.lines)} older windows", highlight=False)
     else:
         console.print("No windows found.", highlight=False)
     console.print(f"Windows with {need}+ agents: {found.with_enough_agents}", highlight=False)
+    if found.stale:
+        console.print(
+            f"{len(found.stale)} trained on rows or outcomes that changed since, oldest {found.stale[0]}; "
+            "they are not trained on again",
+            style="yellow", highlight=False, soft_wrap=True,
+        )  # fmt: skip
     if found.ready:
         console.print("✅ READY FOR TRAINING!", style="bold green", highlight=False)
         console.print(f"next: babylon-rl train --min-agents {need} --iterations 1", highlight=False)

@@ -23,7 +23,8 @@ from babylon_rl.workspace import Workspace
 _REASONS: Final[Mapping[str, str]] = {
     "stitched": "it was stitched into its agent's trajectory",
     "too_few_agents": "too few distinct agents had anything to train on in that hour",
-    "no_turns": "its agent's rows of that hour hold no call that decided anything",
+    "no_turns": "it holds no call that decided anything, so no turn of its own",
+    "dropout": "its whole window was left out at random, before anything was judged",
     "benchmark": "its scenario is a benchmark's",
     "evaluation": "it was recorded as an evaluation",
     "not_training_data": "it is marked as no training data",
@@ -224,6 +225,13 @@ def _trained(workspace: Workspace, window: HourWindow, judgment: Judgment | None
 
 def _waiting(workspace: Workspace, window: HourWindow, judgment: Judgment | None) -> str:
     own = workspace.settings.lineage
+    if workspace.store.is_stale(window):
+        return (
+            f"Lineage {own} does not train on it: rows or outcomes of {window} changed since its group was made; "
+            f"`babylon-rl materialize --from {window} --to {window}` makes it anew."
+        )
+    if workspace.ledger.dropped(window):
+        return f"Lineage {own} does not train on it: dropout left {window} out."
     verdicts = workspace.store.verdicts(window)
     failed = [v.check_name for v in verdicts if not v.passed]
     if failed:

@@ -5,11 +5,13 @@ training never sees it.
 """
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from babylon_rl.source.reader import logged_messages
-from babylon_rl.types import Hindsight, Json, Judgment, Trajectory, TrajectoryGroup, Verdict
+from babylon_rl.source.reader import logged_messages, window_ids
+from babylon_rl.types import Disposition, Hindsight, Json, Judgment, Trajectory, TrajectoryGroup, Verdict
 from babylon_rl.windows import HourWindow
 
 EQUAL_WITHIN = 1e-6
@@ -25,6 +27,23 @@ def enough_agents(group: TrajectoryGroup | None, trajectories: list[Trajectory],
         passed=len(agents) >= at_least and len(agents) == len(group.members),
         facts={"members": len(group.members), "distinct_agents": len(agents), "at_least": at_least},
     )
+
+
+def every_row_accounted(
+    conn: sa.Connection, window: HourWindow, rows_read: int | None, dispositions: Sequence[Disposition]
+) -> Verdict:
+    """Rows in the game's table now = rows read = rows accounted for, each id once."""
+    there, accounted = window_ids(conn, window), [d.source_id for d in dispositions]
+    ended = Counter(d.disposition for d in dispositions)
+    facts: Json = {
+        "rows": len(there),
+        "rows_read": rows_read,
+        "accounted": len(accounted),
+        **dict(sorted(ended.items())),
+    }
+    if differ := sorted(set(there) ^ set(accounted)):
+        facts["differ"] = differ[:20]
+    return Verdict(passed=not differ and len(there) == len(accounted) == (rows_read or 0), facts=facts)
 
 
 def only_what_was_logged(

@@ -5,7 +5,7 @@ What belongs here: eligibility, and where each row ended. What the judge may kno
 """
 
 import logging
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from babylon_rl.canonical import digest
@@ -16,7 +16,8 @@ from babylon_rl.windows import HourWindow
 
 logger = logging.getLogger(__name__)
 
-ACCOUNTED = ("grouped", "ineligible")  # dispositions that grouping decides; the others stand as they were read
+ACCOUNTED = ("grouped", "stitched", "ineligible")  # dispositions that grouping decides
+SET_ASIDE = ("excluded", "quarantined")  # those that stand as they were read
 
 
 def make_group(window: HourWindow, trajectories: Iterable[Trajectory], *, min_agents: int) -> TrajectoryGroup | None:
@@ -62,34 +63,35 @@ def dispositions_of(window: HourWindow, rows: Sequence[SourceRow], group: Trajec
     """Where each usable row ended: with the dispositions that were read, the counts add up to the rows read.
 
     Returns:
-        One per row, by source id: `grouped`/`stitched` with the group's id; `ineligible`/`no_turns` when
-        its agent's window holds no call of the policy; else `ineligible`/`too_few_agents`.
+        One per row, by source id. In a group: `grouped`/`stitched`, or `stitched`/`no_turns` for a row that is
+        part of its agent's trajectory `<window>/<agent>` without a call of the policy of its own; both with the
+        group's id. Else `ineligible`: `no_turns` for such a row, `too_few_agents` for the others.
     """
-    speakers = {r.agent_id for r in rows for s in r.steps if policy_call(s) is not None}
-    read = [
-        Disposition(
-            source_id=r.source_id,
-            trajectory_id=r.trajectory_id,
-            agent_id=r.agent_id,
-            window_id=str(window),
-            disposition="ineligible",
-            reason="too_few_agents",
+    return [
+        _ended(
+            Disposition(
+                source_id=r.source_id,
+                trajectory_id=r.trajectory_id,
+                agent_id=r.agent_id,
+                window_id=str(window),
+                disposition="ineligible",
+                reason="too_few_agents" if any(policy_call(s) is not None for s in r.steps) else "no_turns",
+            ),
+            group,
         )
         for r in sorted(rows, key=lambda r: r.source_id)
     ]
-    return [_ended(d, group, speakers) for d in read]
 
 
-def account(
-    dispositions: Iterable[Disposition], group: TrajectoryGroup | None, trajectories: Iterable[Trajectory]
-) -> list[Disposition]:
-    """The same rows once the group is known (or gone again); what was excluded or quarantined stays so."""
-    speakers = {t.agent_id for t in trajectories if usable(t)}
-    return [_ended(d, group, speakers) if d.disposition in ACCOUNTED else d for d in dispositions]
+def account(dispositions: Iterable[Disposition], group: TrajectoryGroup | None) -> list[Disposition]:
+    """The same rows once the group is known (or gone again); what was set aside stays so."""
+    return [_ended(d, group) if d.disposition in ACCOUNTED else d for d in dispositions]
 
 
-def _ended(d: Disposition, group: TrajectoryGroup | None, speakers: Set[str]) -> Disposition:
+def _ended(d: Disposition, group: TrajectoryGroup | None) -> Disposition:
+    silent = d.reason == "no_turns"
     if group is not None and any(m.agent_id == d.agent_id for m in group.members):
-        return replace(d, disposition="grouped", reason="stitched", group_id=group.group_id)
-    reason = "too_few_agents" if d.agent_id in speakers else "no_turns"
+        end, reason = ("stitched", "no_turns") if silent else ("grouped", "stitched")
+        return replace(d, disposition=end, reason=reason, group_id=group.group_id)
+    reason = "no_turns" if silent else "too_few_agents"
     return replace(d, disposition="ineligible", reason=reason, group_id=None)

@@ -1,11 +1,12 @@
 """Is there enough to train on? `check-windows` answers in one table, one line, and an exit status."""
 
-from collections.abc import Sequence
+from collections.abc import Set
 from dataclasses import dataclass
 from datetime import datetime
 
 import sqlalchemy as sa
 
+from babylon_rl.source.summary import refresh
 from babylon_rl.windows import HOUR, HourWindow
 from babylon_rl.workspace import Workspace
 
@@ -17,7 +18,8 @@ class WindowLine:
     Attributes:
         rows: Rows of `trajectories` in it.
         agents: Distinct agents with training rows.
-        state: How far it has come: `recorded`, `grouped`, `judged`, `kept out: <check>`, `trained @<step>`.
+        state: How far it has come: `recorded`, `grouped`, `judged`, `kept out: <check>`, `dropped out`, `changed: …`,
+            `trained @<step>`, `stale: trained @<step> on older rows`.
     """
 
     window_id: str
@@ -30,13 +32,21 @@ class WindowLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readiness:
-    """What stands ready, and the command that mends what does not."""
+    """What stands ready, and the command that mends what does not.
+
+    Attributes:
+        lines: The newest windows, in time order.
+        windows: How many windows have rows that may train.
+        stale: Windows that trained on rows or outcomes which have changed since.
+    """
 
     lines: tuple[WindowLine, ...]
+    windows: int
     with_enough_agents: int
     unused: int
     min_agents: int
     min_windows: int
+    stale: tuple[str, ...]
     mend: str | None
 
     @property
@@ -45,92 +55,131 @@ class Readiness:
 
 
 def readiness(
-    workspace: Workspace, *, min_agents: int, min_windows: int, now: datetime, since: HourWindow | None = None
+    workspace: Workspace, *, min_agents: int, min_windows: int, now: datetime, last: int = 20, recount: bool = False
 ) -> Readiness:
-    """Look at every recorded window and at what our side made of it.
+    """Look at what is recorded and at what our side made of it; costs the same at a million rows as at a thousand.
 
     Args:
         workspace: Its game database is read, so this works before anything was materialized.
         min_agents: Distinct agents a window needs.
         min_windows: Unused windows one training needs.
         now: Says how many hours back `sync-outcomes` must look.
-        since: Leave older windows out of the table.
+        last: Windows in the table, the newest.
+        recount: Count old windows again too, in a game database that is polled (`source/summary.py`).
     """
-    query = sa.text("""
-        SELECT window_id, count(*) AS rows, count(DISTINCT agent_id) AS agents,
-               avg(final_pnl) AS avg_pnl,
-               EXISTS (SELECT 1 FROM market_outcomes o WHERE o.window_id = t.window_id) AS outcomes
-        FROM trajectories t
-        WHERE window_id IS NOT NULL AND is_training_data AND NOT is_evaluation
-        GROUP BY window_id ORDER BY window_id""")
-    with workspace.game.connect() as conn:
-        found = conn.execute(query).mappings().all()
-    states = {s.window_id: s for s in workspace.store.window_states()}
-    used = {w: c.step for c in workspace.ledger.checkpoints() for w in c.windows}
-    lines = []
-    for r in found:
-        w = r["window_id"]
-        s = states.get(w)
-        if w in used:
-            state = f"trained @{used[w]}"
-        elif s is not None and s.failed_checks:
-            state = f"kept out: {', '.join(s.failed_checks)}"
-        elif s is not None and s.judged:
-            state = "judged"
-        else:
-            state = "grouped" if s is not None and s.grouped else "recorded"
-        lines.append(
-            WindowLine(
-                window_id=w,
-                rows=r["rows"],
-                agents=r["agents"],
-                avg_pnl_usd=r["avg_pnl"],
-                outcomes=r["outcomes"],
-                state=state,
-            )
-        )
-    enough = [x for x in lines if x.agents >= min_agents]
-    unused = [x for x in enough if x.window_id not in used and not x.state.startswith("kept out")]
+    refresh(workspace.game, workspace.store.engine, full=recount)
+    asked = {"n": min_agents, "lineage": workspace.ledger.lineage, "last": last}
+    with workspace.store.engine.connect() as conn:
+        total, enough, blind = conn.execute(_COUNTS, asked).one()
+        spent, spent_blind = conn.execute(_SPENT, asked).one()
+        oldest_blind = conn.scalar(_OLDEST_BLIND, asked) if blind > spent_blind else None
+        stale = workspace.ledger.stale()
+        lines = [_line(r, frozenset(stale)) for r in conn.execute(_LINES, asked).mappings()]
+    unused = enough - spent
     return Readiness(
-        lines=tuple(x for x in lines if since is None or x.window_id >= str(since)),
-        with_enough_agents=len(enough),
-        unused=len(unused),
+        lines=tuple(reversed(lines)),
+        windows=total,
+        with_enough_agents=enough,
+        unused=unused,
         min_agents=min_agents,
         min_windows=min_windows,
-        mend=_mend(enough, unused, min_agents, min_windows, now),
+        stale=tuple(stale),
+        mend=_mend(enough, unused, blind - spent_blind, oldest_blind, min_agents, min_windows, now),
+    )
+
+
+_COUNTS = sa.text("""
+    SELECT coalesce(sum(windows) FILTER (WHERE agents > 0), 0)::int,
+           coalesce(sum(windows) FILTER (WHERE agents >= :n), 0)::int,
+           coalesce(sum(windows) FILTER (WHERE agents >= :n AND NOT outcomes), 0)::int
+    FROM babylon_rl.window_counts""")
+# Used, dropped out or kept out: from the few windows that are, not from all that are recorded.
+_SPENT_WINDOWS = """
+    SELECT window_id FROM babylon_rl.consumed_windows WHERE lineage = :lineage
+    UNION SELECT window_id FROM babylon_rl.dropped_windows WHERE lineage = :lineage
+    UNION SELECT window_id FROM babylon_rl.window_verdicts WHERE NOT passed"""
+_SPENT = sa.text(f"""
+    SELECT count(*)::int, count(*) FILTER (WHERE NOT s.outcomes)::int
+    FROM ({_SPENT_WINDOWS}) x JOIN babylon_rl.window_summary s USING (window_id) WHERE s.agents >= :n""")  # noqa: S608
+_OLDEST_BLIND = sa.text(f"""
+    SELECT s.window_id FROM babylon_rl.window_summary s
+    WHERE NOT s.outcomes AND s.agents >= :n AND s.window_id NOT IN ({_SPENT_WINDOWS})
+    ORDER BY s.window_id LIMIT 1""")  # noqa: S608
+_LINES = sa.text("""
+    SELECT s.window_id, s.rows, s.agents, s.avg_pnl_usd, s.outcomes, c.step,
+           d.window_id IS NOT NULL AS dropped, g.group_id IS NOT NULL AS grouped,
+           j.judgment_key IS NOT NULL AS judged, s.changes > w.changes_seen AS changed,
+           ARRAY(SELECT check_name FROM babylon_rl.window_verdicts v
+                 WHERE v.window_id = s.window_id AND NOT v.passed ORDER BY check_name) AS failed
+    FROM (SELECT * FROM babylon_rl.window_summary WHERE rows > 0 ORDER BY window_id DESC LIMIT :last) s
+    LEFT JOIN babylon_rl.windows w USING (window_id)
+    LEFT JOIN babylon_rl.trajectory_groups g USING (window_id)
+    LEFT JOIN babylon_rl.window_judgments j USING (window_id)
+    LEFT JOIN babylon_rl.consumed_windows c ON c.window_id = s.window_id AND c.lineage = :lineage
+    LEFT JOIN babylon_rl.dropped_windows d ON d.window_id = s.window_id AND d.lineage = :lineage
+    ORDER BY s.window_id DESC""")
+
+
+def _line(r: sa.RowMapping, stale: Set[str]) -> WindowLine:
+    if r["step"] is not None:
+        old = r["window_id"] in stale
+        state = f"stale: trained @{r['step']} on older rows" if old else f"trained @{r['step']}"
+    elif r["dropped"]:
+        state = "dropped out"
+    elif r["changed"]:
+        state = "changed: rows came or were rewritten since it was read"
+    elif r["failed"]:
+        state = f"kept out: {', '.join(r['failed'])}"
+    else:
+        state = "judged" if r["judged"] else "grouped" if r["grouped"] else "recorded"
+    return WindowLine(
+        window_id=r["window_id"],
+        rows=r["rows"],
+        agents=r["agents"],
+        avg_pnl_usd=r["avg_pnl_usd"],
+        outcomes=r["outcomes"],
+        state=state,
     )
 
 
 def recorded_but_not_judged(workspace: Workspace, *, min_agents: int) -> list[HourWindow]:
-    """Windows with enough agents that no judgment speaks for yet and no checkpoint has used, in time order.
+    """Windows with enough agents that no judgment speaks for yet, or whose rows changed since, in time order.
 
-    A window that a check keeps out was looked at and is not asked again: `materialize` does that by hand.
+    A window that a check keeps out was looked at and is not asked again while its rows stay as they are
+    (`materialize` does that by hand). One that a checkpoint used is never asked again: it is reported as stale.
     """
+    refresh(workspace.game, workspace.store.engine)
     query = sa.text("""
-        SELECT window_id FROM trajectories
-        WHERE window_id IS NOT NULL AND is_training_data AND NOT is_evaluation
-        GROUP BY window_id HAVING count(DISTINCT agent_id) >= :n""")
-    with workspace.game.connect() as conn:
-        found = set(conn.scalars(query, {"n": min_agents}))
-    done = {s.window_id for s in workspace.store.window_states() if s.judged or s.failed_checks}
-    used = {w for c in workspace.ledger.checkpoints() for w in c.windows}
-    return HourWindow.parse_all(found - done - used)
+        SELECT s.window_id FROM babylon_rl.window_summary s
+        LEFT JOIN babylon_rl.windows w USING (window_id)
+        WHERE s.agents >= :n
+          AND NOT EXISTS (SELECT 1 FROM babylon_rl.consumed_windows c
+                          WHERE c.window_id = s.window_id AND c.lineage = :lineage)
+          AND NOT EXISTS (SELECT 1 FROM babylon_rl.dropped_windows d
+                          WHERE d.window_id = s.window_id AND d.lineage = :lineage)
+          AND (s.changes > w.changes_seen
+               OR NOT EXISTS (SELECT 1 FROM babylon_rl.window_judgments j WHERE j.window_id = s.window_id)
+                  AND NOT EXISTS (SELECT 1 FROM babylon_rl.window_verdicts v
+                                  WHERE v.window_id = s.window_id AND NOT v.passed))""")
+    with workspace.store.engine.connect() as conn:
+        found = list(conn.scalars(query, {"n": min_agents, "lineage": workspace.ledger.lineage}))
+    return HourWindow.parse_all(found)
 
 
 def _mend(
-    enough: Sequence[WindowLine], unused: Sequence[WindowLine], min_agents: int, min_windows: int, now: datetime
+    enough: int, unused: int, blind: int, oldest_blind: str | None, min_agents: int, min_windows: int, now: datetime
 ) -> str | None:
-    if len(unused) < min_windows:
-        missing = min_windows - len(unused)
-        used = f" ({len(enough) - len(unused)} are used or kept out)" if len(enough) > len(unused) else ""
+    if unused < min_windows:
+        missing = min_windows - unused
+        used = f" ({enough - unused} are used, dropped or kept out)" if enough > unused else ""
         return (
             f"{missing} more window{'s' * (missing > 1)} with {min_agents}+ agents needed{used}; run: "
             f"babylon-rl spawn-test-agents --agents {min_agents} --windows {missing}"
         )
-    if blind := [x for x in unused if not x.outcomes]:
-        hours = (HourWindow.containing(now).start_at - HourWindow.parse(blind[0].window_id).start_at) // HOUR
+    if oldest_blind is not None:
+        hours = (HourWindow.containing(now).start_at - HourWindow.parse(oldest_blind).start_at) // HOUR
         return (
-            f"{len(blind)} window{'s have' if len(blind) > 1 else ' has'} no market outcomes, so no ground truth to "
+            f"{blind} window{'s have' if blind > 1 else ' has'} no market outcomes, so no ground truth to "
             f"judge by; run: babylon-rl sync-outcomes --hours {max(hours, 24)}"
         )
     return None

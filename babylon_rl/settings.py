@@ -53,6 +53,19 @@ class Settings(BaseSettings):
         validation_alias="BABYLON_MIN_WINDOWS",
         description="Unused, judged windows that make one training; the sensor waits for them.",
     )
+    dropout_target: int | None = Field(
+        default=None,
+        ge=1,
+        validation_alias="BABYLON_DROPOUT_TARGET",
+        description="Windows that are enough: beyond it whole windows are dropped before they are judged. Unset: none.",
+    )
+    dropout_cap: float = Field(
+        default=0.3,
+        ge=0,
+        lt=1,
+        validation_alias="BABYLON_DROPOUT_CAP",
+        description="Largest share of windows that dropout may leave out.",
+    )
     lineage: str = Field(
         default="babylon-mmo",
         validation_alias="BABYLON_LINEAGE",

@@ -4,24 +4,29 @@ Every function takes plain values and the store, is idempotent, and answers with
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 import sqlalchemy as sa
 
 from babylon_rl.context import hindsight_for
-from babylon_rl.grouping import account, dispositions_of, make_group
+from babylon_rl.grouping import SET_ASIDE, account, dispositions_of, make_group
 from babylon_rl.judging.judge import Judge
 from babylon_rl.judging.score import score_groups
-from babylon_rl.source.outcomes import read_outcomes, sync_window_outcomes
-from babylon_rl.source.reader import read_window
-from babylon_rl.source.stitching import stitch
-from babylon_rl.store import Store
-from babylon_rl.types import Hindsight, Json, Judgment, TrajectoryGroup, WindowOutcomes
+from babylon_rl.source.outcomes import examine_outcomes, sync_window_outcomes
+from babylon_rl.source.reader import stream_window, window_ids
+from babylon_rl.source.stitching import stitch, usable
+from babylon_rl.source.summary import changes_seen, refresh
+from babylon_rl.store import PackedTrajectory, Store
+from babylon_rl.types import Disposition, Hindsight, Json, Judgment, TrajectoryGroup, WindowOutcomes
 from babylon_rl.windows import HourWindow
 
 logger = logging.getLogger(__name__)
+
+STALE: Final = "rows or outcomes changed since the group was made; materialize `trajectory_groups` first"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,18 +48,29 @@ class Stage:
 
 def ingest(window: HourWindow, game: sa.Engine, store: Store) -> Stage:
     """Read a window's rows, stitch them per agent, keep them, and account for every row."""
-    with game.connect() as conn:
-        rows, set_aside = read_window(conn, window)
-    trajectories = [t for t in stitch(rows) if t.turns]
-    ends = [*set_aside, *dispositions_of(window, rows, None)]
-    read = len(rows) + len(set_aside)
-    version, changed = store.write_ingest(window, trajectories, ends, rows=read)
-    agents = len({t.agent_id for t in trajectories})
+    # Before the rows are read: what changes after that is seen to have changed.
+    refresh(game, store.engine, windows=[window])
+    seen = changes_seen(store.engine, window)
+    packed: list[PackedTrajectory] = []
+    ends: list[Disposition] = []
+    # A row rewritten while the window is read belongs to one version of it, not to two.
+    with game.connect().execution_options(isolation_level="REPEATABLE READ") as conn:
+        for agent in stream_window(conn, window):
+            packed += [PackedTrajectory.of(t) for t in stitch(agent.rows) if usable(t)]
+            ends += [*agent.aside, *dispositions_of(window, agent.rows, None)]
+        read = len(window_ids(conn, window))
+    version, changed = store.write_ingest(window, packed, ends, rows=read, changes_seen=seen)
+    ended = Counter(d.disposition if d.disposition in SET_ASIDE else "usable" for d in ends)
     return Stage(
         data_version=version,
         changed=changed,
-        count=len(trajectories),
-        facts={"rows": read, "agents": agents, "set_aside": len(set_aside), "trajectories": len(trajectories)},
+        count=len(packed),
+        facts={
+            "rows": read,
+            "agents": len({t.agent_id for t in packed}),
+            "set_aside": len(ends) - ended["usable"],
+            "trajectories": len(packed),
+        },
     )
 
 
@@ -66,13 +82,19 @@ def snapshot_outcomes(window: HourWindow, game: sa.Engine, store: Store, *, now:
     with game.begin() as conn:
         if sync:
             sync_window_outcomes(conn, window, now=now)
-        outcomes = read_outcomes(conn, window)
+        outcomes, faults = examine_outcomes(conn, window)
     version, changed = store.write_outcomes(outcomes)
     return Stage(
         data_version=version,
         changed=changed,
         count=len(outcomes.stocks) + len(outcomes.predictions),
-        facts={"stocks": len(outcomes.stocks), "predictions": len(outcomes.predictions)},
+        facts={
+            "stocks": len(outcomes.stocks),
+            "predictions": len(outcomes.predictions),
+            "overall_trend": outcomes.overall_trend,
+            "volatility_pct": outcomes.volatility_pct,
+            **faults.facts(),
+        },
     )
 
 
@@ -83,7 +105,7 @@ def group(window: HourWindow, store: Store, *, min_agents: int) -> Stage:
     hindsight: Hindsight | None = None
     if made is not None:
         hindsight = hindsight_for(made, trajectories, store.outcomes(window))
-    ends = account(store.dispositions(window), made, trajectories)
+    ends = account(store.dispositions(window), made)
     version, changed = store.write_group(window, made, hindsight, ends)
     members = 0 if made is None else len(made.members)
     turns = 0 if made is None else sum(len(m.turns) for m in made.members)
@@ -114,7 +136,10 @@ async def score(
     A group that cannot be judged fails alone: its window has no current judgment, and its facts say why.
     """
     items: dict[HourWindow, tuple[TrajectoryGroup, Hindsight]] = {}
+    stale = {w for w in windows if store.is_stale(w)}
     for w in windows:
+        if w in stale:
+            continue
         made, hindsight = store.group(w), store.hindsight(w)
         if made is not None and hindsight is not None:
             items[w] = (made, hindsight)
@@ -130,7 +155,8 @@ async def score(
     for w in windows:
         if w not in items:
             store.set_current_judgment(w, "", None)
-            stages[w] = Stage(data_version="none", changed=False, count=0, facts={"members": 0})
+            facts: Json = {"failed": STALE} if w in stale else {"members": 0}
+            stages[w] = Stage(data_version="none", changed=False, count=0, facts=facts)
             continue
         group_id = items[w][0].group_id
         judgment = report.judgments.get(group_id)

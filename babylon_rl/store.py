@@ -59,6 +59,26 @@ class WindowState:
     failed_checks: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedTrajectory:
+    """A stitched trajectory as it is kept: a window of any size fits in memory so."""
+
+    trajectory_id: str
+    agent_id: str
+    turns: int
+    pnl_usd: float | None
+    digest: str
+    body: bytes
+
+    @classmethod
+    def of(cls, x: Trajectory) -> "PackedTrajectory":
+        """Pack one."""
+        return cls(
+            trajectory_id=x.trajectory_id, agent_id=x.agent_id, turns=len(x.turns), pnl_usd=x.pnl_usd,
+            digest=digest(x), body=pack(x),
+        )  # fmt: skip
+
+
 class Store:
     """Our schema, over one engine. Safe to use from several processes at once."""
 
@@ -74,30 +94,60 @@ class Store:
 
     # ── raw_trajectories ───────────────────────────────────────────────────────────────────────────
     def write_ingest(
-        self, window: HourWindow, trajectories: Sequence[Trajectory], dispositions: Sequence[Disposition], *, rows: int
+        self,
+        window: HourWindow,
+        trajectories: Sequence[Trajectory | PackedTrajectory],
+        dispositions: Sequence[Disposition],
+        *,
+        rows: int,
+        changes_seen: int | None = None,
     ) -> tuple[str, bool]:
         """Keep a window's stitched trajectories and where each of its rows ended.
+
+        A new version takes the window's current judgment and verdicts away: they spoke of other rows. Its group
+        stands until it is made anew, and neither is judged nor trains meanwhile (view `stale_windows`).
+
+        Args:
+            window: The hour.
+            trajectories: One per agent, in any order.
+            dispositions: One per row, in any order.
+            rows: Rows read.
+            changes_seen: `window_summary.changes` before they were read, if anybody watches.
 
         Returns:
             The window's data version, and whether it is a new one.
         """
-        bodies = sorted(trajectories, key=lambda x: x.trajectory_id)
+        packed = [x if isinstance(x, PackedTrajectory) else PackedTrajectory.of(x) for x in trajectories]
+        packed.sort(key=lambda x: x.trajectory_id)
         ends = sorted(dispositions, key=lambda d: d.source_id)
-        version = digest([bodies, ends])
+        version = digest([[x.digest for x in packed], ends])
         w = str(window)
+        d = t.row_dispositions.c
         with self.locked(window) as conn:
             if conn.scalar(sa.select(t.windows.c.data_version).where(t.windows.c.window_id == w)) == version:
-                return version, False
-            for table in (t.window_trajectories, t.row_dispositions, t.windows):
+                seen = {"changes_seen": changes_seen}
+                conn.execute(sa.update(t.windows).where(t.windows.c.window_id == w).values(seen))
+                # A row that went to another window and came back left its disposition there.
+                kept = conn.scalar(sa.select(sa.func.count()).select_from(t.row_dispositions).where(d.window_id == w))
+                if kept == len(ends):
+                    return version, False
+            for table in (t.window_trajectories, t.row_dispositions, t.windows, t.window_judgments, t.window_verdicts):
                 conn.execute(sa.delete(table).where(table.c.window_id == w))
-            turns = sum(len(x.turns) for x in bodies)
-            agents = len({x.agent_id for x in bodies if x.turns})
             conn.execute(
                 sa.insert(t.windows),
-                [{"window_id": w, "data_version": version, "rows": rows, "agents": agents, "turns": turns}],
+                [
+                    {
+                        "window_id": w,
+                        "data_version": version,
+                        "rows": rows,
+                        "agents": len({x.agent_id for x in packed if x.turns}),
+                        "turns": sum(x.turns for x in packed),
+                        "changes_seen": changes_seen,
+                    }
+                ],
             )
-            if bodies:
-                conn.execute(sa.insert(t.window_trajectories), [_trajectory_row(x) for x in bodies])
+            if packed:
+                conn.execute(sa.insert(t.window_trajectories), [_trajectory_row(w, x) for x in packed])
             self._write_dispositions(conn, ends)
         return version, True
 
@@ -117,8 +167,9 @@ class Store:
             for d in ends
         ]
         statement = insert(t.row_dispositions)
-        changed = {c: statement.excluded[c] for c in ("window_id", "disposition", "reason", "group_id")}
+        changed = {c: statement.excluded[c] for c in rows[0] if c != "source_id"}
         conn.execute(statement.on_conflict_do_update(index_elements=["source_id"], set_=changed), rows)
+        mark_dropped(conn, sorted({d.window_id for d in ends}))
 
     def data_version(self, window: HourWindow) -> str | None:
         """Data version of the ingested window, or None when it was never ingested."""
@@ -126,6 +177,12 @@ class Store:
             found: str | None = conn.scalar(
                 sa.select(t.windows.c.data_version).where(t.windows.c.window_id == str(window))
             )
+        return found
+
+    def rows_read(self, window: HourWindow) -> int | None:
+        """Rows that the window had when it was ingested, or None when it never was."""
+        with self.engine.connect() as conn:
+            found: int | None = conn.scalar(sa.select(t.windows.c.rows).where(t.windows.c.window_id == str(window)))
         return found
 
     def trajectories(self, window: HourWindow) -> list[Trajectory]:
@@ -151,7 +208,8 @@ class Store:
         with self.locked(HourWindow.parse(w)) as conn:
             if conn.scalar(sa.select(c.data_version).where(c.window_id == w)) == version:
                 return version, False
-            conn.execute(sa.delete(t.window_outcomes).where(c.window_id == w))
+            for table in (t.window_outcomes, t.window_judgments, t.window_verdicts):  # they spoke of other outcomes
+                conn.execute(sa.delete(table).where(table.c.window_id == w))
             conn.execute(
                 sa.insert(t.window_outcomes),
                 [
@@ -191,7 +249,9 @@ class Store:
         c = t.trajectory_groups.c
         with self.locked(window) as conn:
             self._write_dispositions(conn, ends)
+            made_from = _made_from(conn, w)
             if conn.scalar(sa.select(c.data_version).where(c.window_id == w)) == version:
+                conn.execute(sa.update(t.trajectory_groups).where(c.window_id == w).values(made_from=made_from))
                 return version, False
             for table in (t.trajectory_groups, t.window_judgments, t.window_verdicts):
                 conn.execute(sa.delete(table).where(table.c.window_id == w))
@@ -207,6 +267,7 @@ class Store:
                             "turns": sum(len(m.turns) for m in group.members),
                             "body": pack(group),
                             "hindsight": pack(hindsight),
+                            "made_from": made_from,
                         }
                     ],
                 )
@@ -218,6 +279,12 @@ class Store:
         with self.engine.connect() as conn:
             body = conn.scalar(sa.select(c.body).where(c.window_id == str(window)))
         return None if body is None else unpack(body, TrajectoryGroup)
+
+    def is_stale(self, window: HourWindow) -> bool:
+        """Whether the window's rows or outcomes changed since its group was made: it must be made anew first."""
+        query = sa.text("SELECT EXISTS (SELECT 1 FROM babylon_rl.stale_windows WHERE window_id = :w)")
+        with self.engine.connect() as conn:
+            return bool(conn.scalar(query, {"w": str(window)}))
 
     def hindsight(self, window: HourWindow) -> Hindsight | None:
         """For the judge's eyes only."""
@@ -337,12 +404,33 @@ class Store:
         return [WindowState(**{**r, "failed_checks": tuple(r["failed_checks"])}) for r in rows]
 
 
-def _trajectory_row(x: Trajectory) -> dict[str, object]:
+def mark_dropped(conn: sa.Connection, window_ids: Sequence[str]) -> None:
+    """Say of the grouped rows of windows that dropout left out, and that no lineage trained on, that they dropped out."""
+    conn.execute(
+        sa.text("""
+            UPDATE babylon_rl.row_dispositions d SET disposition = 'dropped_out', reason = 'dropout'
+            WHERE d.window_id = ANY(:w) AND d.disposition IN ('grouped', 'stitched')
+              AND EXISTS (SELECT 1 FROM babylon_rl.dropped_windows x WHERE x.window_id = d.window_id)
+              AND NOT EXISTS (SELECT 1 FROM babylon_rl.consumed_windows c WHERE c.window_id = d.window_id)"""),
+        {"w": list(window_ids)},
+    )
+
+
+def _made_from(conn: sa.Connection, window_id: str) -> str:
+    """What a group made now is made from, as the view `stale_windows` compares it."""
+    versions = (
+        conn.scalar(sa.select(table.c.data_version).where(table.c.window_id == window_id)) or ""
+        for table in (t.windows, t.window_outcomes)
+    )
+    return "|".join(versions)
+
+
+def _trajectory_row(window_id: str, x: PackedTrajectory) -> dict[str, object]:
     return {
         "trajectory_id": x.trajectory_id,
-        "window_id": x.window_id,
+        "window_id": window_id,
         "agent_id": x.agent_id,
-        "turns": len(x.turns),
+        "turns": x.turns,
         "pnl_usd": x.pnl_usd,
-        "body": pack(x),
+        "body": x.body,
     }

@@ -7,6 +7,7 @@ future knew (`Hindsight`) is a separate object that only a judge's prompt is bui
 holds both. `None` means unknown; it is never `0.0`. Instants are aware and UTC and end in `_at`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -69,8 +70,10 @@ class Disposition:
     """Where one source row ended. Every row read has exactly one.
 
     Attributes:
-        disposition: `grouped`, `ineligible`, `excluded` or `quarantined`.
-        reason: Machine-readable: `stitched`, `too_few_agents`, `no_steps`, `no_llm_calls`, `bad_json`, ….
+        disposition: `grouped`; `stitched` (part of its agent's trajectory `<window_id>/<agent_id>`, without a turn
+            of its own); `ineligible`; `dropped_out`; `excluded`; or `quarantined`.
+        reason: Machine-readable: `stitched`, `too_few_agents`, `no_turns`, `dropout`, `benchmark`, `no_steps`,
+            `no_llm_calls`, `bad_json`, `lone_surrogate`, ….
     """
 
     source_id: str
@@ -157,6 +160,24 @@ class WindowOutcomes:
     @property
     def known(self) -> bool:
         return bool(self.stocks or self.predictions)
+
+    @property
+    def overall_trend(self) -> str | None:
+        """`BULLISH`, `BEARISH` or `NEUTRAL`: the sign of the stocks' mean change; None when no change is known."""
+        changes = self._changes_pct()
+        if not changes:
+            return None
+        mean = sum(changes) / len(changes)
+        return "BULLISH" if mean > 0 else "BEARISH" if mean < 0 else "NEUTRAL"
+
+    @property
+    def volatility_pct(self) -> float | None:
+        """How much the stocks moved, whichever way: the root of their mean squared change, in percent."""
+        changes = self._changes_pct()
+        return math.sqrt(sum(c * c for c in changes) / len(changes)) if changes else None
+
+    def _changes_pct(self) -> list[float]:
+        return [s.change_pct for s in self.stocks if s.change_pct is not None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ REQUIRED_CHECKS: Final = (
     "groups_have_enough_agents",
     "groups_hold_only_what_was_logged",
     "groups_have_trainable_tokens",
+    "every_row_is_accounted_for",
     "scores_are_in_unit_interval",
     "every_member_has_one_score",
     "scores_are_not_all_equal",
@@ -41,6 +42,8 @@ class Workspace:
 
     @property
     def owns_game(self) -> bool:
+        if self.game is not self.store.engine:
+            return False  # our schema lives elsewhere so that the game's database stays untouched
         with self.game.connect() as conn:
             if conn.scalar(sa.text(f"SELECT to_regclass('babylon_rl.{CREATED_GAME_TABLES}')")) is None:
                 return False
@@ -51,8 +54,9 @@ class Workspace:
 @contextmanager
 def open_workspace(settings: Settings) -> Iterator[Workspace]:
     """Connect (starting the embedded database when it is the one) and close again."""
-    game = connect(game_url(settings))
-    ours = game if settings.platform_url is None else connect(platform_url(settings))
+    url, own_url = game_url(settings), platform_url(settings)
+    game = connect(url)
+    ours = game if own_url == url else connect(own_url)
     try:
         yield Workspace(
             settings=settings,

@@ -45,6 +45,9 @@ def verify(workspace: Workspace, window: HourWindow) -> None:
             "groups_hold_only_what_was_logged": gates.only_what_was_logged(
                 conn, window, group, store.hindsight(window)
             ),
+            "every_row_is_accounted_for": gates.every_row_accounted(
+                conn, window, store.rows_read(window), store.dispositions(window)
+            ),
             "groups_have_trainable_tokens": gates.trainable_tokens(group),
             "scores_are_in_unit_interval": gates.scores_in_unit_interval(judgment),
             "every_member_has_one_score": gates.one_score_per_member(group, judgment),

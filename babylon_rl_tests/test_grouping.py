@@ -156,24 +156,24 @@ def test_every_row_ends_in_exactly_one_disposition(ticks: list[tuple[str, bool]]
     ends = dispositions_of(WINDOW, rows, group)
     assert [d.source_id for d in ends] == [r.source_id for r in rows]
     speakers = {a for a, spoken in ticks if spoken}
-    for d in ends:
-        if d.agent_id not in speakers:
-            assert (d.disposition, d.reason, d.group_id) == ("ineligible", "no_turns", None)
-        elif len(speakers) < min_agents:
-            assert (d.disposition, d.reason, d.group_id) == ("ineligible", "too_few_agents", None)
-        else:
+    for d, (agent, spoken) in zip(ends, ticks, strict=True):
+        if len(speakers) >= min_agents and agent in speakers:
             assert group is not None
-            assert (d.disposition, d.reason, d.group_id) == ("grouped", "stitched", group.group_id)
+            expected = ("grouped", "stitched") if spoken else ("stitched", "no_turns")
+            assert (d.disposition, d.reason, d.group_id) == (*expected, group.group_id)
+        else:
+            assert (d.disposition, d.group_id) == ("ineligible", None)
+            assert d.reason == ("too_few_agents" if spoken else "no_turns")
     # Asked before the group was known and brought up to date afterwards, or the other way: the same.
-    assert account(dispositions_of(WINDOW, rows, None), group, trajectories) == ends
-    assert account(ends, None, trajectories) == dispositions_of(WINDOW, rows, None)
+    assert account(dispositions_of(WINDOW, rows, None), group) == ends
+    assert account(ends, None) == dispositions_of(WINDOW, rows, None)
 
 
 def test_accounting_leaves_what_reading_set_aside() -> None:
     rows = [a_source_row(a) for a in AGENTS]
     aside = replace(dispositions_of(WINDOW, rows[:1], None)[0], disposition="quarantined", reason="bad_json")
     group = make_group(WINDOW, stitch(rows), min_agents=5)
-    ends = account([aside, *dispositions_of(WINDOW, rows[1:], None)], group, stitch(rows))
+    ends = account([aside, *dispositions_of(WINDOW, rows[1:], None)], group)
     assert Counter(d.reason for d in ends) == {"bad_json": 1, "stitched": 4}
 
 

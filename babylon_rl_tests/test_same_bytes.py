@@ -18,7 +18,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.source.embedded import ensure_database
 from babylon_rl.workspace import open_workspace
 from babylon_rl_tests.conftest import drop_database
-from babylon_rl_tests.factories import insert_call_log, insert_row
+from babylon_rl_tests.factories import a_json_step, insert_call_log, insert_row
 from babylon_rl_tests.played import FIRST, hours, play
 
 ZONES = ("America/New_York", "Asia/Kolkata", "UTC")
@@ -51,7 +51,7 @@ def make_game(settings: Settings) -> None:
         insert_row(game, "successor", window=FIRST, window_id="2025-01-15-00")
         for i, steps in enumerate(("[]", "[{", "[1]", '[{"llmCalls":[{"userPrompt":"a","response":"\\ud83d"}]}]')):
             insert_row(game, "broken", window=FIRST, id=f"broken-{i}", steps_json=steps)
-        silent = insert_row(game, "logged", window=FIRST, steps_json='[{"stepId":"s"}]')
+        silent = insert_row(game, "logged", window=FIRST, steps_json=[a_json_step(stepId="s", llmCalls=[])])
         for i in range(3):
             insert_call_log(
                 game, silent["trajectory_id"], step_id="s", call_id=f"c-{i}", response=f"{i}", timestamp=start

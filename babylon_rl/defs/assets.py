@@ -138,7 +138,14 @@ def ruler_scores(
     """One score in [0, 1] per member of a group, comparable only inside it. Nothing is judged twice."""
     with dagster_failures():
         windows = HourWindow.parse_all(context.partition_keys)
-        scored = asyncio.run(stages.score(windows, workspace.store, judge, on_done=lambda _: progress.judged()))
+        settings = workspace.settings
+        out = workspace.ledger.drop_out(
+            windows, target=settings.dropout_target, cap=settings.dropout_cap, seed=settings.seed
+        )
+        kept = [w for w in windows if w not in out]
+        scored = asyncio.run(stages.score(kept, workspace.store, judge, on_done=lambda _: progress.judged()))
+        for window in out:
+            context.add_asset_metadata({"dagster/row_count": 0, "dropped_out": True}, partition_key=str(window))
         for window, stage in scored.items():
             _tell(context, window, stage)
     return dg.MaterializeResult()

@@ -32,6 +32,14 @@ def groups_have_trainable_tokens(window: HourWindow, workspace: Workspace) -> Ve
     return gates.trainable_tokens(workspace.store.group(window))
 
 
+@per_window_check(trajectory_groups)
+def every_row_is_accounted_for(window: HourWindow, workspace: Workspace) -> Verdict:
+    """Nothing lost: each row of the game's table in this window stands in `row_dispositions` once, and no other."""
+    store = workspace.store
+    with workspace.game.connect() as conn:
+        return gates.every_row_accounted(conn, window, store.rows_read(window), store.dispositions(window))
+
+
 @per_window_check(ruler_scores)
 def scores_are_in_unit_interval(window: HourWindow, workspace: Workspace) -> Verdict:
     """A score outside [0, 1] means that the judge's reply was misread; never train on it."""
@@ -41,6 +49,10 @@ def scores_are_in_unit_interval(window: HourWindow, workspace: Workspace) -> Ver
 @per_window_check(ruler_scores)
 def every_member_has_one_score(window: HourWindow, workspace: Workspace) -> Verdict:
     """Scores match members by id, one each: a group judged in part is not judged."""
+    if workspace.ledger.dropped(window):
+        return Verdict(
+            passed=True, facts={"dropped_out": True}
+        )  # not judged on purpose; without a judgment none trains
     return gates.one_score_per_member(workspace.store.group(window), workspace.store.judgment(window))
 
 
@@ -54,6 +66,7 @@ CHECKS = [
     groups_have_enough_agents,
     groups_hold_only_what_was_logged,
     groups_have_trainable_tokens,
+    every_row_is_accounted_for,
     scores_are_in_unit_interval,
     every_member_has_one_score,
     scores_are_not_all_equal,

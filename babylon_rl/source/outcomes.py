@@ -17,6 +17,8 @@ from typing import Any, Final, Literal
 import sqlalchemy as sa
 
 from babylon_rl.source import tables
+from babylon_rl.source.sql import find_spelling, select_outcomes, window_parameters
+from babylon_rl.source.steps import BadRowError, parse_json, repaired
 from babylon_rl.types import Json, PredictionOutcome, StockOutcome, WindowOutcomes
 from babylon_rl.windows import HourWindow
 
@@ -27,6 +29,8 @@ Status = Literal["written", "unchanged", "open", "no_facts"]
 _CENT: Final = Decimal("0.01")
 _MAX_CHANGE_PCT: Final = Decimal("999.99")  # numeric(5,2)
 _MAX_PRICE: Final = Decimal("99999999.99")  # numeric(10,2)
+_STOCK_FACTS: Final = ("start_price", "end_price", "change_percent")
+_PREDICTION_FACTS: Final = ("outcome", "final_probability")
 _LAST_SECOND: Final = timedelta(seconds=1)
 
 
@@ -38,6 +42,31 @@ class SyncReport:
     unchanged: int
     open: int
     no_facts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeFaults:
+    """What was wrong with the rows of one window's outcomes, and was resolved by the rule of `examine_outcomes`.
+
+    Attributes:
+        written_before_close: Rows left out because their hour was still open when they were written.
+        duplicates: Rows beyond the first of their market.
+        conflicts: Tickers and market ids whose rows disagree.
+        start_price_zero: Tickers without a change, because nothing is divided by 0.
+        unresolved: Markets without YES or NO.
+        doubtful: Markets stored as NO at a final probability above one half. They stay NO.
+    """
+
+    written_before_close: int = 0
+    duplicates: int = 0
+    conflicts: tuple[str, ...] = ()
+    start_price_zero: tuple[str, ...] = ()
+    unresolved: tuple[str, ...] = ()
+    doubtful: tuple[str, ...] = ()
+
+    def facts(self) -> Json:
+        """Those that are there, for metadata."""
+        return {f: list(v) if isinstance(v, tuple) else v for f in self.__slots__ if (v := getattr(self, f))}
 
 
 def sync_recent(conn: sa.Connection, *, hours: int = 24, now: datetime) -> SyncReport:
@@ -86,22 +115,36 @@ def sync_window_outcomes(conn: sa.Connection, window: HourWindow, *, now: dateti
 
 
 def read_outcomes(conn: sa.Connection, window: HourWindow) -> WindowOutcomes:
-    """Read a window's outcomes, stocks by ticker, predictions by market id, each once.
+    """The truth about a window: `examine_outcomes` without what was wrong with it."""
+    return examine_outcomes(conn, window)[0]
 
-    Of several rows for one market the one created last counts, and of equally late ones the greater
-    id. `$BTC` and `BTC` are one ticker. A sentiment is the sign of its change, whatever was stored.
+
+def examine_outcomes(conn: sa.Connection, window: HourWindow) -> tuple[WindowOutcomes, OutcomeFaults]:
+    """Read a window's outcomes, stocks by ticker, predictions by market id, each once, and say what was resolved how.
+
+    A row written before its hour was over is no outcome: it froze the values of an open hour. Of several rows for
+    one market the one created last counts, and of equally late ones the greater id. `$BTC` and `BTC` are one
+    ticker. A sentiment is the sign of its change, whatever was stored; a resolution other than YES or NO is none.
     """
-    t = tables.market_outcomes
-    query = sa.select(t).where(t.c.window_id.in_([str(window), window.start_at.strftime("%Y-%m-%d-%H")]))
+    spelling = find_spelling(conn)
+    if not spelling.market_outcomes:
+        return WindowOutcomes(window_id=str(window)), OutcomeFaults()
+    found = conn.exec_driver_sql(select_outcomes(spelling), window_parameters(window)).mappings()
+    rows: list[Json] = [{k: _finite(v) if isinstance(v, Decimal) else v for k, v in r.items()} for r in found]
+    end_at = window.end_at.replace(tzinfo=None)
+    true = [r for r in rows if r["created_at"] is None or r["created_at"] >= end_at]
+    said: dict[tuple[str, str], list[tuple[Any, ...]]] = {}
     stocks: dict[str, Any] = {}
     predictions: dict[str, Any] = {}
-    rows = conn.execute(query).mappings().all()
-    for row in sorted(rows, key=lambda r: (r["created_at"], r["id"])):  # later ones overwrite
+    for row in true:  # oldest first: later ones overwrite
         if row["stock_ticker"]:
-            stocks[row["stock_ticker"].lstrip("$")] = row
-        if row["prediction_market_id"]:
-            predictions[row["prediction_market_id"]] = row
-    return WindowOutcomes(
+            ticker = row["stock_ticker"].lstrip("$")
+            stocks[ticker] = row
+            said.setdefault(("stock", ticker), []).append(tuple(row[c] for c in _STOCK_FACTS))
+        if market_id := row["prediction_market_id"]:
+            predictions[market_id] = row
+            said.setdefault(("prediction", market_id), []).append(tuple(row[c] for c in _PREDICTION_FACTS))
+    outcomes = WindowOutcomes(
         window_id=str(window),
         stocks=tuple(_stock(ticker, row) for ticker, row in sorted(stocks.items())),
         predictions=tuple(
@@ -114,6 +157,20 @@ def read_outcomes(conn: sa.Connection, window: HourWindow) -> WindowOutcomes:
             for market_id, row in sorted(predictions.items())
         ),
     )
+    faults = OutcomeFaults(
+        written_before_close=len(rows) - len(true),
+        duplicates=sum(len(facts) - 1 for facts in said.values()),
+        conflicts=tuple(name for (_, name), facts in sorted(said.items()) if len(set(facts)) > 1),
+        start_price_zero=tuple(s.ticker for s in outcomes.stocks if s.start_price == 0),
+        unresolved=tuple(p.market_id for p in outcomes.predictions if p.outcome is None),
+        doubtful=tuple(p.market_id for p in outcomes.predictions if _against_the_odds(p)),
+    )
+    return outcomes, faults
+
+
+def _against_the_odds(p: PredictionOutcome) -> bool:
+    """One writer stored an open market as NO: a NO that the market itself held for improbable is reported."""
+    return p.outcome == "NO" and p.final_probability is not None and p.final_probability > 0.5
 
 
 def change_pct(start: float, end: float) -> Decimal | None:
@@ -223,13 +280,22 @@ def _stock(ticker: str, row: Any) -> StockOutcome:
     )
 
 
-def _headlines(events: Any) -> Iterable[str]:
+def _headlines(text: str | None) -> Iterable[str]:
+    try:
+        events = repaired(parse_json(text)) if text else None
+    except BadRowError:
+        return
     for event in events if isinstance(events, list) else []:
         if isinstance(event, str):
             yield event
         elif isinstance(event, dict):
             texts: Sequence[Any] = [event.get(k) for k in ("headline", "title", "content", "text", "description")]
             yield from [t for t in texts if isinstance(t, str) and t][:1]
+
+
+def _finite(value: Decimal) -> Decimal | None:
+    """PostgreSQL's numeric holds NaN, which is no price."""
+    return value if value.is_finite() else None
 
 
 def _price(value: float) -> Decimal:

@@ -7,11 +7,12 @@ window has is `source/sql.py`; who is compared with whom is `grouping.py`.
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from babylon_rl.source.steps import number
 from babylon_rl.types import Json, LlmCall, SourceRow, Step, Trajectory, Turn
 
+LONGEST_TEXT: Final = 4_000  # characters of one text of an action; what an agent said is never cut
 REASONING: Final = frozenset({"reasoning", "thinking", "planning"})
 
 
@@ -62,7 +63,7 @@ def _stitch(window_id: str, agent_id: str, rows: Sequence[SourceRow]) -> Traject
                 temperature=call.temperature,
             )
         )
-        decisions.append({**step.action, "step": i, "at": None if step.at is None else step.at.isoformat()})
+        decisions.append({**_bounded(step.action), "step": i, "at": None if step.at is None else step.at.isoformat()})
     knowledge: Json = {}
     for row in rows:
         known = row.metadata.get("gameKnowledge")
@@ -82,6 +83,17 @@ def _stitch(window_id: str, agent_id: str, rows: Sequence[SourceRow]) -> Traject
         pnl_usd=_pnl(rows, number(first.get("agentPnL"))),
         game_knowledge=knowledge,
     )
+
+
+def _bounded(value: Any) -> Any:
+    """`value` with its longest texts cut: `parameters` of megabytes are found, and only a judge reads an action."""
+    if isinstance(value, str) and len(value) > LONGEST_TEXT:
+        return f"{value[:LONGEST_TEXT]}… ({len(value):,} characters)"
+    if isinstance(value, dict):
+        return {k: _bounded(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_bounded(v) for v in value]
+    return value
 
 
 def _pnl(rows: Sequence[SourceRow], entered_with: float | None) -> float | None:

@@ -6,10 +6,12 @@ Game timestamps are `timestamp(3)` without zone, in UTC; ids are snowflake strin
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     Column,
     DateTime,
     Double,
+    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -220,6 +222,7 @@ windows = Table(  # one row per window that was ingested: its data version and h
     Column("rows", Integer, nullable=False),
     Column("agents", Integer, nullable=False),
     Column("turns", Integer, nullable=False),
+    Column("changes_seen", BigInteger),  # of window_summary.changes, before its rows were read
 )
 
 window_trajectories = Table(
@@ -265,6 +268,7 @@ trajectory_groups = Table(
     Column("turns", Integer, nullable=False),
     Column("body", LargeBinary, nullable=False),  # types.TrajectoryGroup: what agents saw and said
     Column("hindsight", LargeBinary, nullable=False),  # types.Hindsight: the judge's eyes only
+    Column("made_from", Text),  # "<data version of windows>|<of window_outcomes>"; differs now: view stale_windows
 )
 
 judgments = Table(
@@ -299,6 +303,7 @@ window_verdicts = Table(  # asset checks as data: training leaves out a window w
     Column("check_name", Text, primary_key=True),
     Column("passed", Boolean, nullable=False),
     Column("facts", Text, nullable=False),
+    Index("ix_window_verdicts_failed", "window_id", postgresql_where=text("NOT passed")),
 )
 
 training_plans = Table(  # written before a training starts: a restart trains the same batch
@@ -336,6 +341,50 @@ consumed_windows = Table(  # the primary key is what makes "trained once per lin
     Column("window_id", Text, primary_key=True),
     Column("step", Integer, nullable=False),
     Column("judgment_key", Text, nullable=False),
+    Column("data_version", Text),  # of the group that trained; another one now: trained on older rows
+)
+
+dropped_windows = Table(  # left out of judging and training by dropout, for good in this lineage
+    "dropped_windows",
+    platform,
+    Column("lineage", Text, primary_key=True),
+    Column("window_id", Text, primary_key=True),
+)
+
+# Kept up to date by source/summary.py, so that readiness costs the same at a million rows as at a thousand.
+window_summary = Table(
+    "window_summary",
+    platform,
+    Column("window_id", Text, primary_key=True),
+    Column("rows", Integer, nullable=False),  # that may train
+    Column("agents", Integer, nullable=False),  # distinct, of those rows
+    Column("avg_pnl_usd", Double),
+    Column("outcomes", Boolean, nullable=False),
+    Column("fingerprint", Text, nullable=False),  # of all its rows, without reading their steps
+    Column("changes", BigInteger, nullable=False),  # how often its rows were seen to change
+    Index("ix_window_summary_blind", "window_id", postgresql_where=text("NOT outcomes")),
+)
+
+window_counts = Table(  # how many windows of window_summary have so many agents
+    "window_counts",
+    platform,
+    Column("agents", Integer, primary_key=True, autoincrement=False),
+    Column("outcomes", Boolean, primary_key=True),
+    Column("windows", Integer, nullable=False),
+)
+
+row_changes = Table(  # windows whose rows a statement touched; whoever counts them takes them out
+    "row_changes",
+    platform,
+    Column("seq", BigInteger, Identity(always=True), primary_key=True),
+    Column("window_id", Text, nullable=False),
+)
+
+outcome_changes = Table(  # the same for market_outcomes
+    "outcome_changes",
+    platform,
+    Column("seq", BigInteger, Identity(always=True), primary_key=True),
+    Column("window_id", Text, nullable=False),
 )
 
 evaluations = Table(

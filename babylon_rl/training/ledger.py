@@ -6,15 +6,17 @@ checkpoint. What stands on disk without a row here does not exist.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
 from babylon_rl.canonical import from_json, to_json
+from babylon_rl.dropout import bottom_k, dropout_count
 from babylon_rl.errors import DataError, TransientError
 from babylon_rl.source import tables as t
+from babylon_rl.store import mark_dropped
 from babylon_rl.types import Checkpoint
 from babylon_rl.windows import HourWindow
 
@@ -66,6 +68,9 @@ class Ledger:
                   GROUP BY window_id HAVING count(*) FILTER (WHERE passed) = :needed) v USING (window_id)
             WHERE NOT EXISTS (SELECT 1 FROM babylon_rl.consumed_windows c
                               WHERE c.lineage = :lineage AND c.window_id = j.window_id)
+              AND NOT EXISTS (SELECT 1 FROM babylon_rl.dropped_windows d
+                              WHERE d.lineage = :lineage AND d.window_id = j.window_id)
+              AND NOT EXISTS (SELECT 1 FROM babylon_rl.stale_windows s WHERE s.window_id = j.window_id)
               AND (CAST(:up_to AS text) IS NULL OR j.window_id <= :up_to)
             ORDER BY j.window_id""")
         with self.engine.connect() as conn:
@@ -188,6 +193,30 @@ class Ledger:
                     conn.execute(sa.delete(t.training_plans).where(p.lineage == self.lineage, p.step == plan.step))
         return plan
 
+    def dropped(self, window: HourWindow) -> bool:
+        """Whether dropout left this window out of the lineage."""
+        c = t.dropped_windows.c
+        query = sa.select(sa.exists().where(c.lineage == self.lineage, c.window_id == str(window)))
+        with self.engine.connect() as conn:
+            return bool(conn.scalar(query))
+
+    def stale(self) -> list[str]:
+        """Windows that trained on rows or outcomes which are no longer what is stored, in time order.
+
+        They stay consumed: nothing is retrained without being told.
+        """
+        query = sa.text("""
+            SELECT c.window_id FROM babylon_rl.consumed_windows c
+            LEFT JOIN babylon_rl.trajectory_groups g USING (window_id)
+            LEFT JOIN babylon_rl.windows w USING (window_id)
+            LEFT JOIN babylon_rl.window_summary s USING (window_id)
+            WHERE c.lineage = :lineage
+              AND (c.data_version <> coalesce(g.data_version, '') OR s.changes > w.changes_seen
+                   OR EXISTS (SELECT 1 FROM babylon_rl.stale_windows x WHERE x.window_id = c.window_id))
+            ORDER BY c.window_id""")
+        with self.engine.connect() as conn:
+            return list(conn.scalars(query, {"lineage": self.lineage}))
+
     # ── writing ────────────────────────────────────────────────────────────────────────────────────
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -211,6 +240,41 @@ class Ledger:
                     # The connection died under the training, and the lock with it. What keeps windows from being
                     # consumed twice is the ledger's primary key, so nothing is lost but the exclusion.
                     logger.warning("lost the training lock lineage=%s", self.lineage)
+
+    def drop_out(
+        self, windows: Iterable[HourWindow], *, target: int | None, cap: float, seed: int
+    ) -> frozenset[HourWindow]:
+        """Decide, before they are judged, which of `windows` dropout leaves out; a window is decided once.
+
+        Of all windows that have a group, `dropout_count` are dropped, those with the smallest hash. Windows
+        that were judged or trained on stay in.
+
+        Returns:
+            Those of `windows` that are out, now or since before.
+        """
+        asked = {str(w): w for w in windows}
+        with self.engine.begin() as conn:
+            conn.execute(
+                sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:k, 3))"), {"k": f"dropout:{self.lineage}"}
+            )
+            d = t.dropped_windows.c
+            out = set(conn.scalars(sa.select(d.window_id).where(d.lineage == self.lineage)))
+            if target is not None:
+                grouped = set(conn.scalars(sa.select(t.trajectory_groups.c.window_id)))
+                k = dropout_count(len(grouped), target=target, cap=cap)
+                settled = set(conn.scalars(sa.select(t.window_judgments.c.window_id))) | set(
+                    conn.scalars(
+                        sa.select(t.consumed_windows.c.window_id).where(t.consumed_windows.c.lineage == self.lineage)
+                    )
+                )
+                due = (bottom_k(grouped, k, seed=seed) & asked.keys()) - settled - out
+                new = sorted(bottom_k(due, k - len(out), seed=seed))
+                if new:
+                    conn.execute(sa.insert(t.dropped_windows), [{"lineage": self.lineage, "window_id": w} for w in new])
+                    mark_dropped(conn, new)
+                    logger.info("dropped out lineage=%s windows=%d of=%d", self.lineage, len(new), len(grouped))
+                out |= set(new)
+        return frozenset(w for name, w in asked.items() if name in out)
 
     def plan(self, window: HourWindow, batch_size: int, *, learning_rate: float | None) -> Plan | None:
         """Decide what partition `window` trains, or find what was decided; None when it has nothing to do."""
@@ -280,10 +344,19 @@ class Ledger:
                         }
                     ],
                 )
+                g = t.trajectory_groups.c
+                found = conn.execute(sa.select(g.window_id, g.data_version).where(g.window_id.in_(plan.windows)))
+                versions = {r.window_id: r.data_version for r in found}
                 conn.execute(
                     sa.insert(t.consumed_windows),
                     [
-                        {"lineage": plan.lineage, "window_id": w, "step": plan.step, "judgment_key": k}
+                        {
+                            "lineage": plan.lineage,
+                            "window_id": w,
+                            "step": plan.step,
+                            "judgment_key": k,
+                            "data_version": versions.get(w),
+                        }
                         for w, k in zip(plan.windows, plan.judgment_keys, strict=True)
                     ],
                 )

@@ -21,7 +21,7 @@ from babylon_rl_tests.factories import WINDOW, a_json_call, a_json_step, a_row, 
 ROWS = 10_400
 WINDOWS = [WINDOW.next(i) for i in range(8)]
 GOOD_AGENTS = [f"good-{i}" for i in range(5)]
-ENDS = {"grouped", "ineligible", "excluded", "quarantined"}
+ENDS = {"grouped", "stitched", "ineligible", "excluded", "quarantined"}
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def assert_all_accounted(engine: sa.Engine) -> Counter[tuple[str, str]]:
     assert sorted(e["source_id"] for e in ends) == sorted(ids)
     assert {e["disposition"] for e in ends} <= ENDS
     assert all(e["reason"] for e in ends)
-    assert all((e["group_id"] is not None) == (e["disposition"] == "grouped") for e in ends)
+    assert all((e["group_id"] is not None) == (e["disposition"] in ("grouped", "stitched")) for e in ends)
     return Counter((e["disposition"], e["reason"]) for e in ends)
 
 

@@ -1,0 +1,200 @@
+"""A game database in Prisma's spelling is read as it stands, by a role that may not write, into the same groups."""
+
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from psycopg.types.json import Json as AsJson
+
+from babylon_rl import gates, stages
+from babylon_rl.errors import ConfigError
+from babylon_rl.readiness import readiness
+from babylon_rl.settings import Settings
+from babylon_rl.source.embedded import ensure_database
+from babylon_rl.source.migrate import upgrade
+from babylon_rl.source.sql import find_spelling
+from babylon_rl.source.summary import refresh
+from babylon_rl.workspace import Workspace, open_workspace
+from babylon_rl_tests.conftest import drop_database
+from babylon_rl_tests.factories import WINDOW, a_json_step, a_row, insert_call_log, insert_rows
+
+NOW = datetime(2025, 1, 16, tzinfo=UTC)
+
+# As Prisma creates them: quoted, no column of ours.
+PRISMA = """
+CREATE TABLE trajectories (id text PRIMARY KEY, "trajectoryId" text UNIQUE NOT NULL, "agentId" text NOT NULL,
+  "startTime" timestamp(3) NOT NULL, "endTime" timestamp(3), "windowId" varchar(50), "scenarioId" varchar(100),
+  "stepsJson" text NOT NULL, "metadataJson" text NOT NULL, "finalBalance" double precision,
+  "finalPnL" double precision, "isTrainingData" boolean NOT NULL DEFAULT true,
+  "isEvaluation" boolean NOT NULL DEFAULT false);
+CREATE TABLE llm_call_logs (id text PRIMARY KEY, "trajectoryId" text NOT NULL, "stepId" text NOT NULL,
+  "callId" text UNIQUE NOT NULL, timestamp timestamp(3) NOT NULL, model text, purpose text, "actionType" text,
+  "systemPrompt" text NOT NULL, "userPrompt" text NOT NULL, response text NOT NULL, reasoning text,
+  temperature double precision, "maxTokens" int, metadata text);
+CREATE TABLE market_outcomes (id text PRIMARY KEY, "windowId" varchar(50) NOT NULL, "stockTicker" varchar(20),
+  "startPrice" numeric(10,2), "endPrice" numeric(10,2), "changePercent" numeric(5,2), sentiment varchar(20),
+  "newsEvents" json, "predictionMarketId" text, question text, outcome varchar(20),
+  "finalProbability" numeric(5,4), "createdAt" timestamp(3) NOT NULL DEFAULT now());
+"""
+
+
+def camel(column: str) -> str:
+    if column == "final_pnl":
+        return "finalPnL"
+    first, *rest = column.split("_")
+    return first + "".join(w.capitalize() for w in rest)
+
+
+def copied(table: str, source: str, target: str) -> None:
+    """Copy the columns that Prisma's table has, value by value, under their other names."""
+    with psycopg.connect(source) as a, psycopg.connect(target) as b:
+        theirs = {
+            c
+            for (c,) in b.execute(
+                "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0", (table,)
+            )
+        }
+        found = a.execute(f"SELECT * FROM {table}")
+        assert found.description is not None
+        columns = [c.name for c in found.description]
+        kept = [i for i, c in enumerate(columns) if camel(c) in theirs]
+        assert len(kept) == len(theirs)
+        names = ", ".join(f'"{camel(columns[i])}"' for i in kept)
+        for row in found:
+            values = [AsJson(v) if isinstance(v := row[i], list) else v for i in kept]
+            b.execute(f"INSERT INTO {table} ({names}) VALUES ({', '.join(['%s'] * len(kept))})", values)
+
+
+@pytest.fixture
+def prisma(server_url: str, database_url: str, engine: sa.Engine) -> Iterator[str]:
+    """The rows of this test's snake_case database in a Prisma one, through a role that may only read."""
+    rows = [
+        a_row(f"agent-{i}", tick=t, final_pnl=[None, 0.0, 12.5][t], steps_json=[a_json_step(t)])
+        for i in range(6)
+        for t in range(3)
+    ]
+    rows += [
+        a_row("agent-0", tick=2, window_id=None),
+        a_row("agent-1", tick=1, window_id="2025-01-15-10", steps_json=[a_json_step(1, llmCalls=[], stepId="step-0")]),
+        a_row("crashed", steps_json=[]),
+        a_row("benchmark", scenario_id="benchmark-1"),
+        a_row("evaluation", is_evaluation=True),
+        a_row("next hour", window_id=str(WINDOW.next())),
+    ]
+    insert_rows(engine, rows)
+    insert_call_log(engine, rows[19]["trajectory_id"])
+    with engine.begin() as conn:
+        conn.execute(
+            sa.text("""INSERT INTO market_outcomes (id, window_id, stock_ticker, start_price, end_price, change_percent,
+                news_events, created_at) VALUES ('1', '2025-01-15T10:00', '$BTC', 100, 110, 10, '["up"]', '2025-01-15 11:05'),
+                ('2', '2025-01-15T10:00', 'BTC', 100, 120, 20, null, '2025-01-15 11:06')""")
+        )
+    name, role = f"babylon_prisma_{os.getpid()}", f"reader_{os.getpid()}"
+    url = ensure_database(server_url, name)
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute(PRISMA)
+        conn.execute(f"DROP ROLE IF EXISTS {role}")
+        conn.execute(f"CREATE ROLE {role} LOGIN")
+        conn.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
+        conn.execute(f"GRANT {role} TO CURRENT_USER")
+    for table in ("trajectories", "llm_call_logs", "market_outcomes"):
+        copied(table, database_url, url)
+    # Every session of this URL is the reader, whatever the server's rules for logging in are.
+    yield sa.make_url(url).update_query_dict({"options": f"-crole={role}"}).render_as_string(hide_password=False)
+    drop_database(server_url, name)
+    with psycopg.connect(server_url, autocommit=True) as conn:
+        conn.execute(f"DROP ROLE {role}")
+
+
+@pytest.fixture
+def over_prisma(prisma: str, empty_database_url: str, tmp_path: Any) -> Iterator[Workspace]:
+    settings = Settings.load(BABYLON_HOME=str(tmp_path), DATABASE_URL=prisma, BABYLON_PLATFORM_URL=empty_database_url)
+    upgrade(settings)
+    with open_workspace(settings) as w:
+        yield w
+
+
+def made(w: Workspace) -> list[str]:
+    """Data versions of everything that one window becomes, and its group's id."""
+    ingested = stages.ingest(WINDOW, w.game, w.store)
+    outcomes = stages.snapshot_outcomes(WINDOW, w.game, w.store, now=NOW, sync=w.owns_game)
+    grouped = stages.group(WINDOW, w.store, min_agents=5)
+    assert grouped.facts["group_id"] is not None
+    return [ingested.data_version, outcomes.data_version, grouped.data_version, grouped.facts["group_id"]]
+
+
+def test_both_spellings_of_the_same_rows_give_identical_groups(settings: Settings, over_prisma: Workspace) -> None:
+    with open_workspace(settings) as ours:
+        snake = made(ours)
+        assert made(over_prisma) == snake
+        assert over_prisma.store.dispositions(WINDOW) == ours.store.dispositions(WINDOW)
+        assert over_prisma.store.group(WINDOW) == ours.store.group(WINDOW)
+        with ours.game.connect() as a, over_prisma.game.connect() as b:
+            assert (find_spelling(a).name, find_spelling(b).name) == ("snake_case", "prisma")
+        shown = [readiness(w, min_agents=5, min_windows=1, now=NOW).lines[-1 - 1] for w in (ours, over_prisma)]
+        assert shown[0] == shown[1]
+        assert (shown[0].rows, shown[0].agents, shown[0].outcomes) == (21, 7, True)
+
+
+def test_gates_read_the_prisma_spelling_and_nothing_of_it_is_written(over_prisma: Workspace) -> None:
+    made(over_prisma)
+    store = over_prisma.store
+    assert not over_prisma.owns_game
+    with over_prisma.game.connect() as conn:
+        logged = gates.only_what_was_logged(conn, WINDOW, store.group(WINDOW), store.hindsight(WINDOW))
+        balance = gates.every_row_accounted(conn, WINDOW, store.rows_read(WINDOW), store.dispositions(WINDOW))
+        assert conn.exec_driver_sql("SELECT nspname FROM pg_namespace WHERE nspname = 'babylon_rl'").all() == []
+        with pytest.raises(sa.exc.ProgrammingError, match="permission denied"):
+            conn.exec_driver_sql("DELETE FROM trajectories")
+    assert logged.passed
+    assert balance.passed
+    assert balance.facts["rows"] == 23
+
+
+def test_a_polled_database_shows_late_and_rewritten_rows(over_prisma: Workspace, server_url: str) -> None:
+    made(over_prisma)
+    game, ours = over_prisma.game, over_prisma.store.engine
+    refresh(game, ours)
+    writer = sa.make_url(str(over_prisma.settings.database_url.get_secret_value())).set(query={})  # type: ignore[union-attr]
+    base = sa.make_url(server_url)
+    with psycopg.connect(base.set(database=writer.database).render_as_string(hide_password=False)) as conn:
+        conn.execute("""UPDATE trajectories SET "finalPnL" = 99 WHERE "agentId" = 'agent-2'""")
+        conn.execute("""DELETE FROM trajectories WHERE "agentId" = 'next hour'""")
+    refresh(game, ours)
+    lines = {x.window_id: x for x in readiness(over_prisma, min_agents=5, min_windows=1, now=NOW).lines}
+    assert lines.keys() == {str(WINDOW)}
+    assert lines[str(WINDOW)].state.startswith("changed")
+
+
+def test_a_database_without_the_games_tables_is_refused_in_words(empty_database_url: str) -> None:
+    engine = sa.create_engine(sa.make_url(empty_database_url).set(drivername="postgresql+psycopg"))
+    with engine.connect() as conn:
+        with pytest.raises(ConfigError, match="no table 'trajectories'"):
+            find_spelling(conn)
+        conn.exec_driver_sql("CREATE TABLE trajectories (id text)")
+        with pytest.raises(ConfigError, match="no column 'trajectory_id' in any spelling"):
+            find_spelling(conn)
+    engine.dispose()
+
+
+def test_a_window_without_outcomes_table_or_flags_is_still_read(empty_database_url: str) -> None:
+    """Columns that a database does not have are unknown, and a table it does not have is empty."""
+    from babylon_rl.source.outcomes import read_outcomes
+    from babylon_rl.source.reader import read_window
+
+    engine = sa.create_engine(sa.make_url(empty_database_url).set(drivername="postgresql+psycopg"))
+    with engine.connect() as conn:
+        conn.exec_driver_sql(
+            'CREATE TABLE trajectories (id text, "trajectoryId" text, "agentId" text, "startTime" timestamp, "stepsJson" jsonb)'
+        )
+        row = a_row("a")
+        at = WINDOW.start_at.replace(tzinfo=None) + timedelta(minutes=1)
+        conn.exec_driver_sql("INSERT INTO trajectories VALUES ('1', 't', 'a', %s, %s)", (at, row["steps_json"]))
+        rows, aside = read_window(conn, WINDOW)
+        assert (len(rows), aside, rows[0].final_pnl) == (1, [], None)
+        assert not read_outcomes(conn, WINDOW).known
+    engine.dispose()
