@@ -15,11 +15,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from babylon_rl.cli_data import app as data_commands
 from babylon_rl.errors import BabylonRLError
 from babylon_rl.settings import Settings
 from babylon_rl.windows import HourWindow
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(data_commands)
 console = Console()
 errors = Console(stderr=True)
 

@@ -5,6 +5,7 @@ market_outcomes ──┴─► trajectory_groups ─► ruler_scores ─► tra
 """
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -14,6 +15,7 @@ from babylon_rl.defs.failures import dagster_failures
 from babylon_rl.defs.partitions import HOURLY
 from babylon_rl.defs.resources import Progress
 from babylon_rl.judging.judge import Judge
+from babylon_rl.report import dispositions
 from babylon_rl.training import run as training
 from babylon_rl.windows import HourWindow
 from babylon_rl.workspace import Workspace
@@ -49,6 +51,27 @@ def _tell(context: dg.AssetExecutionContext, window: HourWindow, stage: stages.S
         },
         partition_key=str(window),
     )
+
+
+def _where_rows_ended(workspace: Workspace, windows: Sequence[HourWindow]) -> dict[str, dg.MetadataValue]:
+    """The dispositions of all rows of the run's windows, as a table and a picture."""
+    ends = dispositions.read_ends(workspace.store.engine, windows)
+    records = [dg.TableRecord(r) for r in dispositions.table(ends)]
+    return {
+        "rows_accounted_for": dg.MetadataValue.int(sum(e.total for e in ends)),
+        "dispositions": dg.MetadataValue.table(records, schema=_DISPOSITIONS),
+        "dispositions_by_window": dg.MetadataValue.md(dispositions.picture(ends)),
+    }
+
+
+_DISPOSITIONS = dg.TableSchema(
+    [
+        dg.TableColumn("disposition", "string"),
+        dg.TableColumn("reason", "string"),
+        dg.TableColumn("rows", "int"),
+        dg.TableColumn("share_pct", "float"),
+    ]
+)
 
 
 @dg.asset(partitions_def=HOURLY, backfill_policy=RANGE, group_name="windows", kinds={"postgres"}, code_version="1")
@@ -90,8 +113,11 @@ def trajectory_groups(
     """At most one group a window: what its agents saw and said and, stored apart, the hindsight for the judge."""
     min_agents = config.min_agents or workspace.settings.min_agents
     with dagster_failures():
-        for window in HourWindow.parse_all(context.partition_keys):
+        windows = HourWindow.parse_all(context.partition_keys)
+        for window in windows:
             _tell(context, window, stages.group(window, workspace.store, min_agents=min_agents))
+        # Once a run, on its last window: a picture for each would swell the event log.
+        context.add_asset_metadata(_where_rows_ended(workspace, windows), partition_key=str(windows[-1]))
     return dg.MaterializeResult()
 
 

@@ -51,7 +51,7 @@ class _Row(NamedTuple):
     id: str
     trajectory_id: str
     agent_id: str
-    start_time: datetime
+    start_time: datetime | None
     end_time: datetime | None
     window_id: str | None
     scenario_id: str | None
@@ -86,7 +86,7 @@ def stream_window(conn: sa.Connection, window: HourWindow) -> Iterator[AgentRows
 
     Yields:
         Each agent once. `aside` is `excluded` (`benchmark`, `evaluation`, `not_training_data`) or `quarantined`
-        (`no_steps`, `no_llm_calls`, `bad_json`, `lone_surrogate`, `bad_shape`). Together they are all rows of the
+        (`no_steps`, `no_llm_calls`, `bad_json`, `lone_surrogate`, `bad_shape`, `bad_time`). Together they are all rows of the
         window, each once.
     """
     spelling = find_spelling(conn)
@@ -155,6 +155,8 @@ def _copy(conn: sa.Connection, spelling: Spelling, window: HourWindow) -> Iterat
 def _judged(row: _Row) -> _Judged:
     if (why := _excluded(row)) is not None:
         return row, None, ("excluded", why)
+    if row.start_time is None:  # beyond the calendar: see `sql._readable`
+        return row, None, ("quarantined", "bad_time")
     steps, end = _attempt(row, partial(parse_steps, row.steps_json))
     return row, None if end else steps, end
 
@@ -186,8 +188,8 @@ def _sorted_out(window: HourWindow, agent_id: str, own: Iterable[_Judged]) -> Ag
     rows: list[SourceRow] = []
     aside: list[Disposition] = []
     for row, steps, end in own:
-        if end is None and steps is not None:
-            rows.append(_source_row(row, window, steps))
+        if end is None and steps is not None and row.start_time is not None:
+            rows.append(_source_row(row, window, row.start_time, steps))
         else:
             aside.append(_disposition(row, window, end or ("quarantined", "bad_shape")))
     return AgentRows(agent_id=agent_id, rows=tuple(rows), aside=tuple(aside))
@@ -238,19 +240,19 @@ def _with_calls(row: _Row, steps: tuple[Step, ...], logs: Sequence[Mapping[str, 
         )
         if call is None:
             continue
-        at = _utc(log["timestamp"])
-        begun = [i for i, s in enumerate(steps) if s.at is not None and s.at <= at]
+        at = None if log["timestamp"] is None else _utc(log["timestamp"])
+        begun = [i for i, s in enumerate(steps) if at is not None and s.at is not None and s.at <= at]
         calls[names.get(log["step_id"], begun[-1] if begun else 0)].append(call)
     return tuple(replace(s, llm_calls=tuple(c)) for s, c in zip(steps, calls, strict=True))
 
 
-def _source_row(row: _Row, window: HourWindow, steps: tuple[Step, ...]) -> SourceRow:
+def _source_row(row: _Row, window: HourWindow, start_time: datetime, steps: tuple[Step, ...]) -> SourceRow:
     return SourceRow(
         source_id=row.id,
         trajectory_id=row.trajectory_id,
         agent_id=row.agent_id,
         window_id=str(window),
-        start_at=_utc(row.start_time),
+        start_at=_utc(start_time),
         end_at=None if row.end_time is None else _utc(row.end_time),
         final_pnl=number(row.final_pnl),
         final_balance=number(row.final_balance),

@@ -174,7 +174,15 @@ def _columns(table: str, found: Mapping[str, str]) -> dict[str, str]:
 
 def _selected(table: str, columns: Mapping[str, str]) -> str:
     """A select list that gives our names and types whatever the database has."""
-    return ", ".join(f'{columns[ours]}::{kind.rstrip("!")} AS "{ours}"' for ours, kind in _TABLES[table].items())
+    return ", ".join(f'{_readable(columns[ours], kind.rstrip("!"))} AS "{ours}"' for ours, kind in _TABLES[table].items())
+
+
+def _readable(column: str, kind: str) -> str:
+    """Null for an instant outside Python's calendar (`infinity`, BC, after 9999): one such value would fail the query."""
+    if kind != "timestamp":
+        return f"{column}::{kind}"
+    at = f"{column}::timestamp"
+    return f"CASE WHEN {at} >= '0001-01-01' AND {at} < '10000-01-01' THEN {at} END"
 
 
 def window_expression(spelling: Spelling) -> str:
@@ -258,7 +266,8 @@ def _counts(spelling: Spelling, row: str) -> str:
     return (
         f"count({c['id']}) FILTER (WHERE {trains})::int AS rows, "
         f"count(DISTINCT {c['agent_id']}) FILTER (WHERE {trains})::int AS agents, "
-        f"avg({c['final_pnl']}::float8) FILTER (WHERE {trains}) AS avg_pnl_usd, "
+        # A sum of absurd numbers overflows, and NaN is greater than any: neither may cost the window its counts.
+        f"avg({c['final_pnl']}::float8) FILTER (WHERE {trains} AND abs({c['final_pnl']}::float8) < 1e15) AS avg_pnl_usd, "
         f"count({c['id']}) || ':' || coalesce(sum(hashtextextended(concat_ws('|', {parts}, {sizes}), 0)) "
         f"FILTER (WHERE {c['id']} IS NOT NULL), 0)::text "
         "AS fingerprint"

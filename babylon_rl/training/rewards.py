@@ -6,9 +6,11 @@ its group learn. Ranks do not: with the hindsight judge, whose scores are linear
 scores are relative by construction, so a rank loses nothing there that its author promises.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 EQUAL_WITHIN = 1e-6
+SAME_REWARD = 1e-9  # float noise between equal rewards, which must not be scaled up to a difference
 
 
 def rank_rewards(scores: Mapping[str, float]) -> dict[str, float]:
@@ -31,3 +33,22 @@ def rank_rewards(scores: Mapping[str, float]) -> dict[str, float]:
         / (n - 1)
         for i, value in scores.items()
     }
+
+
+def grpo_advantages(rewards: Sequence[float]) -> list[float]:
+    """How far each reward lies from its group's mean, in the group's standard deviations.
+
+    The arithmetic of ART's `tokenize_trajectory_groups` with `scale_rewards` (0.5.18): population deviation plus 1e-6.
+    Packing then brings the mean of |advantage| over a whole batch to 1, which no single group can tell.
+
+    Args:
+        rewards: Of those compared with each other: the turns of one decision.
+
+    Returns:
+        One advantage each, in the same order; all 0 where nothing tells them apart.
+    """
+    if len(rewards) < 2 or max(rewards) - min(rewards) <= SAME_REWARD:
+        return [0.0] * len(rewards)
+    mean = sum(rewards) / len(rewards)
+    deviation = math.sqrt(sum((r - mean) ** 2 for r in rewards) / len(rewards))
+    return [(r - mean) / (deviation + 1e-6) for r in rewards]

@@ -105,6 +105,23 @@ def test_odd_but_sound_rows_are_read_and_what_is_kept_of_them_is_canonical(engin
     assert by_agent["float latency"].steps[0].llm_calls[0].model_version == "babylon-mmo@0"
 
 
+def test_an_instant_beyond_the_calendar_costs_its_own_row_only(engine: sa.Engine) -> None:
+    """PostgreSQL holds `infinity`, BC and the year 294276; read bare, one of them fails the whole window."""
+    beyond = ["infinity", "-infinity", "0044-03-15 12:00 BC", "294276-12-31 23:59"]
+    insert_row(engine, "good")
+    insert_rows(engine, [a_row(f"ends {at}", end_time=at) for at in beyond])
+    insert_rows(engine, [a_row(f"starts {at}", start_time=at) for at in beyond])
+    silent = insert_row(engine, "logged", steps_json=[a_json_step(llmCalls=[])])
+    insert_call_log(engine, silent["trajectory_id"], timestamp="infinity", response="said")
+    rows, aside = read(engine)
+    assert {r.agent_id: r.end_at is None for r in rows} == {
+        "good": False, "logged": False, **{f"ends {at}": True for at in beyond}
+    }  # fmt: skip
+    assert {(d.agent_id, d.disposition, d.reason) for d in aside} == {
+        (f"starts {at}", "quarantined", "bad_time") for at in beyond
+    }
+
+
 def test_calls_that_stand_only_in_the_log_are_given_to_their_steps(engine: sa.Engine) -> None:
     steps = [a_json_step(i, llmCalls=[], stepId=f"step-{i}") for i in range(3)]
     for s in steps[1:]:

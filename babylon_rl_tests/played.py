@@ -1,0 +1,65 @@
+"""Windows that were really played and judged, without Dagster: rows, outcomes, groups, scores and verdicts."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from babylon_rl import gates, stages
+from babylon_rl.judging.hindsight import HindsightJudge
+from babylon_rl.simulator.spawn import Cast, spawn
+from babylon_rl.windows import HourWindow
+from babylon_rl.workspace import REQUIRED_CHECKS, Workspace
+
+FIRST = HourWindow.parse("2025-01-15T00:00")
+NOW = datetime(2025, 2, 1, tzinfo=UTC)
+
+
+def hours(count: int, first: HourWindow = FIRST) -> list[HourWindow]:
+    return [first.next(i) for i in range(count)]
+
+
+def play(workspace: Workspace, windows: Sequence[HourWindow], *, agents: int = 6, policy: str = "habits") -> None:
+    spawn(workspace.game, list(windows), Cast(learners=agents, policy=policy), seed=1)
+
+
+def prepare(workspace: Workspace, window: HourWindow, *, min_agents: int = 5) -> None:
+    """Everything before the judge."""
+    stages.ingest(window, workspace.game, workspace.store)
+    stages.snapshot_outcomes(window, workspace.game, workspace.store, now=NOW, sync=True)
+    stages.group(window, workspace.store, min_agents=min_agents)
+
+
+def judge(workspace: Workspace, windows: Sequence[HourWindow], *, concurrency: int = 8) -> None:
+    """Scores, then the verdict of every required check."""
+    asyncio.run(stages.score(windows, workspace.store, HindsightJudge(), concurrency=concurrency))
+    for w in windows:
+        verify(workspace, w)
+
+
+def verify(workspace: Workspace, window: HourWindow) -> None:
+    store = workspace.store
+    group, judgment = store.group(window), store.judgment(window)
+    with workspace.game.connect() as conn:
+        verdicts = {
+            "groups_have_enough_agents": gates.enough_agents(group, store.trajectories(window)),
+            "groups_hold_only_what_was_logged": gates.only_what_was_logged(
+                conn, window, group, store.hindsight(window)
+            ),
+            "every_row_is_accounted_for": gates.every_row_accounted(
+                conn, window, store.rows_read(window), store.dispositions(window)
+            ),
+            "groups_have_trainable_tokens": gates.trainable_tokens(group),
+            "scores_are_in_unit_interval": gates.scores_in_unit_interval(judgment),
+            "every_member_has_one_score": gates.one_score_per_member(group, judgment),
+            "scores_are_not_all_equal": gates.scores_spread(judgment),
+        }
+    assert set(REQUIRED_CHECKS) <= verdicts.keys()
+    for name in REQUIRED_CHECKS:
+        store.write_verdict(window, name, verdicts[name])
+
+
+def play_and_judge(workspace: Workspace, windows: Sequence[HourWindow], *, agents: int = 6) -> None:
+    play(workspace, windows, agents=agents)
+    for w in windows:
+        prepare(workspace, w)
+    judge(workspace, windows)

@@ -1,0 +1,99 @@
+"""`python -m babylon_rl_tests.same_bytes SOURCE TARGET ORDER WORKERS …`: ways to the data set, and its hash.
+
+Copies the game's rows from SOURCE into the empty TARGET in a shuffled order, then reads, groups, judges and exports
+with so many workers over the windows in a shuffled order. Run by `test_same_bytes.py`, each time in an environment
+of its own; each further (ORDER, WORKERS) begins with an empty TARGET again.
+"""
+
+import asyncio
+import hashlib
+import json
+import random
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from babylon_rl import stages
+from babylon_rl.export import export
+from babylon_rl.judging.hindsight import HindsightJudge
+from babylon_rl.settings import Settings
+from babylon_rl.source import tables as t
+from babylon_rl.source.database import connect
+from babylon_rl.windows import HourWindow
+from babylon_rl.workspace import Workspace, open_workspace
+from babylon_rl_tests.played import hours, prepare, verify
+
+COPIED = (t.trajectories, t.llm_call_logs, t.price_facts, t.prediction_facts, t.news_facts)
+
+
+def copy_rows(source: sa.Engine, target: sa.Engine, r: random.Random) -> None:
+    everything = [*t.game.tables.values(), *t.platform.tables.values()]
+    with target.begin() as conn:
+        conn.execute(sa.text(f"TRUNCATE {', '.join(x.fullname for x in everything)}"))
+    for table in COPIED:
+        with source.connect() as conn:
+            rows = [dict(x) for x in conn.execute(sa.select(table)).mappings()]
+        r.shuffle(rows)
+        with target.begin() as conn:
+            for row in rows:  # one by one: also their places on disk follow this order
+                conn.execute(sa.insert(table), [row])
+
+
+def build(workspace: Workspace, windows: Sequence[HourWindow], *, workers: int) -> None:
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(partial(prepare, workspace), windows))
+    asyncio.run(stages.score(windows, workspace.store, HindsightJudge(), concurrency=workers))
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(partial(verify, workspace), windows))
+
+
+def digest_of(workspace: Workspace) -> dict[str, str]:
+    """A hash of each thing that must be the same."""
+    queries = {
+        "data versions": "SELECT window_id, data_version FROM babylon_rl.windows ORDER BY window_id",
+        "outcomes": "SELECT window_id, data_version FROM babylon_rl.window_outcomes ORDER BY window_id",
+        "groups": "SELECT window_id, group_id, data_version FROM babylon_rl.trajectory_groups ORDER BY window_id",
+        "trajectories": "SELECT trajectory_id, body FROM babylon_rl.window_trajectories ORDER BY trajectory_id",
+        "dispositions": "SELECT source_id, disposition, reason, group_id FROM babylon_rl.row_dispositions ORDER BY source_id",
+        "judgment keys": "SELECT window_id, judgment_key FROM babylon_rl.window_judgments ORDER BY window_id",
+        "scores": "SELECT trajectory_id, score, explanation FROM babylon_rl.judgments ORDER BY trajectory_id",
+    }
+    found = {}
+    with workspace.store.engine.connect() as conn:
+        for name, query in queries.items():
+            rows = [tuple(r) for r in conn.execute(sa.text(query))]
+            assert {str(r[0])[:16] for r in rows} >= set(map(str, hours(3))) or name == "dispositions", (
+                f"{name}: a window is missing"
+            )
+            found[name] = hashlib.sha256(repr(rows).encode()).hexdigest()
+    with tempfile.TemporaryDirectory() as directory:
+        for format in ("parquet", "jsonl"):
+            for what in ("turns", "groups"):
+                file = Path(directory) / f"{what}.{format}"
+                export(workspace, str(file), format=format, what=what, with_hindsight=True)  # type: ignore[arg-type]
+                found[f"{what}.{format}"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return found
+
+
+def main(source_url: str, target_url: str, order: str, workers: str) -> dict[str, str]:
+    r = random.Random(order)
+    source = connect(source_url)
+    with open_workspace(Settings.load(DATABASE_URL=target_url, BABYLON_PLATFORM_URL=None)) as workspace:
+        copy_rows(source, workspace.game, r)
+        windows = hours(3)
+        r.shuffle(windows)
+        build(workspace, windows, workers=int(workers))
+        found = digest_of(workspace)
+    source.dispose()
+    return found
+
+
+if __name__ == "__main__":
+    source_, target_, *ways = sys.argv[1:]
+    for order_, workers_ in zip(ways[::2], ways[1::2], strict=True):
+        sys.stdout.write(json.dumps(main(source_, target_, order_, workers_)) + "\n")
