@@ -112,7 +112,16 @@ def ruler_scores(
     """One score in [0, 1] per member of a group, comparable only inside it. Nothing is judged twice."""
     with dagster_failures():
         windows = HourWindow.parse_all(context.partition_keys)
-        scored = asyncio.run(stages.score(windows, workspace.store, judge, on_done=lambda _: progress.judged()))
+        scored = asyncio.run(
+            stages.score(
+                windows,
+                workspace.store,
+                judge,
+                concurrency=workspace.settings.judge_concurrency,
+                budget_usd=workspace.settings.judge_budget_usd,
+                on_done=lambda _: progress.judged(),
+            )
+        )
         for window, stage in scored.items():
             _tell(context, window, stage)
     return dg.MaterializeResult()

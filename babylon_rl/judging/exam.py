@@ -27,10 +27,32 @@ from babylon_rl.windows import HourWindow
 
 BALANCE_USD: Final = 10_000.0
 FEE: Final = 0.002
-_NAMES: Final = (
-    "MUSK TRUMP ZUCK BEZOS ALTMN COOK NADLA HUANG SUNDR DORSY THIEL WOZNK BUFFT DALIO SOROS ACKMN CATHI SAYLR VITLK SBFTX"
-    " BRNKR POWEL YELEN LAGRD"
-).split()
+_NAMES: Final = [
+    "MUSK",
+    "TRUMP",
+    "ZUCK",
+    "BEZOS",
+    "ALTMN",
+    "COOK",
+    "NADLA",
+    "HUANG",
+    "SUNDR",
+    "DORSY",
+    "THIEL",
+    "WOZNK",
+    "BUFFT",
+    "DALIO",
+    "SOROS",
+    "ACKMN",
+    "CATHI",
+    "SAYLR",
+    "VITLK",
+    "SBFTX",
+    "BRNKR",
+    "POWEL",
+    "YELEN",
+    "LAGRD",
+]
 _EVENTS: Final = (
     "{} is said to have signed a supply contract that analysts had ruled out",
     "A filing shows that an insider of {} sold a third of his shares last week",
@@ -128,7 +150,9 @@ class Exam:
         )
 
 
-def make_exam(seed: int, *, agents: int = 6, steps: int = 4, tickers: int = 4, news: int = 1, note: bool = False) -> Exam:
+def make_exam(
+    seed: int, *, agents: int = 6, steps: int = 4, tickers: int = 4, news: int = 1, note: bool = False
+) -> Exam:
     """Make one hour.
 
     Args:

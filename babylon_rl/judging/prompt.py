@@ -228,9 +228,7 @@ def _truth(hindsight: Hindsight, shared: Any) -> list[str]:
 
 def _timeline(members: Sequence[GroupMember]) -> tuple[Timeline, dict[str, list[Any]]]:
     """What members were shown, told turn by turn; and how each member's turns refer to it."""
-    turns = sorted(
-        (n, i, m.trajectory_id, t.user) for i, m in enumerate(members) for n, t in enumerate(m.turns)
-    )
+    turns = sorted((n, i, m.trajectory_id, t.user) for i, m in enumerate(members) for n, t in enumerate(m.turns))
     timeline = timeline_of([user for *_, user in turns])
     seen: dict[str, list[Any]] = {m.trajectory_id: [] for m in members}
     for (_, _, trajectory_id, _), items in zip(turns, timeline.seen, strict=True):

@@ -49,7 +49,9 @@ def with_observations(texts: list[str]) -> Pair:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_both_forms_of_every_seeded_group_read_back_to_the_original_messages(seed: int) -> None:
-    pair = with_observations(pieces(seed)) if seed % 2 else _pair(make_exam(seed, agents=5, steps=3, note=seed % 4 == 0))
+    pair = (
+        with_observations(pieces(seed)) if seed % 2 else _pair(make_exam(seed, agents=5, steps=3, note=seed % 4 == 0))
+    )
     for compact in (False, True):
         written = write_prompt(*pair, rubric="r", key=f"k{seed}", compact=compact)
         assert messages_in(written) == messages_of(pair[0])
