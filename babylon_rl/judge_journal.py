@@ -61,6 +61,15 @@ class PostgresJournal:
     def begin(self, call: Call) -> str:
         call_id = uuid.uuid4().hex
         day = self._now().astimezone(UTC).date()
+        try:
+            self._reserve(call, call_id, day)
+        except BudgetSpentError:
+            with self.engine.begin() as conn:  # not sent, but written down: an asset check tells it
+                conn.execute(sa.insert(t.judge_calls), [_row(call, call_id, day) | {"state": "denied"}])
+            raise
+        return call_id
+
+    def _reserve(self, call: Call, call_id: str, day: date) -> None:
         with self.engine.begin() as conn:
             if self.budget_usd is not None:
                 conn.execute(
@@ -79,25 +88,7 @@ class PostgresJournal:
                             "budget_usd": self.budget_usd,
                         },
                     )
-            conn.execute(
-                sa.insert(t.judge_calls),
-                [
-                    {
-                        "call_id": call_id,
-                        "judgment_key": call.judgment_key,
-                        "slot": call.slot,
-                        "window_id": call.window_id,
-                        "group_id": call.group_id,
-                        "judge_model": call.judge_model,
-                        "judge_version": call.judge_version,
-                        "day": day,
-                        "state": "asked",
-                        "expected_tokens": call.prompt_tokens,
-                        "reserved_usd": call.reserved_usd,
-                    }
-                ],
-            )
-        return call_id
+            conn.execute(sa.insert(t.judge_calls), [_row(call, call_id, day)])
 
     def end(self, call_id: str, how: Ended, reply: Reply | None = None, cost_usd: float | None = None) -> None:
         values: dict[str, object] = {"state": str(how), "ended_at": self._now(), "cost_usd": cost_usd}
@@ -120,10 +111,15 @@ class PostgresJournal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowCost:
-    """What judging one window cost, over all judges and days."""
+    """What judging one window cost, over all judges and days.
+
+    Attributes:
+        denied: The last request for it was not sent, because it could have crossed the budget.
+    """
 
     calls: int
     cost_usd: float
+    denied: bool
 
 
 def cost_of(engine: sa.Engine, window_id: str) -> WindowCost:
@@ -132,12 +128,31 @@ def cost_of(engine: sa.Engine, window_id: str) -> WindowCost:
         "SELECT coalesce(sum(calls), 0)::integer AS calls, coalesce(sum(cost_usd), 0) AS cost_usd "
         "FROM babylon_rl.judge_costs WHERE window_id = :w"
     )
+    c = t.judge_calls.c
+    last = sa.select(c.state).where(c.window_id == window_id).order_by(c.serial.desc()).limit(1)
     with engine.connect() as conn:
         r = conn.execute(query, {"w": window_id}).one()
-    return WindowCost(calls=r.calls, cost_usd=float(r.cost_usd))
+        state = conn.scalar(last)
+    return WindowCost(calls=r.calls, cost_usd=float(r.cost_usd), denied=state == "denied")
+
+
+def _row(call: Call, call_id: str, day: date) -> dict[str, object]:
+    return {
+        "call_id": call_id,
+        "judgment_key": call.judgment_key,
+        "slot": call.slot,
+        "window_id": call.window_id,
+        "group_id": call.group_id,
+        "judge_model": call.judge_model,
+        "judge_version": call.judge_version,
+        "day": day,
+        "state": "asked",
+        "expected_tokens": call.prompt_tokens,
+        "reserved_usd": call.reserved_usd,
+    }
 
 
 def _spent(conn: sa.Connection, day: date) -> float:
     c = t.judge_calls.c
     total = sa.func.coalesce(sa.func.sum(sa.func.coalesce(c.cost_usd, c.reserved_usd)), 0.0)
-    return float(conn.scalar(sa.select(total).where(c.day == day, c.state != Ended.REFUSED)) or 0.0)
+    return float(conn.scalar(sa.select(total).where(c.day == day, c.state.not_in(("refused", "denied")))) or 0.0)

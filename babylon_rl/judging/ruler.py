@@ -114,14 +114,7 @@ class RulerJudge:
             window_id=group.window_id,
             judge_model=self.model,
             judge_version=self.version,
-            # The reasons told are those of the pass that came nearest to the score they stand beside.
-            scores=validated(
-                group,
-                (
-                    replace(min((one[t] for one in said), key=lambda s, v=value: abs(s.value - v)), value=value)
-                    for t, value in values.items()
-                ),
-            ),
+            scores=validated(group, (_told(t, value, [one[t] for one in said]) for t, value in values.items())),
             **self._spent(work),
             details={
                 **work.details,
@@ -281,6 +274,12 @@ class RulerJudge:
 def trading_rubric() -> str:
     """The rubric that ships with us; its text is part of every judgment's key."""
     return TRADING_RUBRIC.read_text(encoding="utf-8")
+
+
+def _told(trajectory_id: str, value: float, said: Sequence[Score]) -> Score:
+    """A score with the reasons of the pass that came nearest to it."""
+    nearest = min(said, key=lambda s: abs(s.value - value))
+    return Score(trajectory_id=trajectory_id, value=value, explanation=nearest.explanation)
 
 
 def _sizes(forms: Forms) -> Json:

@@ -10,13 +10,13 @@ down_revision = "0002"
 JUDGE_COSTS = """
 CREATE VIEW babylon_rl.judge_costs AS
 SELECT c.day, c.window_id, c.judge_model, c.judge_version,
-       count(*) FILTER (WHERE c.state <> 'refused')::integer AS calls,
+       count(*) FILTER (WHERE c.state NOT IN ('refused', 'denied'))::integer AS calls,
        count(*) FILTER (WHERE c.state IN ('asked', 'lost'))::integer AS unanswered,
        coalesce(sum(c.prompt_tokens) FILTER (WHERE c.state = 'replied'), 0)::bigint AS prompt_tokens,
        coalesce(sum(c.completion_tokens) FILTER (WHERE c.state = 'replied'), 0)::bigint AS completion_tokens,
-       coalesce(sum(coalesce(c.cost_usd, c.reserved_usd)) FILTER (WHERE c.state <> 'refused'), 0) AS cost_usd,
+       coalesce(sum(coalesce(c.cost_usd, c.reserved_usd)) FILTER (WHERE c.state NOT IN ('refused', 'denied')), 0) AS cost_usd,
        count(DISTINCT w.judgment_key)::integer AS kept_groups,
-       coalesce(sum(coalesce(c.cost_usd, c.reserved_usd)) FILTER (WHERE c.state <> 'refused'), 0)
+       coalesce(sum(coalesce(c.cost_usd, c.reserved_usd)) FILTER (WHERE c.state NOT IN ('refused', 'denied')), 0)
          / nullif(count(DISTINCT w.judgment_key), 0) AS cost_usd_per_kept_group
 FROM babylon_rl.judge_calls c
 LEFT JOIN babylon_rl.window_judgments w ON w.window_id = c.window_id AND w.judgment_key = c.judgment_key
