@@ -205,7 +205,11 @@ def test_many_that_ask_at_once_cannot_cross_the_budget_together(engine: sa.Engin
     reserve = 0.0040
     done = run(engine, server, windows, budget_usd=3 * reserve, concurrency=12)
     with engine.connect() as conn:
-        rows = conn.execute(sa.select(t.judge_calls.c.reserved_usd).where(t.judge_calls.c.state != "denied")).scalars().all()
+        rows = (
+            conn.execute(sa.select(t.judge_calls.c.reserved_usd).where(t.judge_calls.c.state != "denied"))
+            .scalars()
+            .all()
+        )
     assert sum(rows) <= 3 * reserve
     assert 0 < len(rows) == server.calls < 12
     assert sum(bool(s.facts.get("over_budget")) for s in done.values()) == 12 - server.calls
