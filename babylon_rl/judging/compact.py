@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 # Every character belongs to exactly one piece: joining the pieces gives the text back.
-_PIECE: Final = re.compile(r"[^\n]*?(?:\n|\},\s*)|[^\n]+")
+_ITEM: Final = re.compile(r"(?<=\},)")
 _WORTH_CHARS: Final = 20  # a reference costs about as much as this
 
 Item = str | dict[str, str]
@@ -41,7 +41,7 @@ def timeline_of(texts: Sequence[str]) -> Timeline:
     Args:
         texts: Observations in an order that tells the story (by turn, then by member).
     """
-    pieces = [_PIECE.findall(t) for t in texts]
+    pieces = [_pieces(t) for t in texts]
     where: defaultdict[str, set[int]] = defaultdict(set)
     for i, row in enumerate(pieces):
         for piece in row:
@@ -104,6 +104,11 @@ def observations_in(entries: Iterable[dict[str, Any]], seen: Iterable[Sequence[I
         row if isinstance(row, str) else "".join(i if isinstance(i, str) else told[i["see"]] for i in row)
         for row in seen
     ]
+
+
+def _pieces(text: str) -> list[str]:
+    lines = text.splitlines(keepends=True)
+    return lines if "}," not in text else [piece for line in lines for piece in _ITEM.split(line) if piece]
 
 
 def _runs(row: Sequence[str], together: dict[str, int]) -> list[tuple[str, bool]]:

@@ -9,6 +9,7 @@ Nothing is cut: what is too long for a judge is judged in heats (`heats.py`) or 
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -16,12 +17,13 @@ from typing import Any, Final
 
 from babylon_rl.judging.compact import Timeline, observations_in, timeline_of
 from babylon_rl.judging.judge import paired
-from babylon_rl.judging.tokens import TokenCounter
-from babylon_rl.types import GroupMember, Hindsight, MemberHindsight, TrajectoryGroup
+from babylon_rl.judging.tokens import count_tokens
+from babylon_rl.types import GroupMember, Hindsight, Json, MemberHindsight, TrajectoryGroup
 
 PROMPT_VERSION: Final = (
     "2"  # raise it when a field of the user message changes; rubric and PROTOCOL name themselves by hash
 )
+_JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 # A judge reads the plain form with less effort, so the compact one has to save this much to be used.
 COMPACT_BELOW: Final = 0.7
 
@@ -33,7 +35,8 @@ The user message is a record, not a conversation. Each line between tags is one 
 - `<ground_truth>`: what really happened in the hour, for you alone; no agent knew it. `null` means unknown.
 - `<system_prompts>`: the instructions the agents were given, by name.
 - `<trajectory id="...">`: one agent's hour. `result` is what it made, in US dollars. Each `turn` is one decision:
-  `saw` is what it was shown, `said` is its answer. Each `action` is what the game recorded of it; `actions` is all of them in order.
+  `saw` is what it was shown, `said` is its answer. Each `action` is what the game recorded of it. `actions` is all
+  of them in order; a field of `usual` that an action lacks has the value given there.
   `game_knowledge`, where present, is ground truth again. A turn without `system` has that of the turn before it.
 - `<timeline>`, where present: text that several agents were shown, told once, in the order of the hour. A `block` is a
   piece of text, a `view` is a row of blocks read one after the other. Where `saw` is a list, it is the text and the
@@ -90,16 +93,17 @@ def write_forms(
     group: TrajectoryGroup, hindsight: Hindsight, *, rubric: str, key: str, order: Sequence[str] | None = None
 ) -> Forms:
     """Write both forms of a group's prompt and hold the compact one to the messages it stands for."""
-    counter = TokenCounter()
     plain = write_prompt(group, hindsight, rubric=rubric, key=key, order=order)
     compact: JudgePrompt | None = write_prompt(group, hindsight, rubric=rubric, key=key, order=order, compact=True)
     if compact is not None and messages_in(compact) != messages_of(group):
         compact = None
+    told = [plain.user] if compact is None else [plain.user, compact.user]
+    system, *tokens = count_tokens(plain.system, *told)
     return Forms(
         plain=plain,
-        plain_tokens=counter.count(plain.system) + counter.count(plain.user),
+        plain_tokens=system + tokens[0],
         compact=compact,
-        compact_tokens=None if compact is None else counter.count(compact.system) + counter.count(compact.user),
+        compact_tokens=None if compact is None else system + tokens[1],
     )
 
 
@@ -256,13 +260,26 @@ def _hour(
     if seen is None:
         lines += [_line({"action": a}) for a in became.decisions]
     elif became.decisions:
-        lines.append(_line({"actions": list(became.decisions)}))
+        lines.append(_line(_actions(became.decisions)))
     return lines
+
+
+def _actions(decisions: Sequence[Json]) -> dict[str, Any]:
+    """A row of actions, what most of them say alike told once: an action that lacks one of `usual` has it so."""
+    usual: Json = {}
+    for name in decisions[0]:
+        said = [json.dumps(d[name]) for d in decisions if name in d]
+        most, times = Counter(said).most_common(1)[0]
+        # Only what every action has may be left out: else a reader could not tell missing from usual.
+        if len(said) == len(decisions) and times > 1:
+            usual[name] = json.loads(most)
+    rest = [{k: v for k, v in d.items() if k not in usual or json.dumps(v) != json.dumps(usual[k])} for d in decisions]
+    return {**({"usual": usual} if usual else {}), "actions": rest}
 
 
 def _line(value: dict[str, Any]) -> str:
     """One JSON object on one line that no tag and no line break can stand in."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = _JSON.encode(value)
     for sign in "<>&\x7f\x85\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return text

@@ -98,12 +98,15 @@ class RulerJudge:
 
     def order(self, group: TrajectoryGroup, hindsight: Hindsight) -> list[list[str]]:
         """Trajectory ids in the order in which each pass shows them."""
-        return orders(list(labels(group, f"{self.key(group, hindsight)}|p0")), self.passes)
+        return self._order(group, self.key(group, hindsight))
+
+    def _order(self, group: TrajectoryGroup, key: str) -> list[list[str]]:
+        return orders(list(labels(group, f"{key}|p0")), self.passes)
 
     async def judge(self, group: TrajectoryGroup, hindsight: Hindsight) -> Judgment:
         require_outcomes(group, hindsight)
         work = _Work(group=group, hindsight=hindsight, key=self.key(group, hindsight))
-        shown = self.order(group, hindsight)
+        shown = self._order(group, work.key)
         said = [await self._judged(work, f"p{n}", members) for n, members in enumerate(shown)]
         passes = [{t: s.value for t, s in one.items()} for one in said]
         values = combined(passes, shown)
@@ -139,7 +142,10 @@ class RulerJudge:
         hindsight = replace(
             work.hindsight, members=tuple(m for m in work.hindsight.members if m.trajectory_id in chosen)
         )
-        forms = write_forms(group, hindsight, rubric=self._rubric, key=f"{work.key}|{slot}", order=members)
+        # In a thread: prompts of other groups go out while this one is written.
+        forms = await asyncio.to_thread(
+            write_forms, group, hindsight, rubric=self._rubric, key=f"{work.key}|{slot}", order=members
+        )
         if slot == "p0":
             work.details |= _sizes(forms)
         too_long: TooLongError | None = None

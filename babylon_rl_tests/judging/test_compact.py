@@ -1,5 +1,6 @@
 """The compact form: what is shared is told once, and it reads back to the original messages to the byte."""
 
+import json
 import random
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from babylon_rl.judging import prompt as prompts
 from babylon_rl.judging.compact import observations_in, timeline_of
 from babylon_rl.judging.exam import logged_size_exam, make_exam
 from babylon_rl.judging.prompt import messages_in, messages_of, write_forms, write_prompt
-from babylon_rl.judging.tokens import TokenCounter, _encode, by_bytes, counted_with
+from babylon_rl.judging.tokens import _encode, by_bytes, count_tokens, counted_with
 
 
 def pieces(seed: int) -> list[str]:
@@ -94,10 +95,42 @@ def test_tokens_counted_line_by_line_are_within_a_per_cent_of_the_whole_text() -
     assert encode is not None
     assert counted_with() == "tiktoken o200k_base"
     exam = logged_size_exam(2)
-    for compact in (False, True):
-        text = write_prompt(exam.group, exam.hindsight, rubric="r", key="k", compact=compact).user
-        assert TokenCounter().count(text) == pytest.approx(len(encode(text)), rel=0.01)
+    texts = [write_prompt(exam.group, exam.hindsight, rubric="r", key="k", compact=c).user for c in (False, True)]
+    for text, counted in zip(texts, count_tokens(*texts), strict=True):
+        assert counted == pytest.approx(len(encode(text)), rel=0.01)
         assert by_bytes(text) == pytest.approx(len(encode(text)), rel=0.5)
+
+
+def actions_in(user: str) -> list[list[dict[str, object]]]:
+    """The actions of each trajectory, as a judge reads them in either form."""
+    found: list[list[dict[str, object]]] = []
+    for line in user.split("\n"):
+        if line.startswith("<trajectory "):
+            found.append([])
+        record = json.loads(line) if line.startswith("{") else {}
+        if "action" in record:
+            found[-1].append(record["action"])
+        found[-1:] = [[*found[-1], *({**record.get("usual", {}), **a} for a in record["actions"])]] if (
+            "actions" in record) else found[-1:]  # fmt: skip
+    return found
+
+
+ODD_ACTIONS = (
+    ({"actionType": "HOLD", "success": True}, {"actionType": "HOLD", "success": 1}, {"actionType": "HOLD"}),
+    ({"a": None}, {"a": None}, {"b": None}),
+    ({"a": float("inf")}, {"a": 0}, {"a": False}, {"a": 0.0}, {"a": 0}),
+    ({"usual": {"x": 1}}, {"usual": {"x": 1}}, {"usual": {}}),
+    ({},),
+)
+
+
+@pytest.mark.parametrize("actions", ODD_ACTIONS)
+def test_actions_told_shortly_say_exactly_what_was_recorded(actions: tuple[dict[str, object], ...]) -> None:
+    group, h = a_pair()
+    h = replace(h, members=(replace(h.members[0], decisions=actions), *h.members[1:]))
+    plain, compact = (write_prompt(group, h, rubric="r", key="k", compact=c).user for c in (False, True))
+    assert json.dumps(actions_in(compact), sort_keys=True) == json.dumps(actions_in(plain), sort_keys=True)
+    assert json.dumps(list(actions), sort_keys=True) in [json.dumps(a, sort_keys=True) for a in actions_in(plain)]
 
 
 def _pair(exam: object) -> Pair:

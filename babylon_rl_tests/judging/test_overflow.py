@@ -138,7 +138,8 @@ def _payload(server: JudgeServer, exam: Exam) -> dict[str, object]:
 
 
 def _actions(record: dict[str, object]) -> list[object]:
-    return [*record.get("actions", []), record.get("action")]  # type: ignore[misc]
+    usual = record.get("usual", {})
+    return [*({**usual, **a} for a in record.get("actions", [])), record.get("action")]  # type: ignore[misc, attr-defined]
 
 
 def _just_too_small(exam: Exam) -> int:
