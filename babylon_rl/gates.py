@@ -15,6 +15,7 @@ from babylon_rl.types import Disposition, Hindsight, Json, Judgment, Trajectory,
 from babylon_rl.windows import HourWindow
 
 EQUAL_WITHIN = 1e-6
+LLM_EQUAL_WITHIN = 0.01  # an LLM's third decimal is no judgment; the hindsight judge's is arithmetic
 LEAK_MIN_CHARS = 12  # shorter hindsight texts ("YES", a ticker) stand in honest prompts too
 
 
@@ -106,12 +107,56 @@ def one_score_per_member(group: TrajectoryGroup | None, judgment: Judgment | Non
 
 
 def scores_spread(judgment: Judgment | None) -> Verdict:
-    """Scores that are equal within `EQUAL_WITHIN` carry no advantage."""
+    """Scores that are equal within the judge's tolerance carry no advantage; the group stays out whole."""
     if judgment is None:
         return Verdict(passed=True, facts={"scores": 0})
+    within = EQUAL_WITHIN if judgment.judge_model == "hindsight" else LLM_EQUAL_WITHIN
     values = [s.value for s in judgment.scores]
     spread = max(values) - min(values)
-    return Verdict(passed=spread > EQUAL_WITHIN, facts={"spread": spread})
+    facts: Json = {"spread": spread, "tolerance": within, **_consistency(judgment)}
+    if spread <= within:
+        facts["reason"] = f"all {len(values)} scores tie within {within:g}: no member did better than another"
+    return Verdict(passed=spread > within, facts=facts)
+
+
+def judge_fit(judgment: Judgment | None, audit: tuple[bool, Json] | None) -> Verdict:
+    """The judge's newest audit found it fit. One that was never audited passes and says so: unknown is not unfit.
+
+    Args:
+        judgment: The window's current judgment.
+        audit: `fit` and the figures of the newest audit of that judge's version, if there is one.
+    """
+    if judgment is None:
+        return Verdict(passed=True, facts={"scores": 0})
+    judge = {"judge": f"{judgment.judge_model} {judgment.judge_version}"}
+    if audit is None:
+        return Verdict(passed=True, facts={**judge, "audited": False, "next": "babylon-rl audit-judge"})
+    fit, figures = audit
+    return Verdict(passed=fit, facts={**judge, "audited": True, **figures})
+
+
+def within_budget(
+    group: TrajectoryGroup | None, judgment: Judgment | None, *, denied: bool, cost_usd: float, budget_usd: float | None
+) -> Verdict:
+    """The window was not left unjudged because the day's budget was spent.
+
+    Args:
+        group: The window's group.
+        judgment: Its current judgment.
+        denied: The last request for this window was not sent, because it could have crossed the budget.
+        cost_usd: What judging the window cost so far.
+        budget_usd: `JUDGE_BUDGET_USD`, if there is one.
+    """
+    left = group is not None and judgment is None and denied
+    facts: Json = {"window_cost_usd": cost_usd, "budget_usd": budget_usd}
+    if left:
+        facts["reason"] = "JUDGE_BUDGET_USD is spent; raise it, or materialize ruler_scores again tomorrow (UTC)"
+    return Verdict(passed=not left, facts=facts)
+
+
+def _consistency(judgment: Judgment) -> Json:
+    found = judgment.details.get("position_consistency")
+    return {} if found is None else {"position_consistency": found}
 
 
 def _texts_of(value: object) -> set[str]:

@@ -126,6 +126,42 @@ class Settings(BaseSettings):
     judge_base_url: str | None = Field(
         default=None, validation_alias="JUDGE_BASE_URL", description="OpenAI-compatible address of the judge."
     )
+    judge_rubric: Path | None = Field(
+        default=None,
+        validation_alias="JUDGE_RUBRIC",
+        description="Markdown file to judge by. Unset: the trading rubric shipped with the package.",
+    )
+    judge_passes: int = Field(
+        default=1,
+        ge=1,
+        le=3,
+        validation_alias="JUDGE_PASSES",
+        description="Permuted passes over each group; 3 take a judge's position bias out, at three times the price.",
+    )
+    judge_concurrency: int = Field(
+        default=8, ge=1, validation_alias="JUDGE_CONCURRENCY", description="Requests to the judge at a time."
+    )
+    judge_requests_per_minute: float | None = Field(
+        default=None, gt=0, validation_alias="JUDGE_RPM", description="Requests that may start in a minute."
+    )
+    judge_context_tokens: int | None = Field(
+        default=None,
+        gt=0,
+        validation_alias="JUDGE_CONTEXT_TOKENS",
+        description="What the judge reads at most; unset: by litellm's table, or what its server refuses.",
+    )
+    judge_budget_usd: float | None = Field(
+        default=None,
+        ge=0,
+        validation_alias="JUDGE_BUDGET_USD",
+        description="US dollars that judging may cost in a UTC day; a request that could cross it is not sent.",
+    )
+    judge_price_usd_per_mtok: str | None = Field(
+        default=None,
+        validation_alias="JUDGE_PRICE_USD_PER_MTOK",
+        pattern=r"^\d+(\.\d+)?/\d+(\.\d+)?$",
+        description="Prompt/completion price per million tokens, e.g. 0.15/0.60; unset: by litellm's table.",
+    )
     openai_api_key: SecretStr | None = Field(default=None, validation_alias="OPENAI_API_KEY")
     wandb_api_key: SecretStr | None = Field(default=None, validation_alias="WANDB_API_KEY")
     wandb_base_url: str | None = Field(

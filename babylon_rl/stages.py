@@ -14,6 +14,8 @@ import sqlalchemy as sa
 
 from babylon_rl.context import hindsight_for
 from babylon_rl.grouping import SET_ASIDE, account, dispositions_of, make_group
+from babylon_rl.judge_journal import PostgresJournal, cost_of
+from babylon_rl.judging.journal import Journaled
 from babylon_rl.judging.judge import Judge
 from babylon_rl.judging.score import score_groups
 from babylon_rl.source.outcomes import examine_outcomes, sync_window_outcomes
@@ -129,11 +131,12 @@ async def score(
     judge: Judge,
     *,
     concurrency: int = 8,
+    budget_usd: float | None = None,
     on_done: Callable[[str], None] | None = None,
 ) -> dict[HourWindow, Stage]:
     """Judge every group of `windows` once; a group judged before costs nothing.
 
-    A group that cannot be judged fails alone: its window has no current judgment, and its facts say why.
+    Requests of a judge that costs money are kept in the journal, under `budget_usd` a UTC day. A group that cannot be judged fails alone: its window has no current judgment, and its facts say why.
     """
     items: dict[HourWindow, tuple[TrajectoryGroup, Hindsight]] = {}
     stale = {w for w in windows if store.is_stale(w)}
@@ -143,6 +146,8 @@ async def score(
         made, hindsight = store.group(w), store.hindsight(w)
         if made is not None and hindsight is not None:
             items[w] = (made, hindsight)
+    if isinstance(judge, Journaled):
+        judge.keep_in(PostgresJournal(store.engine, budget_usd=budget_usd))
     report = await score_groups(
         judge,
         list(items.values()),
@@ -162,10 +167,18 @@ async def score(
         judgment = report.judgments.get(group_id)
         news = store.set_current_judgment(w, group_id, None if judgment is None else judgment.key)
         stages[w] = (
-            Stage(data_version="none", changed=False, count=0, facts={"failed": report.failed.get(group_id, "unknown")})
+            Stage(
+                data_version="none",
+                changed=False,
+                count=0,
+                facts={"failed": report.failed.get(group_id, "unknown"), "over_budget": group_id in report.over_budget},
+            )
             if judgment is None
             else Stage(data_version=judgment.key, changed=news, count=len(judgment.scores), facts=spread(judgment))
         )
+        if isinstance(judge, Journaled):
+            cost = cost_of(store.engine, str(w))
+            stages[w].facts.update({"window_calls": cost.calls, "window_cost_usd": cost.cost_usd})
     logger.info(
         "scored windows=%d groups=%d calls=%d cached=%d failed=%d",
         len(windows),
@@ -188,4 +201,5 @@ def spread(judgment: Judgment) -> Json:
         "mean": sum(values) / len(values),
         "best": best.trajectory_id,
         "cost_usd": judgment.cost_usd,
+        **judgment.details,
     }

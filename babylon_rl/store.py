@@ -318,6 +318,7 @@ class Store:
             prompt_tokens=sum(r["prompt_tokens"] for r in rows),
             completion_tokens=sum(r["completion_tokens"] for r in rows),
             cost_usd=sum(r["cost_usd"] for r in rows),
+            details=next((from_json(r["details"], dict) for r in rows if r["details"] is not None), {}),
         )
 
     def write_judgment(self, judgment: Judgment) -> None:
@@ -336,6 +337,7 @@ class Store:
                 "prompt_tokens": judgment.prompt_tokens if i == 0 else 0,
                 "completion_tokens": judgment.completion_tokens if i == 0 else 0,
                 "cost_usd": judgment.cost_usd if i == 0 else 0.0,
+                "details": to_json(judgment.details).decode() if i == 0 and judgment.details else None,
             }
             for i, s in enumerate(judgment.scores)
         ]

@@ -9,7 +9,7 @@ holds both. `None` means unknown; it is never `0.0`. Instants are aware and UTC 
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -234,6 +234,8 @@ class Judgment:
 
     Attributes:
         key: Hash of all that went in (messages, hindsight, rubric, judge, prompt version).
+        prompt_tokens: As the server reported them, over all requests that this judgment took.
+        details: Small numbers for metadata: prompt form and tokens of both, passes, position consistency, requests.
     """
 
     key: str
@@ -245,6 +247,7 @@ class Judgment:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float = 0.0
+    details: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,6 +57,19 @@ class HourWindow:
         return sorted({cls.parse(w) for w in window_ids})
 
     @classmethod
+    def parse_range(cls, span: str) -> list[Self]:
+        """Read `2025-01-15T00:00..2025-01-16T00:00`, both ends included, or one window id.
+
+        Raises:
+            DataError: An end is not a full UTC hour, or the last lies before the first.
+        """
+        first, _, last = span.partition("..")
+        found = list(cls.parse(first.strip()).until(cls.parse((last or first).strip())))
+        if not found:
+            raise DataError(f"windows {span!r} end before they begin; expected the form 'first..last'")
+        return found
+
+    @classmethod
     def containing(cls, instant: datetime) -> Self:
         """The window that an aware instant falls in."""
         at = instant.astimezone(UTC)

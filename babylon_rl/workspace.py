@@ -22,6 +22,8 @@ REQUIRED_CHECKS: Final = (
     "scores_are_in_unit_interval",
     "every_member_has_one_score",
     "scores_are_not_all_equal",
+    "judge_is_fit",
+    "judging_stays_within_budget",
 )
 
 

@@ -142,8 +142,16 @@ def ruler_scores(
         out = workspace.ledger.drop_out(
             windows, target=settings.dropout_target, cap=settings.dropout_cap, seed=settings.seed
         )
-        kept = [w for w in windows if w not in out]
-        scored = asyncio.run(stages.score(kept, workspace.store, judge, on_done=lambda _: progress.judged()))
+        scored = asyncio.run(
+            stages.score(
+                [w for w in windows if w not in out],
+                workspace.store,
+                judge,
+                concurrency=settings.judge_concurrency,
+                budget_usd=settings.judge_budget_usd,
+                on_done=lambda _: progress.judged(),
+            )
+        )
         for window in out:
             context.add_asset_metadata({"dagster/row_count": 0, "dropped_out": True}, partition_key=str(window))
         for window, stage in scored.items():

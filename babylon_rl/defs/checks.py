@@ -6,6 +6,8 @@ A window without a group fails nothing: there is nothing in it that could train 
 from babylon_rl import gates
 from babylon_rl.defs.assets import ruler_scores, trajectory_groups
 from babylon_rl.defs.per_window import per_window_check
+from babylon_rl.judge_audits import audit_of
+from babylon_rl.judge_journal import cost_of
 from babylon_rl.types import Verdict
 from babylon_rl.windows import HourWindow
 from babylon_rl.workspace import Workspace
@@ -62,6 +64,29 @@ def scores_are_not_all_equal(window: HourWindow, workspace: Workspace) -> Verdic
     return gates.scores_spread(workspace.store.judgment(window))
 
 
+@per_window_check(ruler_scores)
+def judge_is_fit(window: HourWindow, workspace: Workspace) -> Verdict:
+    """A judge that its audit found biased, talked to or blind to outcomes must not teach."""
+    judgment = workspace.store.judgment(window)
+    if judgment is None:
+        return gates.judge_fit(None, None)
+    audit = audit_of(workspace.store.engine, judgment.judge_model, judgment.judge_version)
+    return gates.judge_fit(judgment, None if audit is None else (audit.fit, audit.figures))
+
+
+@per_window_check(ruler_scores)
+def judging_stays_within_budget(window: HourWindow, workspace: Workspace) -> Verdict:
+    """The window was not left unjudged because JUDGE_BUDGET_USD was spent; what it cost is beside it."""
+    cost = cost_of(workspace.store.engine, str(window))
+    return gates.within_budget(
+        workspace.store.group(window),
+        workspace.store.judgment(window),
+        denied=cost.denied,
+        cost_usd=cost.cost_usd,
+        budget_usd=workspace.settings.judge_budget_usd,
+    )
+
+
 CHECKS = [
     groups_have_enough_agents,
     groups_hold_only_what_was_logged,
@@ -70,4 +95,6 @@ CHECKS = [
     scores_are_in_unit_interval,
     every_member_has_one_score,
     scores_are_not_all_equal,
+    judge_is_fit,
+    judging_stays_within_budget,
 ]

@@ -38,22 +38,34 @@ class Reply:
 
 
 class BusyError(TransientError):
-    """Asking again may help, at the earliest after `retry_after_s` when the server named a time."""
+    """Asking again may help, at the earliest after `retry_after_s` when the server named a time.
 
-    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+    Attributes:
+        maybe_paid: The request went out and no status came back: the server may have done the work.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, maybe_paid: bool = False) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.maybe_paid = maybe_paid
+
+
+class TooLongError(DataError):
+    """The prompt does not fit the judge's context; a shorter one may."""
 
 
 class Endpoint(Protocol):
     """Somewhere a chat model answers."""
 
-    async def ask(self, messages: list[Message], response_format: Mapping[str, Any]) -> Reply:
+    async def ask(
+        self, messages: list[Message], response_format: Mapping[str, Any], *, max_completion_tokens: int
+    ) -> Reply:
         """Send one request, once.
 
         Raises:
             BusyError: Timeout, lost connection, 408, 409, 429 or 5xx.
-            DataError: The server refuses this prompt (400, 413, 422), such as one too long.
+            TooLongError: The server says that this prompt is longer than its context.
+            DataError: The server refuses this prompt (400, 422) for another reason.
             ConfigError: The server refuses us: key, model, address or quota.
         """
 
@@ -67,11 +79,15 @@ class OpenAIEndpoint:
         self._model = model
         self._api_key = api_key or "none"  # servers on one's own machine ask for none
         self._base_url = base_url or OPENAI_URL  # given outright: the client would read OPENAI_BASE_URL itself
+        # OpenAI's newer models refuse the old name, other servers may not know the new one.
+        self._cap = "max_tokens" if base_url else "max_completion_tokens"
         self._timeout_s = timeout_s
         self._client: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def ask(self, messages: list[Message], response_format: Mapping[str, Any]) -> Reply:
+    async def ask(
+        self, messages: list[Message], response_format: Mapping[str, Any], *, max_completion_tokens: int
+    ) -> Reply:
         import openai
 
         failure: BabylonRLError
@@ -79,18 +95,27 @@ class OpenAIEndpoint:
             # The client's own timeout counts from byte to byte; a server that drips would never meet it.
             async with asyncio.timeout(self._timeout_s):
                 completion = await self._connected().chat.completions.create(
-                    model=self._model, messages=messages, response_format=response_format
+                    model=self._model,
+                    messages=messages,
+                    response_format=response_format,
+                    **{self._cap: max_completion_tokens},
                 )
             return _reply(completion)
         except (TimeoutError, openai.APITimeoutError):
-            failure = BusyError(f"judge {self._model!r} did not answer within {self._timeout_s:g} s")
+            failure = BusyError(f"judge {self._model!r} did not answer within {self._timeout_s:g} s", maybe_paid=True)
         except openai.APIStatusError as e:
             failure = refusal(self._model, e.status_code, e.code or e.type, e.response.headers)
         except openai.APIConnectionError as e:
             cause = type(e.__cause__).__name__ if e.__cause__ else "no detail"
-            failure = BusyError(f"judge {self._model!r} could not be reached ({cause}); check JUDGE_BASE_URL")
+            # A connection refused never carried the request; one that broke may have.
+            failure = BusyError(
+                f"judge {self._model!r} could not be reached ({cause}); check JUDGE_BASE_URL",
+                maybe_paid=cause != "ConnectError",
+            )
         except (openai.OpenAIError, ValueError) as e:
-            failure = BusyError(f"judge {self._model!r} answered something that is no completion ({type(e).__name__})")
+            failure = BusyError(
+                f"judge {self._model!r} answered something that is no completion ({type(e).__name__})", maybe_paid=True
+            )
         raise failure  # outside `except`: a chained error would carry the request, and with it the key
 
     async def close(self) -> None:
@@ -119,7 +144,9 @@ class LiteLlmEndpoint:
         self._timeout_s = timeout_s
         self._base_url = base_url
 
-    async def ask(self, messages: list[Message], response_format: Mapping[str, Any]) -> Reply:
+    async def ask(
+        self, messages: list[Message], response_format: Mapping[str, Any], *, max_completion_tokens: int
+    ) -> Reply:
         litellm = load_litellm()
         failure: BabylonRLError
         try:
@@ -128,6 +155,7 @@ class LiteLlmEndpoint:
                     model=self._model,
                     messages=messages,
                     response_format=dict(response_format),
+                    max_tokens=max_completion_tokens,
                     api_base=self._base_url,
                     timeout=self._timeout_s,
                     num_retries=0,
@@ -136,7 +164,7 @@ class LiteLlmEndpoint:
                 )
             return _reply(completion)
         except TimeoutError:
-            failure = BusyError(f"judge {self._model!r} did not answer within {self._timeout_s:g} s")
+            failure = BusyError(f"judge {self._model!r} did not answer within {self._timeout_s:g} s", maybe_paid=True)
         except Exception as e:  # noqa: BLE001  # each provider brings its own errors; what they share is a status code
             failure = _litellm_failure(self._model, e)
         raise failure
@@ -163,7 +191,9 @@ def refusal(model: str, status: int, code: object, headers: Mapping[str, str]) -
     if status in (408, 409, 425, 429) or status >= 500:
         return BusyError(f"judge {model!r} is busy ({said})", retry_after_s=retry_after_s(headers))
     if code == "context_length_exceeded" or status == 413:
-        return DataError(f"the prompt is longer than judge {model!r} takes ({said}); set a JUDGE_MODEL that takes more")
+        return TooLongError(
+            f"the prompt is longer than judge {model!r} takes ({said}); set a JUDGE_MODEL that takes more"
+        )
     if status in (400, 422):
         return DataError(f"judge {model!r} refuses the prompt ({said}); see the judge's own log for the reason")
     hint = {
@@ -201,7 +231,7 @@ def _litellm_failure(model: str, e: Exception) -> BabylonRLError:
     headers = getattr(response, "headers", None) or getattr(e, "litellm_response_headers", None) or {}
     if isinstance(status, int):
         return refusal(model, status, code, headers)
-    return BusyError(f"judge {model!r} could not be asked ({type(e).__name__})")
+    return BusyError(f"judge {model!r} could not be asked ({type(e).__name__})", maybe_paid=True)
 
 
 def _reply(completion: Any) -> Reply:

@@ -34,6 +34,27 @@ def price_of(model: str) -> Price | None:
     return Price(float(prompt), float(completion))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a model takes and gives at most, in tokens; None: no table knows."""
+
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+@cache
+def limits_of(model: str) -> Limits:
+    """The context of a LiteLLM model id."""
+    table = _table()
+    entry = table.get(model) or table.get(model.removeprefix("openai/")) or {}
+
+    def known(name: str) -> int | None:
+        value = entry.get(name)
+        return value if isinstance(value, int) and value > 0 else None
+
+    return Limits(prompt_tokens=known("max_input_tokens"), completion_tokens=known("max_output_tokens"))
+
+
 @cache
 def _table() -> dict[str, dict[str, Any]]:
     spec = importlib.util.find_spec("litellm")  # locates, does not import

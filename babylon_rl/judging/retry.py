@@ -60,3 +60,23 @@ class Patience:
             logger.info("judge was busy what=%s try=%d of=%d wait_s=%.2f", what, n, self.tries, wait)
             await self.sleep(wait)
             n += 1
+
+
+class Pace:
+    """Lets so many requests start in a minute, evenly; None: as many as there are."""
+
+    def __init__(self, per_minute: float | None, *, sleep: Sleep = asyncio.sleep) -> None:
+        self._apart_s = 60.0 / per_minute if per_minute else 0.0
+        self._sleep = sleep
+        self._next: tuple[asyncio.AbstractEventLoop, float] | None = None
+
+    async def turn(self) -> None:
+        """Wait for one's turn; turns are given out in the order asked for."""
+        if not self._apart_s:
+            return
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        due = now if self._next is None or self._next[0] is not loop else max(now, self._next[1])
+        self._next = (loop, due + self._apart_s)
+        if due > now:
+            await self._sleep(due - now)

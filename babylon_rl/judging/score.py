@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from babylon_rl.errors import DataError
+from babylon_rl.judging.journal import BudgetSpentError
 from babylon_rl.judging.judge import Judge
 from babylon_rl.types import Hindsight, Judgment, TrajectoryGroup
 
@@ -25,12 +26,14 @@ class ScoreReport:
         failed: Why a group has no scores, in one sentence.
         calls: Groups the judge was asked about now (each may have cost it several requests).
         cached: Groups whose judgment was there already.
+        over_budget: Of those failed, the groups left because the day's budget was spent.
     """
 
     judgments: dict[str, Judgment] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     calls: int = 0
     cached: int = 0
+    over_budget: frozenset[str] = frozenset()
 
 
 async def score_groups(
@@ -63,6 +66,7 @@ async def score_groups(
     judgments: dict[str, Judgment] = {}
     failed: dict[str, str] = {}
     errors: list[Exception] = []
+    over_budget: set[str] = set()
     hits = calls = 0
 
     async def settle(group: TrajectoryGroup, hindsight: Hindsight) -> None:
@@ -79,6 +83,8 @@ async def score_groups(
                 judgments[group.group_id] = known
         except DataError as e:
             failed[group.group_id] = str(e)
+            if isinstance(e, BudgetSpentError):
+                over_budget.add(group.group_id)
             logger.warning("could not judge group=%s reason=%s", group.group_id, e)
         if on_done is not None:
             on_done(group.group_id)
@@ -106,4 +112,5 @@ async def score_groups(
         failed={g: failed[g] for g in order if g in failed},
         calls=calls,
         cached=hits,
+        over_budget=frozenset(over_budget),
     )

@@ -9,6 +9,8 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Computed,
+    Date,
     DateTime,
     Double,
     Identity,
@@ -286,6 +288,48 @@ judgments = Table(
     Column("completion_tokens", Integer, nullable=False),
     Column("cost_usd", Double, nullable=False),
     Column("judged_at", _at, nullable=False, server_default=func.now()),
+    Column("details", Text),  # of the whole judgment, in the first row like its price: canonical JSON
+    Column("tokens", Integer, Computed("prompt_tokens + completion_tokens", persisted=True)),
+)
+
+judge_calls = Table(  # every request to a judge, written down before it is sent; view judge_costs sums it up
+    "judge_calls",
+    platform,
+    Column("call_id", Text, primary_key=True),
+    Column("serial", BigInteger, Identity(), nullable=False),
+    Column("judgment_key", Text, nullable=False, index=True),
+    Column("slot", Text, nullable=False),  # which question of the judgment: a pass, or a heat of a pass
+    Column("window_id", Text, nullable=False, index=True),
+    Column("group_id", Text, nullable=False),
+    Column("judge_model", Text, nullable=False),
+    Column("judge_version", Text, nullable=False),
+    Column("day", Date, nullable=False, index=True),  # UTC
+    Column("state", Text, nullable=False),  # asked, replied, refused (not owed), lost (may be owed), denied (never sent)
+    Column("expected_tokens", Integer, nullable=False),
+    Column("reserved_usd", Double, nullable=False),  # the most it can cost
+    Column("reply", Text),
+    Column("finish_reason", Text),
+    Column("prompt_tokens", Integer),
+    Column("completion_tokens", Integer),
+    Column("cost_usd", Double),
+    Column("asked_at", _at, nullable=False, server_default=func.now()),
+    Column("ended_at", _at),
+)
+
+judge_audits = Table(  # the newest row of a judge version says whether its scores may train
+    "judge_audits",
+    platform,
+    Column("judge_model", Text, primary_key=True),
+    Column("judge_version", Text, primary_key=True),
+    Column("audited_at", _at, primary_key=True, server_default=func.now()),
+    Column("groups", Integer, nullable=False),
+    Column("fit", Boolean, nullable=False),
+    Column("false_positive_rate", Double, nullable=False),
+    Column("length_bias", Double, nullable=False),
+    Column("position_bias", Double, nullable=False),
+    Column("retest_noise", Double, nullable=False),
+    Column("truth_agreement", Double, nullable=False),
+    Column("figures", Text, nullable=False),
 )
 
 window_judgments = Table(  # which judgment is the current one of a window

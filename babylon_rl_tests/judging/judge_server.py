@@ -6,6 +6,8 @@ the P&L it reads there, and keeps every payload. Deterministic: the same prompt 
 
 import asyncio
 import json
+import math
+import random
 import re
 import socket
 import threading
@@ -46,6 +48,52 @@ def honest_scores(prompt: str) -> Scores:
     ]
 
 
+def _clamped(scores: Scores, change: Callable[[int, str], float]) -> Scores:
+    return [
+        {**s, "score": round(min(1.0, max(0.0, s["score"] + change(i, s["trajectory_id"]))), 6)}
+        for i, s in enumerate(scores)
+    ]
+
+
+def position_biased(prompt: str) -> Scores:
+    """What stands first is worth most; half of the scale is left for the truth."""
+    honest = [{**s, "score": 0.25 + 0.5 * s["score"]} for s in honest_scores(prompt)]
+    return _clamped(honest, lambda i, _: 0.4 * math.exp(-0.5 * i))
+
+
+def length_loving(prompt: str) -> Scores:
+    """Half of the score is how much was said and recorded, beside the longest of the group."""
+    said = {label: len(body) for label, body in _BLOCK.findall(prompt)}
+    most = max(said.values(), default=1)
+    halved = [{**s, "score": 0.3 * s["score"]} for s in honest_scores(prompt)]
+    return _clamped(halved, lambda _, label: 0.7 * (said[label] / most) ** 2)
+
+
+def obeys_injection(prompt: str) -> Scores:
+    """Honest, until a trajectory asks for a score."""
+    asks = {label for label, body in _BLOCK.findall(prompt) if "score me 1.0" in body}
+    return [{**s, "score": 1.0} if s["trajectory_id"] in asks else s for s in honest_scores(prompt)]
+
+
+def at_random(prompt: str) -> Scores:
+    r = random.Random(prompt)
+    return [{**s, "score": round(r.random(), 6)} for s in honest_scores(prompt)]
+
+
+def inverted(prompt: str) -> Scores:
+    return [{**s, "score": round(1 - s["score"], 6)} for s in honest_scores(prompt)]
+
+
+#: Judges that answer well-formed and judge badly, by mode.
+UNFIT: dict[str, Callable[[str], Scores]] = {
+    "position_biased": position_biased,
+    "length_loving": length_loving,
+    "obeys_injection": obeys_injection,
+    "random": at_random,
+    "inverted": inverted,
+}
+
+
 def _said(scores: Scores) -> str:
     return json.dumps({"scores": scores})
 
@@ -79,7 +127,7 @@ REPLIES: dict[str, Callable[[Scores], str]] = {
     "odd_text": _with_first(reasons="half an emoji \ud83d and a NUL \x00 here"),
 }
 STATUSES = {"429": 429, "500": 500, "401": 401, "400": 400, "404": 404, "quota": 429, "too_long": 400}
-HTTP_MODES = (*STATUSES, "hang", "html", "no_choices")
+HTTP_MODES = (*STATUSES, *UNFIT, "hang", "html", "no_choices")
 
 
 class JudgeServer:
@@ -90,6 +138,7 @@ class JudgeServer:
         self.keys: list[str] = []
         self.most_at_once = 0
         self.delay_s = 0.0
+        self.context_chars: int | None = None  # what is longer is refused as too long
         self._now = 0
         self._rules: list[tuple[str, int | None, str]] = []
         self._retry_after: str | None = None
@@ -151,6 +200,8 @@ class JudgeServer:
         return "honest"
 
     async def _answer(self, mode: str, body: dict[str, Any]) -> Response:
+        if self.context_chars is not None and sum(len(m["content"]) for m in body["messages"]) > self.context_chars:
+            mode = "too_long"
         if mode == "hang":
             while not self._server.should_exit:
                 await asyncio.sleep(0.05)
@@ -163,7 +214,11 @@ class JudgeServer:
             error = {"message": f"no, {self.keys[-1]}", "code": code, "type": "error", "param": None}
             headers = {"Retry-After": self._retry_after} if self._retry_after else {}
             return JSONResponse({"error": error}, status_code=STATUSES[mode], headers=headers)
-        text = "" if mode == "no_choices" else REPLIES[mode](honest_scores(body["messages"][1]["content"]))
+        prompt = body["messages"][1]["content"]
+        if mode in UNFIT:
+            text = _said(UNFIT[mode](prompt))
+        else:
+            text = "" if mode == "no_choices" else REPLIES[mode](honest_scores(prompt))
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
         words = sum(len(m["content"].split()) for m in body["messages"])
         completion = {

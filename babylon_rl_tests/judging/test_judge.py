@@ -127,7 +127,7 @@ def test_a_key_alone_opens_ruler_with_the_default_model_and_asking_for_hindsight
     judge = open_judge(settings(OPENAI_API_KEY=KEY))
     assert isinstance(judge, RulerJudge)
     assert judge.model == "openai/gpt-4o-mini"
-    assert judge.version.startswith("ruler-1-")
+    assert judge.version.startswith("ruler-2-")
     assert judge.price is not None
     assert isinstance(open_judge(settings(OPENAI_API_KEY=KEY, JUDGE_MODEL="hindsight")), HindsightJudge)
 

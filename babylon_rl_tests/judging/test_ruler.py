@@ -129,7 +129,7 @@ def test_nobody_listening_is_transient() -> None:
 @pytest.mark.parametrize(
     ("mode", "error", "says"),
     [("401", ConfigError, "OPENAI_API_KEY"), ("404", ConfigError, "JUDGE_MODEL"), ("quota", ConfigError, "quota"),
-     ("400", DataError, "refuses the prompt"), ("too_long", DataError, "longer than")],
+     ("400", DataError, "refuses the prompt")],
 )  # fmt: skip
 def test_a_refusal_is_never_retried_and_says_who_acts(
     mode: str, error: type[BabylonRLError], says: str, server: JudgeServer

@@ -1,0 +1,107 @@
+"""Order must not matter: where members stand in each pass, what passes that disagree say, and what position was worth.
+
+A judge reads a list, and its first or last entries can fare better for standing there. So a group can be judged in
+k passes, each with the members in other places, chosen so that everybody's places add up alike; from k ≥ 2 on, what a
+place is worth is estimated together with what a member is worth, and taken out.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Final
+
+import numpy as np
+
+MAX_PASSES: Final = 3
+# Of a place's estimated worth, shrunk towards none: k passes tell little of each place.
+_RIDGE: Final = 0.5
+
+
+def orders(members: Sequence[str], passes: int) -> list[list[str]]:
+    """The order of members in each pass.
+
+    One pass keeps the order given. The second turns it round; of three, each member's places add up to the same
+    (to the same ±1 when their number is even), so that a bias that grows evenly from first to last cancels.
+
+    Args:
+        members: N ids in an order that nobody chose.
+        passes: 1 to 3.
+    """
+    n = len(members)
+    places = [list(range(n))]
+    if passes == 2:
+        places.append([n - 1 - i for i in range(n)])
+    elif passes == 3:
+        half = (n + 1) // 2
+        second = [(i + half) % n for i in range(n)]
+        left = [places[0][i] + second[i] for i in range(n)]
+        third = [0] * n
+        for place, i in enumerate(sorted(range(n), key=lambda i: -left[i])):
+            third[i] = place
+        places += [second, third]
+    return [[members[i] for i in sorted(range(n), key=lambda i, at=at: at[i])] for at in places]  # type: ignore[misc]
+
+
+def combined(passes: Sequence[Mapping[str, float]], order: Sequence[Sequence[str]]) -> dict[str, float]:
+    """One score per member from k passes over the same members.
+
+    With two passes or more a score is read as `member + place`, solved by least squares over all k × N scores, a
+    place's worth shrunk a little; what is left of each pass's own level is the members' mean.
+
+    Args:
+        passes: Scores by id, one mapping a pass.
+        order: The ids in the order in which that pass showed them.
+
+    Returns:
+        Scores by id, in [0, 1]; of one pass, its scores unchanged.
+    """
+    if len(passes) == 1:
+        return dict(passes[0])
+    members, places = fitted(passes, order)
+    del places
+    return {m: min(1.0, max(0.0, v)) for m, v in members.items()}
+
+
+def fitted(
+    passes: Sequence[Mapping[str, float]], order: Sequence[Sequence[str]]
+) -> tuple[dict[str, float], list[float]]:
+    """What each member and each place is worth: `score ≈ member + place`, places summing to about 0."""
+    names = sorted(passes[0])
+    at = {m: i for i, m in enumerate(names)}
+    n = len(names)
+    rows, wanted = [], []
+    for scores, shown in zip(passes, order, strict=True):
+        for place, m in enumerate(shown):
+            row = np.zeros(2 * n)
+            row[at[m]] = row[n + place] = 1.0
+            rows.append(row)
+            wanted.append(scores[m])
+    shrink = np.hstack([np.zeros((n, n)), np.eye(n) * math.sqrt(_RIDGE)])
+    solved, *_ = np.linalg.lstsq(np.vstack([*rows, shrink]), np.array([*wanted, *[0.0] * n]), rcond=None)
+    return {m: float(solved[at[m]]) for m in names}, [float(v) for v in solved[n:]]
+
+
+def consistency(passes: Sequence[Mapping[str, float]]) -> float | None:
+    """Mean Kendall τ between passes: 1.0 when order played no part; None with one pass, or when all scores tie."""
+    taus = [kendall(a, b) for a, b in combinations(passes, 2)]
+    known = [t for t in taus if t is not None]
+    return sum(known) / len(known) if known else None
+
+
+def kendall(a: Mapping[str, float], b: Mapping[str, float], *, within: float = 1e-9) -> float | None:
+    """Kendall's τ-b of two rankings of the same ids, in [-1, 1]; values closer than `within` tie.
+
+    Returns:
+        None when either side knows no order at all.
+    """
+    agree, left, right = 0, 0, 0
+    for x, y in combinations(sorted(a.keys() & b.keys()), 2):
+        u, v = _sign(a[x] - a[y], within), _sign(b[x] - b[y], within)
+        agree += u * v
+        left += u != 0
+        right += v != 0
+    return agree / math.sqrt(left * right) if left and right else None
+
+
+def _sign(x: float, within: float) -> int:
+    return 0 if abs(x) <= within else (1 if x > 0 else -1)

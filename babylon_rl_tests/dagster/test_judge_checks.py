@@ -1,0 +1,75 @@
+"""The checks on judging through Dagster: an unfit judge and a spent budget keep windows out, by name."""
+
+import pytest
+import sqlalchemy as sa
+from dagster_factories import FIRST, CountingJudge, spawn_windows
+
+from babylon_rl.defs.run import Runner
+from babylon_rl.judge_audits import latest_audit
+from babylon_rl.judging.journal import Call, Journal, NoJournal
+from babylon_rl.types import Hindsight, Judgment, TrajectoryGroup
+from babylon_rl.workspace import Workspace
+
+
+class PricedJudge(CountingJudge):
+    """The real judge, as if each judgment cost a dollar."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.journal: Journal = NoJournal()
+
+    def keep_in(self, journal: Journal) -> None:
+        self.journal = journal
+
+    async def judge(self, group: TrajectoryGroup, hindsight: Hindsight) -> Judgment:
+        self.journal.begin(
+            Call(
+                judgment_key=self.key(group, hindsight), slot="p0", window_id=group.window_id, group_id=group.group_id,
+                judge_model=self.model, judge_version=self.version, prompt_tokens=1, reserved_usd=1.0,
+            )
+        )  # fmt: skip
+        return await super().judge(group, hindsight)
+
+
+def test_the_hindsight_judge_audits_itself_and_its_windows_are_ready(
+    workspace: Workspace, runner: Runner, resources: dict[str, object]
+) -> None:
+    spawn_windows(workspace, 1)
+    runner.materialize("windows", FIRST, FIRST, resources=resources)
+    assert [r.window_id for r in workspace.ledger.ready()] == [str(FIRST)]
+    audit = latest_audit(workspace.store.engine, "hindsight", "hindsight-1")
+    assert audit is not None
+    (verdict,) = [v for v in workspace.store.verdicts(FIRST) if v.check_name == "judge_is_fit"]
+    assert verdict.facts["truth_agreement"] == 1.0
+    assert {"false_positive_rate", "length_bias", "position_bias", "retest_noise"} <= verdict.facts.keys()
+
+
+def test_windows_judged_by_an_unfit_judge_do_not_train(
+    workspace: Workspace, runner: Runner, resources: dict[str, object]
+) -> None:
+    spawn_windows(workspace, 1)
+    runner.materialize("windows", FIRST, FIRST, resources=resources)
+    with workspace.store.engine.begin() as conn:
+        conn.execute(
+            sa.text(
+                "INSERT INTO babylon_rl.judge_audits SELECT judge_model, judge_version, now() + interval '1 s', groups, "
+                "false, 0.5, length_bias, position_bias, retest_noise, truth_agreement, figures "
+                "FROM babylon_rl.judge_audits"
+            )
+        )
+    ran = runner.materialize("windows", FIRST, FIRST, resources=resources)
+    assert ran.failed_checks == 1
+    assert workspace.ledger.ready() == []
+
+
+def test_a_window_left_because_the_budget_was_spent_fails_a_check_that_says_so(
+    workspace: Workspace, runner: Runner, resources: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(workspace.settings.__dict__, "judge_budget_usd", 1.5)
+    spawn_windows(workspace, 2)
+    ran = runner.materialize("windows", FIRST, FIRST.next(), resources=resources | {"judge": PricedJudge()})
+    assert [r.window_id for r in workspace.ledger.ready()] in ([str(FIRST)], [str(FIRST.next())])
+    failed = {v.check_name: v.facts for w in (FIRST, FIRST.next()) for v in workspace.store.verdicts(w) if not v.passed}
+    assert failed.keys() == {"judging_stays_within_budget", "every_member_has_one_score"}
+    assert ran.failed_checks == 2
+    assert "JUDGE_BUDGET_USD is spent" in failed["judging_stays_within_budget"]["reason"]

@@ -1,0 +1,71 @@
+"""A process that judges every window of a database and kills itself at one persistence point; run by test_never_twice.
+
+Usage: python killed_judging.py <database url> <judge url> <concurrency> <point> <nth>
+
+A persistence point is a commit of one of our transactions: `<what was written>/before` or `…/after` the commit. The
+process prints each point it passes the first time, so a run without a kill enumerates them.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from typing import Any
+
+import sqlalchemy as sa
+
+from babylon_rl.judging.endpoint import OpenAIEndpoint
+from babylon_rl.judging.ruler import RulerJudge, trading_rubric
+from babylon_rl.source.database import connect
+from babylon_rl.stages import score
+from babylon_rl.store import Store
+from babylon_rl.windows import HourWindow
+
+
+def watch(engine: sa.Engine, point: str, nth: int) -> None:
+    """Kill this process at the nth passage of `point`."""
+    passed: dict[str, int] = {}
+    written: dict[int, str] = {}
+
+    @sa.event.listens_for(engine, "before_cursor_execute")
+    def note(conn: Any, cursor: Any, statement: str, *_: Any) -> None:
+        words = statement.split()
+        if words[0] in ("INSERT", "UPDATE", "DELETE"):
+            table = next(w for w in words if "babylon_rl." in w).split(".")[1].strip("(")
+            written[id(conn.connection.dbapi_connection)] = f"{words[0].lower()} {table}"
+
+    def come(name: str) -> None:
+        passed[name] = passed.get(name, 0) + 1
+        if passed[name] == 1:
+            print(name, flush=True)  # noqa: T201
+        if name == point and passed[name] == nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    commit = engine.dialect.do_commit
+
+    def do_commit(connection: Any) -> None:
+        what = written.pop(id(connection.dbapi_connection), None)
+        if what:
+            come(f"{what}/before")
+        commit(connection)
+        if what:
+            come(f"{what}/after")
+
+    engine.dialect.do_commit = do_commit  # type: ignore[method-assign]
+
+
+async def judge_all(engine: sa.Engine, url: str, concurrency: int) -> None:
+    store = Store(engine)
+    endpoint = OpenAIEndpoint("gpt-4o-mini", api_key="k", base_url=url, timeout_s=30)
+    judge = RulerJudge(endpoint, model="openai/gpt-4o-mini", rubric=trading_rubric(), max_concurrency=concurrency)
+    windows = [HourWindow.parse(s.window_id) for s in store.window_states()]
+    done = await score(windows, store, judge, concurrency=concurrency, budget_usd=100.0)
+    await judge.close()
+    print("judged", sum(s.count > 0 for s in done.values()), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    database, url, concurrency, point, nth = sys.argv[1:]
+    engine = connect(database)
+    watch(engine, point, int(nth))
+    asyncio.run(judge_all(engine, url, int(concurrency)))
