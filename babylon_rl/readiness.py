@@ -185,7 +185,7 @@ def _mend(
 ) -> str | None:
     if unused < min_windows:
         missing = min_windows - unused
-        used = f" ({enough - unused} are used, dropped or kept out)" if enough > unused else ""
+        used = f" ({enough - unused} are used or kept out)" if enough > unused else ""
         return (
             f"{missing} more window{'s' * (missing > 1)} with {min_agents}+ agents needed{used}; run: "
             f"babylon-rl spawn-test-agents --agents {min_agents} --windows {missing}"

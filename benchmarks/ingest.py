@@ -75,24 +75,22 @@ def prose(r: random.Random, chars: int) -> str:
 
 def step(r: random.Random, number: int, at: datetime, system: str) -> dict[str, Any]:
     """About 23.7 KB: half in the prompts of two calls, the rest in what data providers told."""
-    market = lambda i: {
-        "id": str(1_900_000_000_000_000_000 + i),
-        "question": prose(r, 90),
-        "yes": r.random(),
-        "no": r.random(),
-        "volume": r.random() * 1e5,
-    }
-    call = lambda purpose, n: {
-        "model": "babylon",
-        "modelVersion": "babylon-mmo@3",
-        "systemPrompt": system,
-        "userPrompt": prose(r, n),
-        "response": prose(r, 600),
-        "temperature": 0.7,
-        "maxTokens": 512,
-        "latencyMs": 812.5,
-        "purpose": purpose,
-    }
+
+    def market(i: int) -> dict[str, Any]:
+        known = {"id": str(1_900_000_000_000_000_000 + i), "question": prose(r, 90)}
+        return {**known, "yes": r.random(), "no": r.random(), "volume": r.random() * 1e5}
+
+    def call(purpose: str, chars: int) -> dict[str, Any]:
+        said = {"systemPrompt": system, "userPrompt": prose(r, chars), "response": prose(r, 600), "purpose": purpose}
+        return {
+            "model": "babylon",
+            "modelVersion": "babylon-mmo@3",
+            "temperature": 0.7,
+            "maxTokens": 512,
+            "latencyMs": 812.5,
+            **said,
+        }
+
     return {
         "stepNumber": number,
         "timestamp": int(at.timestamp() * 1000),
@@ -363,45 +361,42 @@ GROUP_BY = """SELECT window_id, count(*), count(DISTINCT agent_id), avg(final_pn
 def bench_ready(settings: Settings, url: str, *, sizes: list[int], per_window: int = 300) -> dict[str, Any]:
     """`readiness()` at growing histories: 25 agents × 12 ticks an hour, rows without steps (it never reads them)."""
     found: dict[str, Any] = {"rows_per_window": per_window}
-    with open_workspace(settings) as w:
-        with psycopg.connect(url, autocommit=True) as conn:
-            conn.execute("SET synchronous_commit = off")
-            conn.execute("TRUNCATE trajectories")
-            there = 0
-            for size in sizes:
-                conn.execute(
-                    f"""INSERT INTO trajectories (id, trajectory_id, agent_id, start_time, window_id, steps_json,
-                        reward_components_json, metrics_json, metadata_json, total_reward, episode_length, final_status, final_pnl)
-                        SELECT n, 't' || n, 'agent-' || (n % 25), t, to_char(t, 'YYYY-MM-DD"T"HH24":00"'), '[]', '{{}}',
-                               '{{}}', '{{}}', 0, 1, 'completed', n % 7
-                        FROM (SELECT n, timestamp '2015-01-01' + (n / {per_window}) * interval '1 hour'
-                                     + (n % {per_window}) * interval '1 second' AS t
-                              FROM generate_series({there}, {size - 1}) n) x"""
-                )
-                there = size
-                conn.execute("VACUUM ANALYZE trajectories")
-                first = seconds(lambda: refresh(w.game, w.store.engine))
-                conn.execute(
-                    "VACUUM ANALYZE babylon_rl.window_summary, babylon_rl.row_changes, babylon_rl.window_counts"
-                )
+    with open_workspace(settings) as w, psycopg.connect(url, autocommit=True) as conn:
+        conn.execute("SET synchronous_commit = off")
+        conn.execute("TRUNCATE trajectories")
+        there = 0
+        for size in sizes:
+            conn.execute(
+                f"""INSERT INTO trajectories (id, trajectory_id, agent_id, start_time, window_id, steps_json,
+                    reward_components_json, metrics_json, metadata_json, total_reward, episode_length, final_status, final_pnl)
+                    SELECT n, 't' || n, 'agent-' || (n % 25), t, to_char(t, 'YYYY-MM-DD"T"HH24":00"'), '[]', '{{}}',
+                           '{{}}', '{{}}', 0, 1, 'completed', n % 7
+                    FROM (SELECT n, timestamp '2015-01-01' + (n / {per_window}) * interval '1 hour'
+                                 + (n % {per_window}) * interval '1 second' AS t
+                          FROM generate_series({there}, {size - 1}) n) x"""
+            )
+            there = size
+            conn.execute("VACUUM ANALYZE trajectories")
+            first = seconds(lambda: refresh(w.game, w.store.engine))
+            conn.execute("VACUUM ANALYZE babylon_rl.window_summary, babylon_rl.row_changes, babylon_rl.window_counts")
 
-                def ask() -> object:
-                    return readiness(w, min_agents=5, min_windows=3, now=datetime(2025, 1, 2, tzinfo=UTC))
+            def ask() -> object:
+                return readiness(w, min_agents=5, min_windows=3, now=datetime(2025, 1, 2, tzinfo=UTC))
 
-                ask()
-                calm = [seconds(ask) for _ in range(40)]
-                busy = []
-                for i in range(10):  # an hour's agents have just written
-                    conn.execute("UPDATE trajectories SET final_pnl = %s WHERE window_id = '2015-01-03T05:00'", (i,))
-                    busy.append(seconds(ask))
-                found[f"{size:,} rows"] = {
-                    "windows": size // per_window,
-                    "readiness ms": round(min(calm) * 1e3, 2),
-                    "readiness median ms": round(statistics.median(calm) * 1e3, 2),
-                    "after a change ms": round(min(busy) * 1e3, 2),
-                    "GROUP BY over all rows ms": round(min(seconds(lambda: conn.execute(GROUP_BY).fetchall()) for _ in range(2)) * 1e3, 1),
-                    "first count s": round(first, 2),
-                }  # fmt: skip
+            ask()
+            calm = [seconds(ask) for _ in range(40)]
+            busy = []
+            for i in range(10):  # an hour's agents have just written
+                conn.execute("UPDATE trajectories SET final_pnl = %s WHERE window_id = '2015-01-03T05:00'", (i,))
+                busy.append(seconds(ask))
+            found[f"{size:,} rows"] = {
+                "windows": size // per_window,
+                "readiness ms": round(min(calm) * 1e3, 2),
+                "readiness median ms": round(statistics.median(calm) * 1e3, 2),
+                "after a change ms": round(min(busy) * 1e3, 2),
+                "GROUP BY over all rows ms": round(min(seconds(lambda: conn.execute(GROUP_BY).fetchall()) for _ in range(2)) * 1e3, 1),
+                "first count s": round(first, 2),
+            }  # fmt: skip
     small, large = (found[f"{s:,} rows"]["readiness ms"] for s in (sizes[0], sizes[-1]))
     found["times rows"] = round(sizes[-1] / sizes[0], 1)
     found["times readiness"] = round(large / small, 2)

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import sqlalchemy as sa
 from babylon_rl.errors import DataError
 from babylon_rl.source import tables
 from babylon_rl.source.facts import write_facts
-from babylon_rl.source.outcomes import SyncReport, read_outcomes, sync_recent, sync_window_outcomes
+from babylon_rl.source.outcomes import SyncReport, examine_outcomes, read_outcomes, sync_recent, sync_window_outcomes
 from babylon_rl.types import StockOutcome, WindowOutcomes
 from babylon_rl_tests.factories import WINDOW
 
@@ -184,3 +185,46 @@ def test_a_fact_written_again_replaces_itself_and_a_senseless_one_is_refused(eng
         facts(engine, prices=[("BTC", at(0), float("nan"))])
     with pytest.raises(DataError, match="aware"):
         facts(engine, prices=[("BTC", at(0).replace(tzinfo=None), 1.0)])
+
+
+def test_what_was_wrong_with_the_rows_is_reported_and_an_open_hours_values_are_no_outcome(engine: sa.Engine) -> None:
+    def row(id_: str, created_min: int, **known: Any) -> dict[str, Any]:
+        created_at = at(created_min).replace(tzinfo=None)
+        return {"id": id_, "window_id": str(WINDOW), "created_at": created_at} | known
+
+    with engine.begin() as conn:
+        for r in [
+            row("1", 61, stock_ticker="BTC", start_price=100, end_price=90, change_percent=-10),
+            row("2", 62, stock_ticker="$BTC", start_price=100, end_price=120, change_percent=20),
+            row("3", 62, stock_ticker="ETH", start_price=100, end_price=90, change_percent=-10),
+            row("4", 62, stock_ticker="PENNY", start_price=0, end_price=1, change_percent=999.99),
+            row("5", 62, prediction_market_id="q", question="?", outcome=None),
+            row("6", 62, prediction_market_id="n", question="?", outcome="NO", final_probability=0.9),
+            row("7", 59, stock_ticker="FROZEN", start_price=1, end_price=2, change_percent=100),
+            row("8", 63, stock_ticker="NAN", start_price=Decimal("NaN"), end_price=2, change_percent=None),
+        ]:
+            conn.execute(sa.insert(tables.market_outcomes), [r])
+    with engine.connect() as conn:
+        found, faults = examine_outcomes(conn, WINDOW)
+    assert [s.ticker for s in found.stocks] == ["BTC", "ETH", "NAN", "PENNY"]
+    assert faults.facts() == {
+        "written_before_close": 1,
+        "duplicates": 1,
+        "conflicts": ["BTC"],
+        "start_price_zero": ["PENNY"],
+        "unresolved": ["q"],
+        "doubtful": ["n"],
+    }
+    assert (found.overall_trend, found.volatility_pct) == ("BULLISH", pytest.approx(250**0.5))
+
+
+def test_the_trend_of_unknown_changes_is_unknown_and_of_none_neutral() -> None:
+    def window(*changes: float | None) -> WindowOutcomes:
+        stocks = [
+            StockOutcome(ticker=str(i), start_price=None, end_price=None, change_pct=c) for i, c in enumerate(changes)
+        ]
+        return WindowOutcomes(window_id=str(WINDOW), stocks=tuple(stocks))
+
+    assert (window().overall_trend, window(None).volatility_pct) == (None, None)
+    assert (window(0.0).overall_trend, window(0.0, None).volatility_pct) == ("NEUTRAL", 0.0)
+    assert window(-2.0, 1.0).overall_trend == "BEARISH"

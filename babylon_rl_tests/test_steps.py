@@ -1,0 +1,46 @@
+"""The quick way through `stepsJson` and the forgiving one say the same."""
+
+import json
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from babylon_rl.source.steps import BadRowError, parse_steps, parse_steps_slowly
+from babylon_rl.source.stitching import LONGEST_TEXT, stitch
+from babylon_rl_tests.factories import a_json_call, a_json_step, a_source_row, a_step
+
+odd = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=9),
+    st.just({}), st.just([]), st.just({"a": "{\"b\": 1}"}), st.just('{"encoded": [1]}'), st.just([{"response": "x"}]),
+)  # fmt: skip
+STEP_KEYS = [*a_json_step(), "observation", "stepId"]
+CALL_KEYS = list(a_json_call())
+
+
+def result(parse: Any, text: bytes) -> Any:
+    try:
+        return parse(text)
+    except BadRowError as e:
+        return e.reason
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(STEP_KEYS), odd, max_size=4),
+    st.dictionaries(st.sampled_from(CALL_KEYS), odd, max_size=4),
+    st.sets(st.sampled_from(STEP_KEYS), max_size=2),
+)
+def test_both_ways_through_a_step_say_the_same(step: dict[str, Any], call: dict[str, Any], missing: set[str]) -> None:
+    steps = [{"llmCalls": [a_json_call(**call)], **{k: v for k, v in a_json_step(**step).items() if k not in missing}}]
+    text = json.dumps(steps).encode()
+    assert result(parse_steps, text) == result(parse_steps_slowly, text)
+
+
+def test_parameters_of_a_megabyte_are_cut_for_the_judge_and_what_was_said_never_is() -> None:
+    long = "x" * 1_000_000
+    action = {"actionType": "POST", "parameters": {"note": [long]}}
+    (made,) = stitch([a_source_row("a", a_step(action=action))])
+    (note,) = made.decisions[0]["parameters"]["note"]
+    assert len(note) < LONGEST_TEXT + 40
+    assert note.endswith("(1,000,000 characters)")
