@@ -174,7 +174,9 @@ def _columns(table: str, found: Mapping[str, str]) -> dict[str, str]:
 
 def _selected(table: str, columns: Mapping[str, str]) -> str:
     """A select list that gives our names and types whatever the database has."""
-    return ", ".join(f'{_readable(columns[ours], kind.rstrip("!"))} AS "{ours}"' for ours, kind in _TABLES[table].items())
+    return ", ".join(
+        f'{_readable(columns[ours], kind.rstrip("!"))} AS "{ours}"' for ours, kind in _TABLES[table].items()
+    )
 
 
 def _readable(column: str, kind: str) -> str:
