@@ -117,7 +117,8 @@ def ruler_scores(
                 windows,
                 workspace.store,
                 judge,
-                concurrency=workspace.settings.judge_concurrency,
+                # Twice what may be in flight: the next prompts are written while the judge works.
+                concurrency=2 * workspace.settings.judge_concurrency,
                 budget_usd=workspace.settings.judge_budget_usd,
                 on_done=lambda _: progress.judged(),
             )
