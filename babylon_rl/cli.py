@@ -386,7 +386,7 @@ def rejudge(
     with open_workspace(settings) as workspace:
         report = run(
             workspace.store, open_judge(settings, model=judge), span, make_current=make_current,
-            concurrency=settings.judge_concurrency, budget_usd=settings.judge_budget_usd,
+            concurrency=2 * settings.judge_concurrency, budget_usd=settings.judge_budget_usd,
         )  # fmt: skip
     table, lines = rejudge_table(report, last=last, made_current=make_current)
     if report.windows:

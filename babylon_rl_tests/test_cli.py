@@ -59,7 +59,7 @@ def test_the_guides_quick_start_leads_to_a_checkpoint(house: dict[str, str], eng
 
     said = run(house, "check-windows", status=1)
     assert "trained @1" in said
-    assert "3 are used or kept out" in said
+    assert "3 are used, dropped or kept out" in said
     with engine.connect() as conn:
         assert conn.scalar(sa.text("SELECT count(*) FROM babylon_rl.consumed_windows")) == 3
 
@@ -95,3 +95,23 @@ def test_the_database_url_opens_the_game(house: dict[str, str]) -> None:
     url = run(house, "db-url").strip()
     with psycopg.connect(url) as conn:
         assert conn.execute("SELECT count(*) FROM trajectories").fetchone() == (0,)
+
+
+def test_a_judge_is_audited_and_windows_are_judged_again_from_the_command_line(
+    house: dict[str, str], engine: sa.Engine
+) -> None:
+    said = run(house, "audit-judge", "--groups", "3")
+    assert "truth agreement (tau)" in said
+    assert "judge hindsight hindsight-1: fit" in said
+    run(house, "spawn-test-agents", "--agents", "5", "--start", "2025-01-15T00:00")
+    run(house, "materialize", "--from", "2025-01-15T00:00", "--to", "2025-01-15T00:00")
+    said = run(house, "rejudge", "--judge", "hindsight", "--windows", "2025-01-15T00:00..2025-01-15T02:00")
+    assert "1 groups: 0 judged now, 1 judged before, 0 failed, cost $0.0000" in said
+    assert "Rank agreement old/new (Kendall tau, mean over groups): +1.000" in said
+    assert "The current judgments stay" in said
+    with engine.connect() as conn:
+        assert conn.scalar(sa.text("SELECT count(*) FROM babylon_rl.judge_audits WHERE fit")) == 1
+    assert "JUDGE_BUDGET_USD is set but no table knows" in run(
+        house | {"JUDGE_BASE_URL": "http://127.0.0.1:9/v1", "JUDGE_BUDGET_USD": "1"},
+        "audit-judge", "--judge", "openai/nobody-knows-me", status=2,
+    )  # fmt: skip

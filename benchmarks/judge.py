@@ -111,7 +111,7 @@ def throughput(latency_s: float, in_flight: int, rounds: int) -> None:
             start, cpu = time.perf_counter(), time.process_time()
             report = await score_groups(
                 judge, [(e.group, e.hindsight) for e in exams], cached=kept.get,
-                store=lambda j: kept.__setitem__(j.key, j), concurrency=in_flight,
+                store=lambda j: kept.__setitem__(j.key, j), concurrency=2 * in_flight,
             )  # fmt: skip
             took = time.perf_counter() - start
             counts["judged"] = len(report.judgments)
@@ -181,7 +181,7 @@ def main() -> None:
         help="seconds the test judge takes; a small model writes 500 tokens of reasons in no less",
     )
     parser.add_argument("--in-flight", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=4, help="groups = in flight x rounds")
+    parser.add_argument("--rounds", type=int, default=8, help="groups = in flight x rounds")
     args = parser.parse_args()
     prompts(20)
     throughput(args.latency, args.in_flight, args.rounds)

@@ -147,7 +147,8 @@ def ruler_scores(
                 [w for w in windows if w not in out],
                 workspace.store,
                 judge,
-                concurrency=settings.judge_concurrency,
+                # Twice what may be in flight: the next prompts are written while the judge works.
+                concurrency=2 * settings.judge_concurrency,
                 budget_usd=settings.judge_budget_usd,
                 on_done=lambda _: progress.judged(),
             )

@@ -43,8 +43,8 @@ def timeline_of(texts: Sequence[str]) -> Timeline:
     """
     pieces = [_pieces(t) for t in texts]
     where: defaultdict[str, set[int]] = defaultdict(set)
-    for i, row in enumerate(pieces):
-        for piece in row:
+    for i, parts in enumerate(pieces):
+        for piece in parts:
             where[piece].add(i)
     sets: dict[frozenset[int], int] = {}
     together = {p: sets.setdefault(frozenset(s), len(sets)) if len(s) > 1 else -1 - min(s) for p, s in where.items()}
@@ -72,10 +72,10 @@ def timeline_of(texts: Sequence[str]) -> Timeline:
         return [{"see": views[stretch]}]
 
     seen: list[tuple[Item, ...]] = []
-    for row in rows:
+    for line in rows:
         items: list[Item] = []
         stretch: list[str] = []
-        for text, shared in [*row, ("", False)]:
+        for text, shared in [*line, ("", False)]:
             if shared:
                 stretch.append(text)
                 continue

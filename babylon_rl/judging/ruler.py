@@ -244,16 +244,16 @@ class RulerJudge:
         async def once() -> Reply:
             async with self._slot():  # held while the judge works, not while we wait to ask again
                 await self._pace.turn()
-                call_id = self._journal.begin(call)
+                call_id = await asyncio.to_thread(self._journal.begin, call)  # a commit waits for the disk
                 try:
                     reply = await self._endpoint.ask(messages, RESPONSE_FORMAT, max_completion_tokens=cap)
                 except BabylonRLError as e:
                     lost = isinstance(e, BusyError) and e.maybe_paid
-                    self._journal.end(call_id, Ended.LOST if lost else Ended.REFUSED)
+                    await asyncio.to_thread(self._journal.end, call_id, Ended.LOST if lost else Ended.REFUSED)
                     raise
                 # A server that does not count what it did is taken to have done all that was reserved.
                 cost = self._cost(reply) if reply.prompt_tokens else call.reserved_usd
-                self._journal.end(call_id, Ended.REPLIED, reply, cost)
+                await asyncio.to_thread(self._journal.end, call_id, Ended.REPLIED, reply, cost)
                 work.spent.append((reply, cost))
                 return reply
 

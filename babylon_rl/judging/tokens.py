@@ -35,9 +35,9 @@ def count_tokens(*texts: str) -> tuple[int, ...]:
         alike.setdefault(tuple(times), []).append(line)
     totals = [0] * len(texts)
     count = _count()
-    for times, lines in alike.items():
+    for pattern, lines in alike.items():
         tokens = count(_BREAK.join(lines) + _BREAK)
-        for i, n in enumerate(times):
+        for i, n in enumerate(pattern):
             totals[i] += n * tokens
     return tuple(totals)
 
