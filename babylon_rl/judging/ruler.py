@@ -9,7 +9,9 @@ reply before it is read: a process killed at any moment pays again for what was 
 import asyncio
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -86,6 +88,7 @@ class RulerJudge:
         self._max_concurrency = max_concurrency
         self._slots: tuple[asyncio.AbstractEventLoop, asyncio.Semaphore] | None = None
         self._journal: Journal = NoJournal()
+        self._writer = ThreadPoolExecutor(1, "judge-prompt")
         if self.price is None:
             logger.warning("judge has no known price, its cost counts as 0 model=%s", model)
 
@@ -142,10 +145,10 @@ class RulerJudge:
         hindsight = replace(
             work.hindsight, members=tuple(m for m in work.hindsight.members if m.trajectory_id in chosen)
         )
-        # In a thread: prompts of other groups go out while this one is written.
-        forms = await asyncio.to_thread(
-            write_forms, group, hindsight, rubric=self._rubric, key=f"{work.key}|{slot}", order=members
-        )
+        # In one thread beside the loop: prompts of other groups go out while this one is written, and no more than one
+        # writer takes the interpreter from the loop.
+        write = partial(write_forms, group, hindsight, rubric=self._rubric, key=f"{work.key}|{slot}", order=members)
+        forms = await asyncio.get_running_loop().run_in_executor(self._writer, write)
         if slot == "p0":
             work.details |= _sizes(forms)
         too_long: TooLongError | None = None
