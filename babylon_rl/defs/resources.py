@@ -7,7 +7,6 @@ from typing import Protocol
 import dagster as dg
 
 from babylon_rl.judging.judge import Judge
-from babylon_rl.judging.open import open_judge
 from babylon_rl.settings import Settings
 from babylon_rl.workspace import Workspace, open_workspace
 
@@ -51,6 +50,8 @@ class JudgeResource(dg.ConfigurableResource[Judge]):
 
     def create_resource(self, context: dg.InitResourceContext) -> Judge:
         """The judge opens its connection at the first call and `score` closes it."""
+        from babylon_rl.judging.open import open_judge  # RULER brings numpy and an HTTP client along
+
         del context
         return open_judge(Settings.load())
 

@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Final
 
-import numpy as np
-
 MAX_PASSES: Final = 3
 # Of a place's estimated worth, shrunk towards none: k passes tell little of each place.
 _RIDGE: Final = 0.5
@@ -66,6 +64,8 @@ def fitted(
     passes: Sequence[Mapping[str, float]], order: Sequence[Sequence[str]]
 ) -> tuple[dict[str, float], list[float]]:
     """What each member and each place is worth: `score ≈ member + place`, places summing to about 0."""
+    import numpy as np  # not at the top: the code location imports this module
+
     names = sorted(passes[0])
     at = {m: i for i, m in enumerate(names)}
     n = len(names)

@@ -10,7 +10,6 @@ from sqlalchemy.engine import URL, make_url
 
 from babylon_rl.errors import ConfigError
 from babylon_rl.settings import Settings
-from babylon_rl.source.embedded import ensure_database, ensure_server
 
 # Prisma's own URL parameters, which libpq refuses.
 _PRISMA_ONLY: Final = (
@@ -33,6 +32,8 @@ def game_url(settings: Settings) -> str:
         ConfigError: `DATABASE_URL` is no PostgreSQL URL, or the embedded server does not start.
     """
     if settings.database_url is None:
+        from babylon_rl.source.embedded import ensure_server  # only who needs the server loads what starts it
+
         return ensure_server(settings.home)
     return normalise(settings.database_url.get_secret_value(), "DATABASE_URL")
 
@@ -52,6 +53,8 @@ def dagster_url(settings: Settings) -> str:
     if settings.dagster_url is not None:
         return normalise(settings.dagster_url.get_secret_value(), "BABYLON_DAGSTER_URL")
     # Its event log is many small commits; losing the last half second of it in a crash loses no data of ours.
+    from babylon_rl.source.embedded import ensure_database, ensure_server
+
     return ensure_database(ensure_server(settings.home), "dagster", options={"synchronous_commit": "off"})
 
 

@@ -304,7 +304,9 @@ judge_calls = Table(  # every request to a judge, written down before it is sent
     Column("judge_model", Text, nullable=False),
     Column("judge_version", Text, nullable=False),
     Column("day", Date, nullable=False, index=True),  # UTC
-    Column("state", Text, nullable=False),  # asked, replied, refused (not owed), lost (may be owed), denied (never sent)
+    Column(
+        "state", Text, nullable=False
+    ),  # asked, replied, refused (not owed), lost (may be owed), denied (never sent)
     Column("expected_tokens", Integer, nullable=False),
     Column("reserved_usd", Double, nullable=False),  # the most it can cost
     Column("reply", Text),
