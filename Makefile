@@ -53,6 +53,10 @@ types: $(STAMP)
 pytest: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
 
+bench: $(STAMP)
+	$(BIN)/python benchmarks/ingest.py
+	$(BIN)/python benchmarks/judge.py
+
 lock:
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-header --no-annotate --quiet --upgrade -o requirements.lock
 	@grep -vE '^(torch|triton)==' requirements.lock > requirements.lock.new && mv requirements.lock.new requirements.lock

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from babylon_rl.export import export
-from babylon_rl.policy.base import shipped_base
+from babylon_rl.policy.shipped import shipped_base
 from babylon_rl.settings import Settings
 from babylon_rl.training.art_groups import to_art_groups
 from babylon_rl.training.run import _scored
