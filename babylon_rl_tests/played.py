@@ -52,6 +52,10 @@ def verify(workspace: Workspace, window: HourWindow) -> None:
             "scores_are_in_unit_interval": gates.scores_in_unit_interval(judgment),
             "every_member_has_one_score": gates.one_score_per_member(group, judgment),
             "scores_are_not_all_equal": gates.scores_spread(judgment),
+            "judge_is_fit": gates.judge_fit(judgment, None),
+            "judging_stays_within_budget": gates.within_budget(
+                group, judgment, denied=0, cost_usd=0.0, budget_usd=workspace.settings.judge_budget_usd
+            ),
         }
     assert set(REQUIRED_CHECKS) <= verdicts.keys()
     for name in REQUIRED_CHECKS:

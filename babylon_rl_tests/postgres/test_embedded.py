@@ -73,6 +73,8 @@ def test_it_outlives_its_starter_and_a_ctrl_c_in_its_terminal(home: Path) -> Non
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A suite run in the background of a shell inherits an ignored SIGINT; a person's terminal does not ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert starter.stdout is not None
     url = starter.stdout.readline().strip()
