@@ -157,7 +157,7 @@ class _Loop:
         if latest is None or settings.explore_temperature == settings.serve_temperature:
             return None
         suite = evaluation.Suite(windows=settings.evaluation_windows, temperature=settings.explore_temperature)
-        with self.run.phase("evaluate", "sampled", total=2 * suite.windows * 3) as phase:
+        with self.run.phase("evaluate", "as explored", total=2 * suite.windows * 3) as phase:
             self.watch.phase = phase
             result = evaluation.evaluate_checkpoint(
                 self.workspace, latest.step, suite=suite, on_decision=self.watch.decided

@@ -102,7 +102,7 @@ class Settings(BaseSettings):
         description="Temperature at which agents play the windows that train.",
     )
     serve_temperature: float = Field(
-        default=0.0,
+        default=0.5,
         ge=0,
         validation_alias="BABYLON_SERVE_TEMPERATURE",
         description="Temperature of served agents that ask for none, and of every evaluation.",

@@ -52,8 +52,7 @@ class Lift:
 class Exploring:
     """Base and final on the same held-out windows at the exploring temperature.
 
-    A greedy policy plays only what it likes best, so a base whose first choice happens to be a poor one starts in
-    a hole. Sampled, the base plays its habits as they are: this pair shows how much of the lift is more than that.
+    The nearer to greedy a policy is served, the more its first choices decide; this pair is the policy as it trained.
     """
 
     temperature: float

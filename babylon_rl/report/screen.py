@@ -68,7 +68,7 @@ def show(
     )
     facts.add_row("lift", put.text(Text(lift)))
     if sampled := words.exploring(report):
-        facts.add_row("sampled", put.text(Text(sampled)))
+        facts.add_row("explored", put.text(Text(sampled)))
     by_phase = ", ".join(f"{name} {words.duration(s)}" for name, s in report.seconds.items())
     total = words.duration(sum(report.seconds.values()))
     facts.add_row("time", put.text(Text(f"{total} on {report.machine}: {by_phase}")))

@@ -75,7 +75,7 @@ def exploring(report: DemoReport) -> str | None:
     e, digits = report.exploring, report_digits(report)
     lo, hi = (money(v, digits=digits, signed=True) for v in e.lift.ci95)
     return (
-        f"Sampled at temperature {e.temperature:g}, on the same windows: {money(e.base_mean_pnl, digits=digits)} → "
+        f"As explored, at temperature {e.temperature:g}, on the same windows: {money(e.base_mean_pnl, digits=digits)} → "
         f"{money(e.final_mean_pnl, digits=digits)}, {money(e.lift.mean, digits=digits, signed=True)} [{lo}, {hi}]."
     )
 
