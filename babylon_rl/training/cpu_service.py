@@ -23,7 +23,7 @@ import torch.nn.functional as F  # noqa: N812  torch's own habit
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from babylon_rl.errors import DataError
+from babylon_rl.errors import ConfigError, DataError
 from babylon_rl.policy.checkpoints import checkpoint_dir
 from babylon_rl.policy.model import load_policy
 from babylon_rl.training import checkpoint_store
@@ -77,13 +77,13 @@ class CpuService:
 
     async def start_openai_server(self, config: Any) -> tuple[str, int]:
         """Nothing is served here: `babylon-rl serve` does that, from the checkpoints this writes."""
-        raise NotImplementedError("the CPU trainer serves nothing; run `babylon-rl serve`")
+        raise ConfigError("the CPU trainer serves nothing; run `babylon-rl serve`")
 
     async def vllm_engine_is_sleeping(self) -> bool:
         return False
 
     async def train_sft(self, batches: Any, config: Any, verbose: bool = False) -> AsyncIterator[dict[str, float]]:
-        raise NotImplementedError("the CPU trainer does GRPO only; `babylon-rl make-base-policy` clones")
+        raise ConfigError("the CPU trainer does GRPO only; `babylon-rl make-base-policy` clones")
         yield {}
 
     async def train(
