@@ -11,6 +11,7 @@ from babylon_rl import gates, stages
 from babylon_rl.judging.hindsight import HindsightJudge
 from babylon_rl.readiness import readiness, recorded_but_not_judged
 from babylon_rl.settings import Settings
+from babylon_rl.source import tables
 from babylon_rl.source.facts import write_facts
 from babylon_rl.source.summary import refresh
 from babylon_rl.training.ledger import Ledger
@@ -280,3 +281,17 @@ def test_dropout_leaves_whole_windows_out_before_they_are_judged_and_decides_onc
     assert {d.disposition for h in out for d in w.store.dispositions(h)} == {"dropped_out"}
     assert ready(w) == [str(h) for h in kept]
     assert Ledger(w.store.engine, "other", required_checks=()).drop_out(WINDOWS, target=None, cap=0.5, seed=1) == set()
+
+
+def test_a_row_in_no_hour_is_taken_by_the_game_as_it_was_before_us(engine: sa.Engine) -> None:
+    """Our trigger must not refuse what the game's own table takes: `infinity` with no window id names no hour."""
+    row = a_row("agent-1") | {"window_id": None}
+    with engine.begin() as conn:
+        conn.execute(sa.insert(tables.trajectories), [row])
+        conn.execute(sa.text("UPDATE trajectories SET start_time = 'infinity'"))
+        conn.execute(
+            sa.text(
+                'INSERT INTO trajectories SELECT (jsonb_populate_record(t, \'{"id": "x", "trajectory_id": "x"}\')).* FROM trajectories t'
+            )
+        )
+        assert conn.execute(sa.text("DELETE FROM trajectories")).rowcount == 2

@@ -30,7 +30,8 @@ SET search_path = pg_catalog, babylon_rl AS $$
 BEGIN
     IF TG_OP = 'INSERT' THEN
         INSERT INTO babylon_rl.row_changes (window_id)
-        SELECT DISTINCT babylon_rl.window_of(n.window_id, n.start_time) FROM new_rows n;
+        SELECT DISTINCT babylon_rl.window_of(n.window_id, n.start_time) FROM new_rows n
+        WHERE babylon_rl.window_of(n.window_id, n.start_time) IS NOT NULL;  -- 'infinity' is in no hour
     ELSIF TG_OP = 'UPDATE' THEN
         INSERT INTO babylon_rl.row_changes (window_id)
         WITH changed AS (
@@ -39,13 +40,16 @@ BEGIN
                   IS DISTINCT FROM ROW({", ".join("n." + c for c in _READ.split(", "))})
         )
         SELECT babylon_rl.window_of(o.window_id, o.start_time) FROM old_rows o
-        WHERE o.id IN (SELECT id FROM changed) OR o.id NOT IN (SELECT id FROM new_rows)
+        WHERE (o.id IN (SELECT id FROM changed) OR o.id NOT IN (SELECT id FROM new_rows))
+          AND babylon_rl.window_of(o.window_id, o.start_time) IS NOT NULL
         UNION
         SELECT babylon_rl.window_of(n.window_id, n.start_time) FROM new_rows n
-        WHERE n.id IN (SELECT id FROM changed) OR n.id NOT IN (SELECT id FROM old_rows);
+        WHERE (n.id IN (SELECT id FROM changed) OR n.id NOT IN (SELECT id FROM old_rows))
+          AND babylon_rl.window_of(n.window_id, n.start_time) IS NOT NULL;
     ELSIF TG_OP = 'DELETE' THEN
         INSERT INTO babylon_rl.row_changes (window_id)
-        SELECT DISTINCT babylon_rl.window_of(o.window_id, o.start_time) FROM old_rows o;
+        SELECT DISTINCT babylon_rl.window_of(o.window_id, o.start_time) FROM old_rows o
+        WHERE babylon_rl.window_of(o.window_id, o.start_time) IS NOT NULL;
     ELSE
         INSERT INTO babylon_rl.row_changes (window_id) SELECT window_id FROM babylon_rl.window_summary;
     END IF;
@@ -164,7 +168,8 @@ def upgrade() -> None:
             )
             op.execute(
                 "INSERT INTO babylon_rl.row_changes (window_id) "  # noqa: S608  # our own names
-                f'SELECT DISTINCT babylon_rl.window_of(window_id, start_time) FROM "{schema}".trajectories'
+                f'SELECT DISTINCT babylon_rl.window_of(window_id, start_time) FROM "{schema}".trajectories '
+                "WHERE babylon_rl.window_of(window_id, start_time) IS NOT NULL"
             )
 
 
