@@ -10,43 +10,58 @@ holds both. `None` means unknown; it is never `0.0`. Instants are aware and UTC 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+
+import msgspec
 
 Json = dict[str, Any]
+END_OF_TIME_MS: Final = 253_402_300_800_000  # the year 10000, which no calendar of Python's holds
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LlmCall:
+class LlmCall(msgspec.Struct, frozen=True, kw_only=True, rename="camel", gc=False):
     """One call of a policy as the game logged it."""
 
-    purpose: str
-    system_prompt: str
-    user_prompt: str
     response: str
-    model: str | None = None
-    model_version: str | None = None
+    purpose: Annotated[str, msgspec.Meta(min_length=1)] = "other"
+    system_prompt: str = ""
+    user_prompt: str = ""
+    model_version: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     temperature: float | None = None
-    max_tokens: int | None = None
-    action_type: str | None = None
-    reasoning: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One observation → action.
+class Seen(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What a step says that the agent had when it decided.
 
     Attributes:
-        environment: What the game says the agent saw: `agentBalance`, `agentPnL`, `openPositions`, ….
+        lifetime_pnl_usd: What it had made in all its life until then.
+    """
+
+    balance_usd: float | None = msgspec.field(default=None, name="agentBalance")
+    lifetime_pnl_usd: float | None = msgspec.field(default=None, name="agentPnL")
+
+
+NOTHING_SEEN: Final = Seen()
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One observation → action: what is kept of an entry of `stepsJson`.
+
+    A struct where its neighbours are dataclasses, for this is where the bytes are: JSON becomes it without a detour.
+
+    Attributes:
+        at_ms: Milliseconds since 1970, if known.
         action: The game's action object; its `result` and `correctness` are hindsight.
     """
 
-    number: int
-    at: datetime | None
-    environment: Json
-    llm_calls: tuple[LlmCall, ...]
-    action: Json
-    reward: float | None = None
+    at_ms: Annotated[int, msgspec.Meta(ge=0, lt=END_OF_TIME_MS)] | None = msgspec.field(default=None, name="timestamp")
+    seen: Seen = msgspec.field(default=NOTHING_SEEN, name="environmentState")
+    llm_calls: tuple[LlmCall, ...] = msgspec.field(default=(), name="llmCalls")
+    action: Json = msgspec.field(default_factory=dict)
+
+    @property
+    def at(self) -> datetime | None:
+        return None if self.at_ms is None else datetime.fromtimestamp(self.at_ms / 1000, UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +100,7 @@ class Disposition:
     group_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
+class Turn(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One decision: exactly what the agent was shown and what it said. The unit that trains.
 
     Each logged call was made from its own system and user prompt, so it trains as its own sequence.

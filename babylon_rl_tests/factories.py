@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from babylon_rl.source import tables
-from babylon_rl.types import GroupMember, Json, LlmCall, SourceRow, Step, Trajectory, TrajectoryGroup, Turn
+from babylon_rl.types import GroupMember, Json, LlmCall, Seen, SourceRow, Step, Trajectory, TrajectoryGroup, Turn
 from babylon_rl.windows import HourWindow
 
 WINDOW = HourWindow.parse("2025-01-15T10:00")
@@ -55,12 +55,12 @@ def a_call(response: str = '{"action":"HOLD"}', purpose: str = "action", **chang
 
 def a_step(number: int = 0, *, calls: Iterable[LlmCall] | None = None, **changes: Any) -> Step:
     known: dict[str, Any] = {
-        "at": WINDOW.start_at + timedelta(minutes=20 * number),
-        "environment": {"agentBalance": 10_000.0, "agentPnL": 0.0, "openPositions": 0},
+        "at_ms": int((WINDOW.start_at + timedelta(minutes=20 * number)).timestamp() * 1000),
+        "seen": Seen(balance_usd=10_000.0, lifetime_pnl_usd=0.0),
         "action": {"actionType": "HOLD", "parameters": {}, "success": True},
     }
     own = (a_call(),) if calls is None else tuple(calls)
-    return Step(number=number, llm_calls=own, **(known | changes))
+    return Step(llm_calls=own, **(known | changes))
 
 
 def a_source_row(agent: str = "agent-1", *steps: Step, tick: int = 0, **changes: Any) -> SourceRow:

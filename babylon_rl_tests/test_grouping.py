@@ -1,5 +1,6 @@
 """From rows to a group: stitching, eligibility, accounting, and hindsight kept apart."""
 
+import json
 import random
 from collections import Counter
 from dataclasses import replace
@@ -13,15 +14,12 @@ from babylon_rl.canonical import to_json
 from babylon_rl.context import hindsight_for
 from babylon_rl.errors import DataError
 from babylon_rl.grouping import account, dispositions_of, make_group
+from babylon_rl.source.steps import parse_steps
 from babylon_rl.source.stitching import stitch, usable
-from babylon_rl.types import PredictionOutcome, SourceRow, StockOutcome, Trajectory, WindowOutcomes
-from babylon_rl_tests.factories import WINDOW, a_call, a_source_row, a_step, a_trajectory
+from babylon_rl.types import PredictionOutcome, Seen, SourceRow, StockOutcome, Trajectory, WindowOutcomes
+from babylon_rl_tests.factories import WINDOW, a_call, a_json_step, a_source_row, a_step, a_trajectory
 
 AGENTS = [f"agent-{i}" for i in range(5)]
-
-
-def env(**values: Any) -> dict[str, Any]:
-    return {"environment": {"agentBalance": 10_000.0, "openPositions": 0, **values}}
 
 
 def one(*rows: SourceRow) -> Trajectory:
@@ -84,13 +82,17 @@ def test_the_turn_of_a_step_is_the_policys_call_and_no_other(calls: list[Any], e
 def test_a_windows_pnl_is_a_difference_of_lifetime_pnl(
     rows: list[tuple[float | None, float | None]], expected: float | None
 ) -> None:
-    made = [a_source_row("a", a_step(t, **env(agentPnL=e)), tick=t, final_pnl=f) for t, (e, f) in enumerate(rows)]
+    made = [
+        a_source_row("a", a_step(t, seen=Seen(lifetime_pnl_usd=e)), tick=t, final_pnl=f)
+        for t, (e, f) in enumerate(rows)
+    ]
     assert one(*reversed(made)).pnl_usd == expected
 
 
 @pytest.mark.parametrize(("balance", "expected"), [(0, 0.0), (None, None), ("9500.5", 9500.5), ("?", None)])
 def test_the_start_balance_is_what_the_first_step_saw(balance: Any, expected: float | None) -> None:
-    rows = [a_source_row("a", a_step(t, **env(agentBalance=b)), tick=t) for t, b in enumerate([balance, 1.0])]
+    said = [json.dumps([a_json_step(t, environmentState={"agentBalance": b})]) for t, b in enumerate([balance, 1.0])]
+    rows = [a_source_row("a", *parse_steps(text), tick=t) for t, text in enumerate(said)]
     assert one(*rows).start_balance_usd == expected
 
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import msgspec
+
 from babylon_rl.judging.judge import paired
 from babylon_rl.types import (
     GroupMember,
@@ -105,7 +107,7 @@ class Exam:
     def with_answers(self, trajectory_id: str, said: Sequence[str]) -> "Exam":
         """The same record under other words of one agent."""
         members = tuple(
-            replace(m, turns=tuple(replace(t, response=s) for t, s in zip(m.turns, said, strict=True)))
+            replace(m, turns=tuple(msgspec.structs.replace(t, response=s) for t, s in zip(m.turns, said, strict=True)))
             if m.trajectory_id == trajectory_id
             else m
             for m in self.group.members

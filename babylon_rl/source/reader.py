@@ -12,11 +12,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import msgspec
 import sqlalchemy as sa
 
 from babylon_rl.source.sql import (
@@ -29,12 +30,13 @@ from babylon_rl.source.sql import (
     window_of,
     window_parameters,
 )
-from babylon_rl.source.steps import BadRowError, make_call, number, parse_json, parse_metadata, parse_steps
+from babylon_rl.source.steps import BadRowError, JsonText, make_call, number, parse_json, parse_metadata, parse_steps
 from babylon_rl.types import Disposition, LlmCall, SourceRow, Step
 from babylon_rl.windows import HourWindow
 
 if TYPE_CHECKING:  # a code location loads this module, and psycopg takes its time
     import psycopg
+    from psycopg.adapt import Loader
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ __all__ = ["AgentRows", "logged_messages", "read_window", "stream_window", "wind
 
 
 class _Row(NamedTuple):
-    """One row as `select_window` gives it; the JSON is not decoded yet."""
+    """One row as `select_window` gives it; the JSON is not decoded yet, nor even copied."""
 
     id: str
     trajectory_id: str
@@ -55,17 +57,17 @@ class _Row(NamedTuple):
     end_time: datetime | None
     window_id: str | None
     scenario_id: str | None
-    steps_json: bytes
-    metadata_json: bytes | None
+    steps_json: JsonText
+    metadata_json: str | None
     final_balance: float | None
     final_pnl: float | None
     is_training_data: bool | None
     is_evaluation: bool | None
 
 
-# How the columns arrive. JSON is taken as bytes: what is not kept of it is never made into text.
+# How the columns arrive. JSON is taken as it lies in the message: what is not kept of it is never made into text.
 _WIRE_TYPES: Final = (
-    "text", "text", "text", "timestamp", "timestamp", "text", "text", "bytea", "bytea", "float8", "float8", "bool", "bool",
+    "text", "text", "text", "timestamp", "timestamp", "text", "text", "bytea", "text", "float8", "float8", "bool", "bool",
 )  # fmt: skip
 
 
@@ -91,17 +93,18 @@ def stream_window(conn: sa.Connection, window: HourWindow) -> Iterator[AgentRows
     """
     spelling = find_spelling(conn)
     silent: list[str] = []
+    name = str(window)
     for agent_id, rows in groupby(_copy(conn, spelling, window), key=attrgetter("agent_id")):
-        own = list(map(_judged, rows))
-        if any(steps is not None and not _spoken(steps) for _, steps, _ in own):
-            silent += [row.id for row, _, _ in own]
+        own = [_translated(name, row) for row in rows]  # at once: a row's message is freed before the next one comes
+        if any(isinstance(x, SourceRow) and not _spoken(x.steps) for x in own):
+            silent += [x.source_id for x in own]
         else:
-            yield _sorted_out(window, agent_id, own)
+            yield _sorted_out(agent_id, own)
     # A chunk may cut through an agent, so agents are put together again across chunks.
     chunks = (silent[i : i + _CHUNK] for i in range(0, len(silent), _CHUNK))
-    again = (row for ids in chunks for row in _with_logs(conn, spelling, ids))
-    for agent_id, judged in groupby(again, key=lambda r: r[0].agent_id):
-        yield _sorted_out(window, agent_id, list(judged))
+    again = (x for ids in chunks for x in _with_logs(conn, spelling, name, ids))
+    for agent_id, own_again in groupby(again, key=attrgetter("agent_id")):
+        yield _sorted_out(agent_id, own_again)
 
 
 def read_window(conn: sa.Connection, window: HourWindow) -> tuple[list[SourceRow], list[Disposition]]:
@@ -137,28 +140,40 @@ def logged_messages(conn: sa.Connection, window: HourWindow) -> set[tuple[str, s
     }
 
 
-_Judged = tuple[_Row, tuple[Step, ...] | None, _End | None]  # either its steps, or where it ended
-
-
 def _copy(conn: sa.Connection, spelling: Spelling, window: HourWindow) -> Iterator[_Row]:
-    conn.execute(sa.text("SELECT 1"))  # SQLAlchemy begins its transaction, so that it also ends it
-    raw: Any = conn.connection.driver_connection
+    raw: Any = conn.connection.driver_connection  # in the transaction that `find_spelling` began
     cursor: psycopg.Cursor[Any]
-    with (
-        raw.cursor() as cursor,
-        cursor.copy(f"COPY ({select_window(spelling)}) TO STDOUT (FORMAT BINARY)", window_parameters(window)) as copy,
-    ):
-        copy.set_types(_WIRE_TYPES)
-        yield from map(_Row._make, copy.rows())
+    with raw.cursor() as cursor:
+        cursor.adapters.register_loader("bytea", _as_it_lies())
+        select = f"COPY ({select_window(spelling)}) TO STDOUT (FORMAT BINARY)"
+        with cursor.copy(select, window_parameters(window)) as copy:
+            copy.set_types(_WIRE_TYPES)
+            yield from map(_Row._make, copy.rows())
 
 
-def _judged(row: _Row) -> _Judged:
+@cache
+def _as_it_lies() -> "type[Loader]":
+    """A loader that copies nothing: the value is a view of the row's message."""
+    from psycopg.adapt import Buffer, Loader
+    from psycopg.pq import Format
+
+    class AsItLies(Loader):
+        format = Format.BINARY
+
+        def load(self, data: Buffer) -> Buffer:
+            return data
+
+    return AsItLies
+
+
+def _translated(window_id: str, row: _Row) -> SourceRow | Disposition:
+    """The row with its steps, or where it ended. Whether it says anything is still open: see `_with_logs`."""
     if (why := _excluded(row)) is not None:
-        return row, None, ("excluded", why)
+        return _disposition(row, window_id, ("excluded", why))
     if row.start_time is None:  # beyond the calendar: see `sql._readable`
-        return row, None, ("quarantined", "bad_time")
+        return _disposition(row, window_id, ("quarantined", "bad_time"))
     steps, end = _attempt(row, partial(parse_steps, row.steps_json))
-    return row, None if end else steps, end
+    return _source_row(row, window_id, row.start_time, steps) if end is None else _disposition(row, window_id, end)
 
 
 def _excluded(row: _Row) -> str | None:
@@ -184,29 +199,33 @@ def _spoken(steps: Sequence[Step]) -> bool:
     return any(s.llm_calls for s in steps)
 
 
-def _sorted_out(window: HourWindow, agent_id: str, own: Iterable[_Judged]) -> AgentRows:
+def _sorted_out(agent_id: str, own: Iterable[SourceRow | Disposition]) -> AgentRows:
     rows: list[SourceRow] = []
     aside: list[Disposition] = []
-    for row, steps, end in own:
-        if end is None and steps is not None and row.start_time is not None:
-            rows.append(_source_row(row, window, row.start_time, steps))
+    for x in own:
+        if isinstance(x, SourceRow):
+            rows.append(x)
         else:
-            aside.append(_disposition(row, window, end or ("quarantined", "bad_shape")))
+            aside.append(x)
     return AgentRows(agent_id=agent_id, rows=tuple(rows), aside=tuple(aside))
 
 
-def _with_logs(conn: sa.Connection, spelling: Spelling, ids: Sequence[str]) -> Iterator[_Judged]:
+def _with_logs(
+    conn: sa.Connection, spelling: Spelling, window_id: str, ids: Sequence[str]
+) -> Iterator[SourceRow | Disposition]:
     """Read rows again by their ids, and give those without any call what the log has of them."""
-    found = conn.exec_driver_sql(select_rows(spelling), {"ids": list(ids)}).all()
-    judged = [_judged(_Row(*r)._replace(steps_json=r.steps_json.encode())) for r in found]
-    logged = _logged_calls(conn, spelling, [r.trajectory_id for r, steps, _ in judged if steps and not _spoken(steps)])
-    for row, steps, end in judged:
-        if steps is not None and not _spoken(steps):
-            calls = logged.get(row.trajectory_id, ())
-            steps, end = _attempt(row, partial(_with_calls, row, steps, calls))
-            if end is None and not _spoken(steps):
-                end = ("quarantined", "no_llm_calls")
-        yield row, None if end else steps, end
+    rows = [_Row(*r) for r in conn.exec_driver_sql(select_rows(spelling), {"ids": list(ids)})]
+    found = [(row, _translated(window_id, row)) for row in rows]
+    silent = [row.trajectory_id for row, x in found if isinstance(x, SourceRow) and not _spoken(x.steps)]
+    logged = _logged_calls(conn, spelling, silent)
+    for row, x in found:
+        if isinstance(x, Disposition) or _spoken(x.steps):
+            yield x
+            continue
+        steps, end = _attempt(row, partial(_with_calls, row, x.steps, logged.get(row.trajectory_id, ())))
+        if end is None and not _spoken(steps):
+            end = ("quarantined", "no_llm_calls")
+        yield replace(x, steps=steps) if end is None else _disposition(row, window_id, end)
 
 
 def _logged_calls(
@@ -230,12 +249,8 @@ def _with_calls(row: _Row, steps: tuple[Step, ...], logs: Sequence[Mapping[str, 
                 "userPrompt": log["user_prompt"],
                 "response": log["response"],
                 "purpose": log["purpose"],
-                "model": log["model"],
                 "modelVersion": parse_metadata(log["metadata"]).get("modelVersion"),
                 "temperature": log["temperature"],
-                "maxTokens": log["max_tokens"],
-                "actionType": log["action_type"],
-                "reasoning": log["reasoning"],
             }
         )
         if call is None:
@@ -243,15 +258,15 @@ def _with_calls(row: _Row, steps: tuple[Step, ...], logs: Sequence[Mapping[str, 
         at = None if log["timestamp"] is None else _utc(log["timestamp"])
         begun = [i for i, s in enumerate(steps) if at is not None and s.at is not None and s.at <= at]
         calls[names.get(log["step_id"], begun[-1] if begun else 0)].append(call)
-    return tuple(replace(s, llm_calls=tuple(c)) for s, c in zip(steps, calls, strict=True))
+    return tuple(msgspec.structs.replace(s, llm_calls=tuple(c)) for s, c in zip(steps, calls, strict=True))
 
 
-def _source_row(row: _Row, window: HourWindow, start_time: datetime, steps: tuple[Step, ...]) -> SourceRow:
+def _source_row(row: _Row, window_id: str, start_time: datetime, steps: tuple[Step, ...]) -> SourceRow:
     return SourceRow(
         source_id=row.id,
         trajectory_id=row.trajectory_id,
         agent_id=row.agent_id,
-        window_id=str(window),
+        window_id=window_id,
         start_at=_utc(start_time),
         end_at=None if row.end_time is None else _utc(row.end_time),
         final_pnl=number(row.final_pnl),
@@ -261,12 +276,12 @@ def _source_row(row: _Row, window: HourWindow, start_time: datetime, steps: tupl
     )
 
 
-def _disposition(row: _Row, window: HourWindow, end: _End) -> Disposition:
+def _disposition(row: _Row, window_id: str, end: _End) -> Disposition:
     return Disposition(
         source_id=row.id,
         trajectory_id=row.trajectory_id,
         agent_id=row.agent_id,
-        window_id=str(window),
+        window_id=window_id,
         disposition=end[0],
         reason=end[1],
     )

@@ -11,7 +11,9 @@ from typing import Any
 
 import msgspec
 
-from babylon_rl.types import Json, LlmCall, Step
+from babylon_rl.types import END_OF_TIME_MS, NOTHING_SEEN, Json, LlmCall, Seen, Step
+
+JsonText = str | bytes | bytearray | memoryview
 
 
 class BadRowError(Exception):
@@ -22,36 +24,11 @@ class BadRowError(Exception):
         self.reason = reason
 
 
-class _RawCall(msgspec.Struct, rename="camel", gc=False):
-    purpose: Any = None
-    system_prompt: Any = None
-    user_prompt: Any = None
-    response: Any = None
-    model: Any = None
-    model_version: Any = None
-    temperature: Any = None
-    max_tokens: Any = None
-    action_type: Any = None
-    reasoning: Any = None
+# Straight into what is kept of a step; other keys (`providerAccesses`, most of the bytes) are never built.
+_SOUND = msgspec.json.Decoder(tuple[Step, ...])
 
 
-class _RawStep(msgspec.Struct, rename="camel", gc=False):
-    """What we keep of a step. Keys that are not here (`providerAccesses`, most of the bytes) are never built."""
-
-    step_number: Any = None
-    timestamp: Any = None
-    environment_state: Any = msgspec.UNSET
-    observation: Any = None
-    llm_calls: list[_RawCall] | None = None
-    action: Any = None
-    reward: Any = None
-
-
-_FAST = msgspec.json.Decoder(list[_RawStep])
-_CALL_KEYS = tuple(zip(_RawCall.__struct_fields__, _RawCall.__struct_encode_fields__, strict=True))
-
-
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: JsonText) -> Any:
     """Decode JSON, once more when it was encoded twice. NaN becomes None: a number nobody knows.
 
     msgspec is quick and refuses lone surrogates, which Python's own decoder reads: such text comes
@@ -60,7 +37,7 @@ def parse_json(text: str | bytes) -> Any:
     Raises:
         BadRowError: `bad_json`.
     """
-    value: Any = text
+    value: Any = bytes(text) if isinstance(text, memoryview) else text
     for _ in range(2):
         try:
             value = msgspec.json.decode(value)
@@ -74,38 +51,44 @@ def parse_json(text: str | bytes) -> Any:
     return value
 
 
-def parse_steps(text: str | bytes) -> tuple[Step, ...]:
+def parse_steps(text: JsonText) -> tuple[Step, ...]:
     """Read a row's steps, in the order they stand in.
 
-    A sound row is decoded straight into structs, past what we do not keep. Whatever that decoder refuses (and it
-    refuses every lone surrogate, NaN, odd shape) is read again, key by key: slower, and more forgiving.
+    A sound row is decoded straight into `Step`s. Whatever that decoder refuses (every lone surrogate, NaN, odd type) is
+    read again, key by key: slower, and more forgiving.
 
     Raises:
         BadRowError: `bad_json`, `bad_shape`, `no_steps`, or `lone_surrogate` in a text that could train.
     """
     try:
-        quick = _FAST.decode(text)
+        steps = _SOUND.decode(text)
     except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError):
         return parse_steps_slowly(text)
-    if not quick:
+    if not steps:
         raise BadRowError("no_steps")
-    return tuple(_step(i, s, sound=True) for i, s in enumerate(quick))
+    for step in steps:
+        if step.seen is NOTHING_SEEN or _is_encoded(step.action.get("parameters")):
+            return parse_steps_slowly(text)  # another writer says `observation`, or encodes `parameters`
+        for call in step.llm_calls:
+            if not (call.response.strip() and (call.user_prompt.strip() or call.system_prompt.strip())):
+                return parse_steps_slowly(text)
+    return steps
 
 
-def parse_steps_slowly(text: str | bytes) -> tuple[Step, ...]:
-    """`parse_steps` without the quick way; the two give the same for every text that both can read."""
+def parse_steps_slowly(text: JsonText) -> tuple[Step, ...]:
+    """`parse_steps` without the quick way; the two give the same for every text."""
     raw = parse_json(text)
     if raw is None or raw == []:
         raise BadRowError("no_steps")
     if not isinstance(raw, list):
         raise BadRowError("bad_shape")
-    return tuple(_step(i, _raw_step(s), sound=False) for i, s in enumerate(raw))
+    return tuple([_step(s) for s in raw])
 
 
-def parse_metadata(text: str | bytes | None) -> Json:
+def parse_metadata(text: str | None) -> Json:
     """Read `metadataJson`; what cannot be read is empty, because nothing of it trains."""
     try:
-        value = repaired(parse_json(text)) if text else {}
+        value = repaired(parse_json(text)) if text and text != "{}" else {}
     except (BadRowError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
@@ -122,16 +105,20 @@ def number(value: Any) -> float | None:
     return x if math.isfinite(x) else None
 
 
-def instant(value: Any) -> datetime | None:
-    """Milliseconds since 1970, or ISO text, as an aware UTC instant; everything else is unknown."""
+def instant_ms(value: Any) -> int | None:
+    """Milliseconds since 1970, from such a number or ISO text; everything else is unknown."""
     try:
         if isinstance(value, str) and not value.strip().isdigit():
             at = datetime.fromisoformat(value)
-            return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
-        ms = number(value)
-        return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC)
-    except (ValueError, OverflowError, OSError):
+            ms = (at.replace(tzinfo=UTC) if at.tzinfo is None else at).timestamp() * 1000
+        else:
+            known = number(value)
+            if known is None:
+                return None
+            ms = known
+    except (ValueError, OverflowError):
         return None
+    return round(ms) if 0 <= round(ms) < END_OF_TIME_MS else None
 
 
 def has_lone_surrogate(text: str) -> bool:
@@ -154,46 +141,31 @@ def repaired(value: Any) -> Any:
     return value
 
 
-def _raw_step(raw: Any) -> _RawStep:
+def _is_encoded(value: Any) -> bool:
+    return isinstance(value, str) and value.lstrip().startswith("{")
+
+
+def _step(raw: Any) -> Step:
+    """One step read key by key, each value repaired or made what the quick decoder would have made of a sound one."""
     if not isinstance(raw, dict):
         raise BadRowError("bad_shape")
     calls = raw.get("llmCalls")
     if not isinstance(calls, list | None) or not all(isinstance(c, dict) for c in calls or ()):
         raise BadRowError("bad_shape")
-    return _RawStep(
-        step_number=raw.get("stepNumber"),
-        timestamp=raw.get("timestamp"),
-        environment_state=raw.get("environmentState", msgspec.UNSET),
-        observation=raw.get("observation"),
-        llm_calls=None if calls is None else [_raw_call(c) for c in calls],
-        action=raw.get("action"),
-        reward=raw.get("reward"),
-    )
-
-
-def _raw_call(raw: Json) -> _RawCall:
-    return _RawCall(**{field: raw.get(key) for field, key in _CALL_KEYS})
-
-
-def _step(index: int, raw: _RawStep, *, sound: bool) -> Step:
-    """One step; `sound`: the decoder has seen that no text of it holds a lone surrogate."""
-    n = number(raw.step_number)
-    action = _object(raw.action, sound=sound)
-    if isinstance(action.get("parameters"), str) and action["parameters"].lstrip().startswith("{"):
+    seen = _object(raw.get("environmentState", raw.get("observation")))
+    action = repaired(_object(raw.get("action")))
+    if _is_encoded(action.get("parameters")):
         action = {**action, "parameters": _decoded(action["parameters"])}
-    seen = raw.observation if raw.environment_state is msgspec.UNSET else raw.environment_state
-    calls = (_made(c, sound=sound) for c in raw.llm_calls or ())
+    made = (make_call(c) for c in calls or ())
     return Step(
-        number=index if n is None else int(n),
-        at=instant(raw.timestamp),
-        environment=_object(seen, sound=sound),
-        llm_calls=tuple(c for c in calls if c is not None),
+        at_ms=instant_ms(raw.get("timestamp")),
+        seen=Seen(balance_usd=number(seen.get("agentBalance")), lifetime_pnl_usd=number(seen.get("agentPnL"))),
+        llm_calls=tuple(c for c in made if c is not None),
         action=action,
-        reward=number(raw.reward),
     )
 
 
-def _object(raw: Any, *, sound: bool) -> Json:
+def _object(raw: Any) -> Json:
     """A JSON object, also one encoded as text; a missing one is empty."""
     if isinstance(raw, str):
         raw = _decoded(raw)
@@ -201,7 +173,7 @@ def _object(raw: Any, *, sound: bool) -> Json:
         return {}
     if not isinstance(raw, dict):
         raise BadRowError("bad_shape")
-    return raw if sound else dict(repaired(raw))
+    return raw
 
 
 def _decoded(text: str) -> Any:
@@ -217,35 +189,25 @@ def make_call(raw: Json) -> LlmCall | None:
     Raises:
         BadRowError: `bad_shape` when a text is no text, `lone_surrogate` when UTF-8 cannot hold one.
     """
-    return _made(_raw_call(raw), sound=False)
-
-
-def _made(raw: _RawCall, *, sound: bool) -> LlmCall | None:
-    texts = (raw.system_prompt, raw.user_prompt, raw.response)
+    texts = (raw.get("systemPrompt"), raw.get("userPrompt"), raw.get("response"))
     if any(t is not None and not isinstance(t, str) for t in texts):
         raise BadRowError("bad_shape")
     system, user, response = (t or "" for t in texts)
-    # Nothing was asked or nothing was said: there is no turn here, and none is invented.
-    if not response.strip() or not (system.strip() or user.strip()):
-        return None
-    if not sound and any(map(has_lone_surrogate, (system, user, response))):
-        raise BadRowError("lone_surrogate")
-    max_tokens = number(raw.max_tokens)
-    return LlmCall(
-        purpose=_text(raw.purpose, sound=sound) or "other",
+    call = LlmCall(
+        purpose=_text(raw.get("purpose")) or "other",
         system_prompt=system,
         user_prompt=user,
         response=response,
-        model=_text(raw.model, sound=sound),
-        model_version=_text(raw.model_version, sound=sound),
-        temperature=number(raw.temperature),
-        max_tokens=None if max_tokens is None else int(max_tokens),
-        action_type=_text(raw.action_type, sound=sound),
-        reasoning=_text(raw.reasoning, sound=sound),
+        model_version=_text(raw.get("modelVersion")),
+        temperature=number(raw.get("temperature")),
     )
-
-
-def _text(value: Any, *, sound: bool) -> str | None:
-    if not isinstance(value, str) or not value:
+    # Nothing was asked or nothing was said: there is no turn here, and none is invented.
+    if not response.strip() or not (user.strip() or system.strip()):
         return None
-    return value if sound else repaired(value)
+    if any(map(has_lone_surrogate, (system, user, response))):
+        raise BadRowError("lone_surrogate")
+    return call
+
+
+def _text(value: Any) -> str | None:
+    return repaired(value) if isinstance(value, str) and value else None

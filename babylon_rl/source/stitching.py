@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from babylon_rl.source.steps import number
+from babylon_rl.canonical import to_json
 from babylon_rl.types import Json, LlmCall, SourceRow, Step, Trajectory, Turn
 
 LONGEST_TEXT: Final = 4_000  # characters of one text of an action; what an agent said is never cut
@@ -63,7 +63,10 @@ def _stitch(window_id: str, agent_id: str, rows: Sequence[SourceRow]) -> Traject
                 temperature=call.temperature,
             )
         )
-        decisions.append({**_bounded(step.action), "step": i, "at": None if step.at is None else step.at.isoformat()})
+        at = step.at
+        # Encoding is cheap, and where all of it is short no text in it is long.
+        action = step.action if len(to_json(step.action)) <= LONGEST_TEXT else _bounded(step.action)
+        decisions.append({**action, "step": i, "at": None if at is None else at.isoformat()})
     knowledge: Json = {}
     for row in rows:
         known = row.metadata.get("gameKnowledge")
@@ -71,7 +74,6 @@ def _stitch(window_id: str, agent_id: str, rows: Sequence[SourceRow]) -> Traject
             knowledge |= known
         elif known is not None:
             knowledge |= {"note": known}
-    first = steps[0].environment if steps else {}
     return Trajectory(
         trajectory_id=f"{window_id}/{agent_id}",
         agent_id=agent_id,
@@ -79,16 +81,16 @@ def _stitch(window_id: str, agent_id: str, rows: Sequence[SourceRow]) -> Traject
         row_ids=tuple(r.source_id for r in rows),
         turns=tuple(turns),
         decisions=tuple(decisions),
-        start_balance_usd=number(first.get("agentBalance")),
-        pnl_usd=_pnl(rows, number(first.get("agentPnL"))),
+        start_balance_usd=steps[0].seen.balance_usd if steps else None,
+        pnl_usd=_pnl(rows, steps[0].seen.lifetime_pnl_usd if steps else None),
         game_knowledge=knowledge,
     )
 
 
 def _bounded(value: Any) -> Any:
     """`value` with its longest texts cut: `parameters` of megabytes are found, and only a judge reads an action."""
-    if isinstance(value, str) and len(value) > LONGEST_TEXT:
-        return f"{value[:LONGEST_TEXT]}… ({len(value):,} characters)"
+    if isinstance(value, str):
+        return value if len(value) <= LONGEST_TEXT else f"{value[:LONGEST_TEXT]}… ({len(value):,} characters)"
     if isinstance(value, dict):
         return {k: _bounded(v) for k, v in value.items()}
     if isinstance(value, list):

@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from datetime import timedelta
 
+import msgspec
 import pytest
 from factories import a_call, a_source_row, a_step
 from judge_server import JudgeServer, honest_scores
@@ -51,7 +52,7 @@ def a_window(cage: Cage, window: HourWindow) -> tuple[TrajectoryGroup, Hindsight
             at = window.start_at + timedelta(minutes=4 * tick)
             step = a_step(
                 tick,
-                at=at,
+                at_ms=int(at.timestamp() * 1000),
                 calls=[
                     a_call(f'{{"action":"HOLD","why":"{cage.now()}"}}', user_prompt=f"{market}\ntick {tick} {cage.now()}")
                 ],
@@ -124,9 +125,9 @@ def test_a_forgery_raises_no_score_in_the_compact_form_either(forgery: str, wher
         replace(
             m,
             turns=tuple(
-                replace(t, response=t.response + text)
+                msgspec.structs.replace(t, response=t.response + text)
                 if where == "own answers" and m.trajectory_id == worst
-                else (replace(t, user=t.user + text + t.user) if where == "shown to several" else t)
+                else (msgspec.structs.replace(t, user=t.user + text + t.user) if where == "shown to several" else t)
                 for t in m.turns
             ),
         )

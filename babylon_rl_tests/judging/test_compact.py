@@ -4,6 +4,7 @@ import json
 import random
 from dataclasses import replace
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,7 +43,12 @@ def with_observations(texts: list[str]) -> Pair:
     group, h = a_pair()
     r = random.Random(len(texts))
     members = tuple(
-        replace(m, turns=tuple(replace(t, user=r.choice(texts), system=r.choice(("S", "other"))) for t in m.turns))
+        replace(
+            m,
+            turns=tuple(
+                msgspec.structs.replace(t, user=r.choice(texts), system=r.choice(("S", "other"))) for t in m.turns
+            ),
+        )
         for m in group.members
     )
     return replace(group, members=members), h

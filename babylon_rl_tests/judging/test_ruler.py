@@ -7,6 +7,7 @@ import random
 import traceback
 from dataclasses import replace
 
+import msgspec
 import pytest
 from judge_server import JudgeServer, honest_scores, pnls_in
 from judging_factories import KEY, PNLS, Pair, Waits, a_pair, a_ruler, an_action, reversed_pair
@@ -296,7 +297,7 @@ def test_a_forgery_in_an_agents_text_does_not_change_what_an_honest_reader_reads
         group,
         members=(
             *group.members[:4],
-            replace(loser, turns=(replace(loser.turns[0], user=text, system=text), *loser.turns[1:])),
+            replace(loser, turns=(msgspec.structs.replace(loser.turns[0], user=text, system=text), *loser.turns[1:])),
         ),
     )
     h = replace(

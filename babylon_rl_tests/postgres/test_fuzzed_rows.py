@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -12,7 +13,6 @@ from hypothesis import strategies as st
 
 from babylon_rl import stages
 from babylon_rl.source import tables as t
-from babylon_rl.source.staging import insert_new
 from babylon_rl.store import Store
 from babylon_rl.types import Json
 from babylon_rl.windows import HourWindow
@@ -30,8 +30,14 @@ def store(engine: sa.Engine) -> Store:
 
 
 def write(engine: sa.Engine, rows: Sequence[Json]) -> None:
-    with engine.begin() as conn:
-        assert insert_new(conn, t.trajectories, rows, key="id") == len(rows)
+    """As text: PostgreSQL alone says what a column can hold."""
+    columns = list(rows[0])
+    raw: Any = engine.raw_connection()
+    with raw.cursor() as cursor, cursor.copy(f"COPY trajectories ({', '.join(columns)}) FROM STDIN") as copy:
+        for row in rows:
+            copy.write_row([row[c] for c in columns])
+    raw.commit()
+    raw.close()
 
 
 def go_through(engine: sa.Engine, store: Store, windows: Sequence[HourWindow]) -> int:

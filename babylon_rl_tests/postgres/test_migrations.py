@@ -45,7 +45,7 @@ def test_migrating_twice_changes_nothing(empty_database_url: str, tmp_path: Path
     assert migrate.current(settings) == "base"
     migrate.upgrade(settings)
     migrate.upgrade(settings)
-    assert migrate.current(settings) == migrate.latest() == "0004"
+    assert migrate.current(settings) == migrate.latest() == "0005"
     assert table_names(empty_database_url) == GAME
 
 

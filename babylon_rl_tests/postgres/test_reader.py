@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from babylon_rl.canonical import to_json
 from babylon_rl.source.reader import logged_messages, read_window, window_of
 from babylon_rl.source.sql import SNAKE_CASE, window_expression
-from babylon_rl.types import Disposition, SourceRow
+from babylon_rl.types import Disposition, Seen, SourceRow
 from babylon_rl_tests.factories import (
     WINDOW,
     a_json_call,
@@ -73,7 +73,7 @@ def test_every_kind_of_bad_row_is_set_aside_with_its_reason_and_costs_no_sibling
 
 ODD: list[tuple[str, dict[str, Any]]] = [
     ("encoded twice", {"steps_json": json.dumps(json.dumps([a_json_step()]))}),
-    ("NaN", {"steps_json": json.dumps([a_json_step(reward=float("nan"))])}),
+    ("NaN", {"steps_json": json.dumps([a_json_step(environmentState={"agentBalance": float("nan"), "agentPnL": 1})])}),
     ("sliced emoji in a result", {"steps_json": [a_json_step(action={"actionType": "POST", "result": "\ud83d"})]}),
     ("sliced emoji in metadata", {"metadata_json": {"gameKnowledge": {"note": "\ud83d"}}}),
     ("NUL", {"steps_json": step_with(response="a\x00b")}),
@@ -96,7 +96,8 @@ def test_odd_but_sound_rows_are_read_and_what_is_kept_of_them_is_canonical(engin
     by_agent = {r.agent_id: r for r in rows}
     assert by_agent.keys() == {name for name, _ in ODD}
     assert all(to_json(r) for r in rows)  # UTF-8 can hold all that is kept
-    assert by_agent["NaN"].steps[0].reward is None
+    assert by_agent["NaN"].steps[0].seen == Seen(balance_usd=None, lifetime_pnl_usd=1.0)
+    assert by_agent["huge number"].steps[0].at is None
     assert by_agent["infinite"].final_pnl is None
     assert (by_agent["null final"].final_pnl, by_agent["null final"].end_at) == (None, None)
     assert by_agent["encoded twice"].final_pnl == 0.0

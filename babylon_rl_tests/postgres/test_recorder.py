@@ -1,6 +1,7 @@
 """The recorder writes what the game's own recorder writes, whole or not at all."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from time import perf_counter
@@ -13,7 +14,10 @@ from babylon_rl.errors import DataError
 from babylon_rl.source import tables
 from babylon_rl.source.reader import read_window
 from babylon_rl.source.recorder import SnowflakeIds, TrajectoryRecorder
+from babylon_rl.source.staging import insert_new
+from babylon_rl.types import Json
 from babylon_rl.windows import HourWindow
+from babylon_rl_tests.factories import a_row
 
 AT = datetime(2025, 1, 15, 10, 59, 59, 999_600, tzinfo=UTC)
 
@@ -150,6 +154,29 @@ def test_a_batch_played_again_writes_nothing_twice(engine: sa.Engine) -> None:
     assert len(rows_of(engine, tables.trajectories)) == len(rows_of(engine, tables.llm_call_logs)) == 1
 
 
+def test_a_batch_that_another_writer_is_just_committing_writes_nothing_twice(engine: sa.Engine) -> None:
+    """Guards the straight COPY: neither saw the other's rows when it looked."""
+    waiting = sa.text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    rows = [a_row(f"agent-{i}", trajectory_id=f"t{i}") for i in range(3)]
+    with ThreadPoolExecutor(1) as pool, engine.connect() as first, engine.connect() as watch:
+        first.begin()
+        assert insert_new(first, tables.trajectories, rows, key="trajectory_id") == 3
+        more = [*rows, a_row("late", trajectory_id="t3")]
+        second = pool.submit(lambda: _insert(engine, more))
+        while not watch.scalar(waiting) and not second.done():
+            watch.rollback()
+        first.commit()
+        assert second.result(10) == 1
+    assert sorted(x["agent_id"] for x in rows_of(engine, tables.trajectories)) == [
+        "agent-0",
+        "agent-1",
+        "agent-2",
+        "late",
+    ]
+
+
 @pytest.mark.parametrize("batched", [True, False])
 def test_another_trajectory_under_a_taken_id_is_refused_and_not_lost(engine: sa.Engine, batched: bool) -> None:
     """Guards ON CONFLICT DO NOTHING: two writers with one simulated clock make the same ids."""
@@ -205,3 +232,8 @@ def test_misuse_is_told_in_one_sentence(engine: sa.Engine) -> None:
         r.end_trajectory(t)
     with pytest.raises(DataError, match="without a time zone"):
         TrajectoryRecorder(engine, clock=lambda: datetime(2025, 1, 1)).start_trajectory(agent_id="a")  # noqa: DTZ001
+
+
+def _insert(engine: sa.Engine, rows: list[Json]) -> int:
+    with engine.begin() as conn:
+        return insert_new(conn, tables.trajectories, rows, key="trajectory_id")

@@ -1,5 +1,6 @@
 """What trains, decided without ART or torch."""
 
+import msgspec
 import pytest
 from training_factories import LINEAGE, a_batch, a_group, with_turns
 
@@ -66,7 +67,7 @@ def test_a_prompt_beyond_the_context_is_left_out_whole_and_counted(tokenizer) ->
 
     group = a_group(0, agents=4, decisions=1)
     first = group.group.members[0]
-    long = replace(first.turns[0], user=first.turns[0].user * 20)
+    long = msgspec.structs.replace(first.turns[0], user=first.turns[0].user * 20)
     members = (replace(first, turns=(long,)), *group.group.members[1:])
     batch = a_batch(replace(group, group=replace(group.group, members=members)))
 

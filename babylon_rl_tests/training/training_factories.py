@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from babylon_rl.policy.shipped import shipped_base
 from babylon_rl.simulator.market import make_market
 from babylon_rl.simulator.observation import SYSTEM_PROMPT, observe
@@ -77,7 +79,9 @@ def a_batch(*groups: ScoredGroup, step: int = 1, lineage: str = LINEAGE, seed: i
 
 def with_turns(scored: ScoredGroup, **changes: object) -> ScoredGroup:
     """The same group with every turn changed."""
-    members = tuple(replace(m, turns=tuple(replace(t, **changes) for t in m.turns)) for m in scored.group.members)
+    members = tuple(
+        replace(m, turns=tuple(msgspec.structs.replace(t, **changes) for t in m.turns)) for m in scored.group.members
+    )
     return replace(scored, group=replace(scored.group, members=members))
 
 
