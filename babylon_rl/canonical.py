@@ -1,12 +1,16 @@
 """One way to turn a value into bytes, and bytes into a hash: the same whatever the row order, time zone or hash seed."""
 
 import hashlib
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any, Final, TypeVar
 
 import msgspec
 import zstandard
 
 T = TypeVar("T")
+
+_LEVEL: Final = 3
 
 
 def to_json(value: Any) -> bytes:
@@ -19,16 +23,54 @@ def from_json(data: bytes | str, type_: type[T]) -> T:
     return msgspec.json.decode(data, type=type_)
 
 
-def digest(value: Any) -> str:
-    """64 hex digits of SHA-256 over the canonical JSON."""
-    return hashlib.sha256(to_json(value)).hexdigest()
+def digest(value: Any, *, depth: int = 0) -> str:
+    """64 hex digits of SHA-256 over the canonical JSON.
+
+    Args:
+        value: What `to_json` can write.
+        depth: Levels of lists and dataclasses that are taken apart, so that the JSON of a window of 500 agents is never
+            in memory as a whole. The result is the same.
+    """
+    made = hashlib.sha256()
+    for piece in pieces(value, depth):
+        made.update(piece)
+    return made.hexdigest()
 
 
-def pack(value: Any) -> bytes:
-    """Canonical JSON in zstd, for a `bytea` column (6× smaller than jsonb and 10× faster to write)."""
-    return zstandard.ZstdCompressor(level=3, write_content_size=True).compress(to_json(value))
+def pack(value: Any, *, depth: int = 0) -> bytes:
+    """Canonical JSON in zstd, for a `bytea` column (6× smaller than jsonb and 10× faster to write); `depth` as above."""
+    size = sum(map(len, pieces(value, depth)))
+    packer = zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True).compressobj(size=size)
+    return b"".join([*map(packer.compress, pieces(value, depth)), packer.flush()])
+
+
+def pack_with_digest(value: Any) -> tuple[bytes, str]:
+    """`pack` and `digest` of one value for the price of encoding it once."""
+    data = to_json(value)
+    packed = zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True).compress(data)
+    return packed, hashlib.sha256(data).hexdigest()
 
 
 def unpack(data: bytes, type_: type[T]) -> T:
     """Undo `pack`."""
     return from_json(zstandard.ZstdDecompressor().decompress(data), type_)
+
+
+def pieces(value: Any, depth: int) -> Iterator[bytes]:
+    """The canonical JSON of `value`, in pieces that joined are `to_json(value)`."""
+    if depth and isinstance(value, list | tuple) and value:
+        yield b"["
+        for i, item in enumerate(value):
+            if i:
+                yield b","
+            yield from pieces(item, depth - 1)
+        yield b"]"
+    elif depth and is_dataclass(value) and not isinstance(value, type):
+        before = b"{"
+        for name in sorted(f.name for f in fields(value)):
+            yield before + to_json(name) + b":"
+            yield from pieces(getattr(value, name), depth - 1)
+            before = b","
+        yield b"}"
+    else:
+        yield to_json(value)

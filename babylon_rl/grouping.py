@@ -54,7 +54,7 @@ def make_group(window: HourWindow, trajectories: Iterable[Trajectory], *, min_ag
         logger.info("grouped window=%s agents=%d of=%d group=none", window, len(members), min_agents)
         return None
     ordered = tuple(sorted(members.values(), key=lambda m: m.trajectory_id))
-    group_id = f"{window}#{digest(ordered)[:12]}"
+    group_id = f"{window}#{digest(ordered, depth=1)[:12]}"
     logger.info("grouped window=%s agents=%d group=%s", window, len(ordered), group_id)
     return TrajectoryGroup(group_id=group_id, window_id=str(window), members=ordered)
 

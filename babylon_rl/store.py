@@ -8,11 +8,12 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from babylon_rl.canonical import digest, from_json, pack, to_json, unpack
+from babylon_rl.canonical import digest, from_json, pack, pack_with_digest, to_json, unpack
 from babylon_rl.source import tables as t
 from babylon_rl.types import (
     Disposition,
@@ -28,6 +29,10 @@ from babylon_rl.types import (
 from babylon_rl.windows import HourWindow
 
 logger = logging.getLogger(__name__)
+
+# Levels at which `canonical` takes a group apart: object → members → one member.
+_OF_ONE: Final = 2
+_OF_BOTH: Final = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +78,10 @@ class PackedTrajectory:
     @classmethod
     def of(cls, x: Trajectory) -> "PackedTrajectory":
         """Pack one."""
+        body, digest_ = pack_with_digest(x)
         return cls(
             trajectory_id=x.trajectory_id, agent_id=x.agent_id, turns=len(x.turns), pnl_usd=x.pnl_usd,
-            digest=digest(x), body=pack(x),
+            digest=digest_, body=body,
         )  # fmt: skip
 
 
@@ -189,8 +195,8 @@ class Store:
         """Stitched trajectories of a window, by trajectory id."""
         query = sa.select(t.window_trajectories.c.body).where(t.window_trajectories.c.window_id == str(window))
         with self.engine.connect() as conn:
-            bodies = conn.scalars(query.order_by(t.window_trajectories.c.trajectory_id)).all()
-        return [unpack(b, Trajectory) for b in bodies]
+            rows = conn.execution_options(yield_per=50).scalars(query.order_by(t.window_trajectories.c.trajectory_id))
+            return [unpack(b, Trajectory) for b in rows]
 
     def dispositions(self, window: HourWindow) -> list[Disposition]:
         """Where each source row of a window ended, by source id."""
@@ -244,7 +250,7 @@ class Store:
         A new version takes the window's current judgment and verdicts away: they spoke of other data.
         """
         ends = sorted(dispositions, key=lambda d: d.source_id)
-        version = digest([group, hindsight])
+        version = digest([group, hindsight], depth=_OF_BOTH)
         w = str(window)
         c = t.trajectory_groups.c
         with self.locked(window) as conn:
@@ -265,8 +271,8 @@ class Store:
                             "data_version": version,
                             "members": len(group.members),
                             "turns": sum(len(m.turns) for m in group.members),
-                            "body": pack(group),
-                            "hindsight": pack(hindsight),
+                            "body": pack(group, depth=_OF_ONE),
+                            "hindsight": pack(hindsight, depth=_OF_ONE),
                             "made_from": made_from,
                         }
                     ],

@@ -3,19 +3,23 @@
     python benchmarks/ingest.py                  # everything; --only read,write,ready,memory for a part
     python benchmarks/ingest.py --rows 125000,1000000
 
-A database of its own on an embedded server in a temporary directory, with the server's default durability. Rows have
-the size and shape of the game's: 71 KB of steps, three steps a row, two calls a step.
+Databases of its own on an embedded server in a temporary directory, with the server's default durability; rows of the
+size and shape of the game's (`game_rows.py`).
 Prints a table, and writes `benchmarks/baselines/ingest.json` with machine, commit and date.
 
-The straightforward reader is what one writes first: fetch a window's rows, `json.loads`, validate with pydantic, build
-messages. It is on psycopg (asyncpg is not a dependency of this project) with binary results, its fastest way to fetch;
-an asyncpg reader would spend the same on JSON and pydantic, which is nearly all of it (`fetch only` says how much).
+The straightforward reader is `straightforward.py`; what raw COPY costs is said of both formats, text (what `COPY … TO
+STDOUT` is when one says nothing) and binary (what our reader asks for). How fast any of them can be depends on how the
+server keeps the steps, so it is measured for each way:
+
+    uncompressed   our migration's choice where the server has no lz4, as the embedded one
+    lz4            our migration's choice where it has; another server is given as --server postgresql://…
+    pglz           PostgreSQL's default, and so what the game's own database has
 """
 
 import argparse
+import asyncio
 import json
 import os
-import random
 import shutil
 import statistics
 import subprocess
@@ -28,11 +32,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import psutil
 import psycopg
 import sqlalchemy as sa
-from psycopg.rows import dict_row
-from pydantic import BaseModel, ConfigDict, Field
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -53,165 +56,14 @@ from babylon_rl.source.summary import refresh
 from babylon_rl.store import Store
 from babylon_rl.windows import HourWindow
 from babylon_rl.workspace import open_workspace
-
-FIRST = HourWindow.parse("2025-01-01T00:00")
-STEP_BYTES = 71_000
-WORDS = [
-    f"{a}{b}"
-    for a in ("mar", "bull", "pol", "tru", "odds", "vol", "news", "yes")
-    for b in ("ket", "ish", "l", "mp", "s", "ume", "es", "no")
-]
+from benchmarks.game_rows import FIRST, STEP_BYTES, load, make_rows
+from benchmarks.straightforward import read_group
 
 
-# ── data ───────────────────────────────────────────────────────────────────────────────────────────
-
-
-def prose(r: random.Random, chars: int) -> str:
-    words = r.choices(WORDS, k=chars // 6 + 1)
-    for i in range(0, len(words), 7):
-        words[i] = f"{r.random() * 1000:.2f}"
-    return " ".join(words)[:chars]
-
-
-def step(r: random.Random, number: int, at: datetime, system: str) -> dict[str, Any]:
-    """About 23.7 KB: half in the prompts of two calls, the rest in what data providers told."""
-
-    def market(i: int) -> dict[str, Any]:
-        known = {"id": str(1_900_000_000_000_000_000 + i), "question": prose(r, 90)}
-        return {**known, "yes": r.random(), "no": r.random(), "volume": r.random() * 1e5}
-
-    def call(purpose: str, chars: int) -> dict[str, Any]:
-        said = {"systemPrompt": system, "userPrompt": prose(r, chars), "response": prose(r, 600), "purpose": purpose}
-        return {
-            "model": "babylon",
-            "modelVersion": "babylon-mmo@3",
-            "temperature": 0.7,
-            "maxTokens": 512,
-            "latencyMs": 812.5,
-            **said,
-        }
-
-    return {
-        "stepNumber": number,
-        "timestamp": int(at.timestamp() * 1000),
-        "environmentState": {"agentBalance": 10_000 + r.random(), "agentPnL": r.random(), "openPositions": 2, "activeMarkets": [market(i) for i in range(6)]},
-        "providerAccesses": [{"providerName": f"P{p}", "purpose": "decide", "data": {"markets": [market(i) for i in range(9)], "text": prose(r, 300)}} for p in range(5)],
-        "llmCalls": [call("reasoning", 3_300), call("action", 3_300)],
-        "action": {"actionType": "BUY", "parameters": {"ticker": "BTC", "amount": 100}, "success": True},
-        "reward": 0,
-    }  # fmt: skip
-
-
-def make_rows(windows: int, agents: int, ticks: int, first: HourWindow = FIRST) -> list[dict[str, Any]]:
-    r = random.Random(7)
-    system = prose(r, 1_500)
-    rows = []
-    for w in range(windows):
-        window = first.next(w)
-        for agent in range(agents):
-            for tick in range(ticks):
-                at = window.start_at + timedelta(minutes=tick * 60 / ticks)
-                n = len(rows) + 1_900_000_000_000_000_000 + int(window.start_at.timestamp()) * 1000
-                rows.append(
-                    {
-                        "id": str(n), "trajectory_id": f"t{n}", "agent_id": f"agent-{agent}",
-                        "start_time": at.replace(tzinfo=None), "end_time": at.replace(tzinfo=None),
-                        "window_id": str(window), "scenario_id": str(window),
-                        "steps_json": json.dumps([step(r, s, at, system) for s in range(3)]),
-                        "reward_components_json": "{}", "metrics_json": "{}", "metadata_json": "{}", "total_reward": 0.0,
-                        "episode_length": 3, "final_status": "completed", "final_balance": 1.0, "final_pnl": r.random(),
-                    }
-                )  # fmt: skip
-    return rows
-
-
-def load(url: str, rows: list[dict[str, Any]]) -> None:
-    columns = list(rows[0])
-    statement = f"COPY trajectories ({', '.join(columns)}) FROM STDIN"
-    with psycopg.connect(url) as conn, conn.cursor() as cursor, cursor.copy(statement) as copy:
-        for row in rows:
-            copy.write_row([row[c] for c in columns])
-    with psycopg.connect(url, autocommit=True) as conn:
-        conn.execute("VACUUM ANALYZE trajectories")
-
-
-# ── the straightforward reader ─────────────────────────────────────────────────────────────────────
-
-
-class Call(BaseModel):
-    model_config = ConfigDict(populate_by_name=True, extra="ignore")
-    system_prompt: str = Field(alias="systemPrompt")
-    user_prompt: str = Field(alias="userPrompt")
-    response: str
-    purpose: str
-    model: str | None = None
-    model_version: str | None = Field(default=None, alias="modelVersion")
-    temperature: float | None = None
-    max_tokens: int | None = Field(default=None, alias="maxTokens")
-
-
-class Environment(BaseModel):
-    model_config = ConfigDict(extra="allow")
-    agentBalance: float | None = None  # noqa: N815
-    agentPnL: float | None = None  # noqa: N815
-
-
-class Provider(BaseModel):
-    providerName: str  # noqa: N815
-    data: dict[str, Any]
-    purpose: str
-
-
-class StepModel(BaseModel):
-    stepNumber: int  # noqa: N815
-    timestamp: int
-    environmentState: Environment  # noqa: N815
-    providerAccesses: list[Provider] = []  # noqa: N815
-    llmCalls: list[Call] = []  # noqa: N815
-    action: dict[str, Any]
-    reward: float | None = None
-
-
-class TrajectoryModel(BaseModel):
-    trajectory_id: str
-    agent_id: str
-    window_id: str
-    final_pnl: float | None
-    steps: list[StepModel]
-
-
-def straightforward(conn: psycopg.Connection[Any], window: HourWindow) -> int:
-    """Messages per agent of one window; how many."""
-    with conn.cursor(row_factory=dict_row, binary=True) as cursor:
-        rows = cursor.execute(
-            "SELECT * FROM trajectories WHERE window_id = %s ORDER BY start_time", (str(window),)
-        ).fetchall()
-    agents: dict[str, list[dict[str, str]]] = {}
-    for row in rows:
-        t = TrajectoryModel.model_validate({**row, "steps": json.loads(row["steps_json"])})
-        for s in t.steps:
-            for c in s.llmCalls:
-                if c.purpose == "action":
-                    agents.setdefault(t.agent_id, []).extend(
-                        [{"role": "system", "content": c.system_prompt}, {"role": "user", "content": c.user_prompt},
-                         {"role": "assistant", "content": c.response}]
-                    )  # fmt: skip
-    return sum(map(len, agents.values())) // 3
-
-
-def fetch_only(conn: psycopg.Connection[Any], window: HourWindow) -> int:
-    with conn.cursor(row_factory=dict_row, binary=True) as cursor:
-        return len(
-            cursor.execute(
-                "SELECT * FROM trajectories WHERE window_id = %s ORDER BY start_time", (str(window),)
-            ).fetchall()
-        )
-
-
-def raw_copy(conn: psycopg.Connection[Any], window: HourWindow) -> int:
+def raw_copy(conn: psycopg.Connection[Any], window: HourWindow, options: str = "") -> int:
     with (
         conn.cursor() as cursor,
-        cursor.copy(f"COPY ({select_window(SNAKE_CASE)}) TO STDOUT (FORMAT BINARY)", window_parameters(window)) as copy,
+        cursor.copy(f"COPY ({select_window(SNAKE_CASE)}) TO STDOUT {options}", window_parameters(window)) as copy,
     ):
         return sum(len(data) for data in copy)
 
@@ -239,7 +91,16 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def bench_read(url: str, *, windows: int = 8, agents: int = 10, ticks: int = 5, rounds: int = 12) -> dict[str, Any]:
+def storage_of(url: str) -> str:
+    """How the server keeps steps."""
+    query = """SELECT attstorage, coalesce(nullif(attcompression::text, ''), left(current_setting('default_toast_compression'), 1))
+               FROM pg_attribute WHERE attrelid = 'trajectories'::regclass AND attname = 'steps_json'"""
+    with psycopg.connect(url) as conn:
+        storage, compression = conn.execute(query).fetchone() or ("", "")
+    return "uncompressed" if storage == "e" else {"l": "lz4", "p": "pglz"}[compression]
+
+
+def bench_read(url: str, *, windows: int = 3, agents: int = 25, ticks: int = 12, rounds: int = 15) -> dict[str, Any]:
     rows = make_rows(windows, agents, ticks)
     kb = statistics.mean(len(r["steps_json"]) for r in rows) / 1000
     load(url, rows)
@@ -247,24 +108,37 @@ def bench_read(url: str, *, windows: int = 8, agents: int = 10, ticks: int = 5, 
     del rows
     hours = [FIRST.next(i) for i in range(windows)]
     engine = connect(url)
-    times: dict[str, list[tuple[float, float]]] = {"raw COPY": [], "ours": [], "straightforward": [], "fetch only": []}
-    with psycopg.connect(url) as plain, engine.connect() as conn:
-        assert ours(conn, FIRST) == straightforward(plain, FIRST) == agents * ticks * 3
+    loop = asyncio.new_event_loop()
+    plain = loop.run_until_complete(asyncpg.connect(url))
+
+    def straightforward(window: HourWindow) -> int:
+        _, made = loop.run_until_complete(read_group(plain, window))
+        return sum(len(a["turns"]) for a in made.values())
+
+    times: dict[str, list[tuple[float, float]]] = {}
+    with psycopg.connect(url) as raw, engine.connect() as conn:
+        readers: dict[str, Callable[[HourWindow], object]] = {
+            "raw COPY, binary": lambda w: raw_copy(raw, w, "(FORMAT BINARY)"),
+            "raw COPY, text": lambda w: raw_copy(raw, w),
+            "ours": lambda w: ours(conn, w),
+            "straightforward": straightforward,
+        }
+        assert ours(conn, FIRST) == straightforward(FIRST) == agents * ticks * 3
         for _ in range(rounds):  # in turns, so that a busy neighbour costs each the same
-            times["raw COPY"].append(both(lambda: [raw_copy(plain, h) for h in hours]))
-            times["ours"].append(both(lambda: [ours(conn, h) for h in hours]))
-            times["straightforward"].append(both(lambda: [straightforward(plain, h) for h in hours]))
-            times["fetch only"].append(both(lambda: [fetch_only(plain, h) for h in hours]))
+            for name, read in readers.items():
+                times.setdefault(name, []).append(both(lambda read=read: [read(h) for h in hours]))  # type: ignore[misc]
     engine.dispose()
+    loop.run_until_complete(plain.close())
+    loop.close()
     best = {k: min(wall for wall, _ in v) for k, v in times.items()}
     cpu = {k: min(own for _, own in v) for k, v in times.items()}
     return {
         "rows": count, "kb_of_steps_per_row": round(kb, 1), "rounds": rounds,
         **{f"{k} rows/s": round(count / v) for k, v in best.items()},
         "ours over straightforward": round(best["straightforward"] / best["ours"], 2),
-        "ours over raw COPY": round(best["raw COPY"] / best["ours"], 2),
-        **{f"{k} client CPU ms/row": round(v / count * 1e3, 3) for k, v in cpu.items()},
-        "client CPU, ours over straightforward": round(cpu["straightforward"] / cpu["ours"], 2),
+        "ours over raw COPY, text": round(best["raw COPY, text"] / best["ours"], 2),
+        "ours over raw COPY, binary": round(best["raw COPY, binary"] / best["ours"], 2),
+        **{f"{k} client CPU µs/row": round(v / count * 1e6, 1) for k, v in cpu.items()},
     }  # fmt: skip
 
 
@@ -427,8 +301,12 @@ def child(how: str, url: str, small: str, large: str) -> None:
         elif how == "group":
             stages.group(window, store, min_agents=5)
         else:
-            with psycopg.connect(url) as conn:
-                straightforward(conn, window)
+            asyncio.run(straightforward(window))
+
+    async def straightforward(window: HourWindow) -> None:
+        conn = await asyncpg.connect(url)
+        await read_group(conn, window)
+        await conn.close()
 
     for _ in range(3):
         work(HourWindow.parse(small))
@@ -455,6 +333,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="read,write,ready,memory")
     parser.add_argument("--rows", default="125000,1000000")
+    parser.add_argument("--server", metavar="URL", help="a server to make databases on; else the embedded one")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "baselines" / "ingest.json")
     parser.add_argument("--child", nargs=4, metavar=("HOW", "URL", "SMALL", "LARGE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -463,19 +342,29 @@ def main() -> None:
         return
     home = Path(tempfile.mkdtemp(prefix="babylon-bench-"))
     try:
-        server = ensure_server(home)
+        server = options.server or ensure_server(home)
         results: dict[str, Any] = {}
         for name in options.only.split(","):
-            url = ensure_database(server, f"bench_{name}")
-            settings = Settings.load(BABYLON_HOME=str(home), DATABASE_URL=url, BABYLON_PLATFORM_URL=None)
-            upgrade(settings)
+            if name == "read":
+                for pglz in (False, True):
+                    url = fresh_database(home, server, f"babylon_bench_read_{pglz}".lower())
+                    if pglz:
+                        alter(url, "steps_json", "SET STORAGE EXTENDED", "SET COMPRESSION pglz")
+                    results[f"read, {storage_of(url)}"] = bench_read(url)
+                    drop_database(server, url)
+                continue
+            url = fresh_database(home, server, f"babylon_bench_{name}")
             if name == "ready":
+                settings = settings_for(home, url)
                 results[name] = bench_ready(settings, url, sizes=[int(s) for s in options.rows.split(",")])
             else:
-                results[name] = {"read": bench_read, "write": bench_write, "memory": bench_memory}[name](url)
-            show(name, results[name])
+                results[name] = {"write": bench_write, "memory": bench_memory}[name](url)
+            drop_database(server, url)
+        for name, result in results.items():
+            show(name, result)
     finally:
-        stop_server(home)
+        if options.server is None:
+            stop_server(home)
         shutil.rmtree(home, ignore_errors=True)
     known = json.loads(options.out.read_text())["results"] if options.out.exists() else {}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)  # fmt: skip
@@ -488,6 +377,29 @@ def main() -> None:
         known[name] = {**stamp, **result}
     options.out.parent.mkdir(exist_ok=True)
     options.out.write_text(json.dumps({"benchmark": "ingest", "results": known}, indent=2, ensure_ascii=False) + "\n")
+
+
+def settings_for(home: Path, url: str) -> Settings:
+    return Settings.load(BABYLON_HOME=str(home), DATABASE_URL=url, BABYLON_PLATFORM_URL=None)
+
+
+def fresh_database(home: Path, server: str, name: str) -> str:
+    url = ensure_database(server, name)
+    drop_database(server, url)
+    ensure_database(server, name)
+    upgrade(settings_for(home, url))
+    return url
+
+
+def drop_database(server: str, url: str) -> None:
+    with psycopg.connect(server, autocommit=True) as conn:
+        conn.execute(f'DROP DATABASE "{psycopg.conninfo.conninfo_to_dict(url)["dbname"]}" WITH (FORCE)')
+
+
+def alter(url: str, column: str, *actions: str) -> None:
+    with psycopg.connect(url) as conn:
+        for action in actions:
+            conn.execute(f"ALTER TABLE trajectories ALTER COLUMN {column} {action}")
 
 
 def show(name: str, result: dict[str, Any], indent: str = "  ") -> None:

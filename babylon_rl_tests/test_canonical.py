@@ -1,0 +1,36 @@
+"""A value taken apart is the same value: in bytes, in its hash, and packed."""
+
+from dataclasses import replace
+
+import pytest
+
+from babylon_rl.canonical import digest, pack, pack_with_digest, pieces, to_json, unpack
+from babylon_rl.types import TrajectoryGroup
+from babylon_rl_tests.factories import a_group, a_turn
+
+VALUES = [
+    a_group(),
+    replace(a_group("a", "ü\u2028", 'q"'), members=()),
+    [a_group("a", "b"), None],
+    (a_turn(), a_turn(user="😀")),
+    [],
+    (),
+    {"b": 1, "a": [2.0]},
+    "text",
+    None,
+]
+
+
+@pytest.mark.parametrize("depth", range(6))
+@pytest.mark.parametrize("value", VALUES)
+def test_taken_apart_or_not_the_bytes_are_the_same(value: object, depth: int) -> None:
+    assert b"".join(pieces(value, depth)) == to_json(value)
+    assert digest(value, depth=depth) == digest(value)
+    assert pack(value, depth=depth) == pack(value)
+    assert pack_with_digest(value) == (pack(value), digest(value))
+
+
+def test_a_group_is_taken_apart_to_its_members() -> None:
+    group = a_group(*(f"agent-{i}" for i in range(500)))
+    assert max(map(len, pieces(group, 2))) < len(to_json(group)) / 100
+    assert unpack(pack(group, depth=2), TrajectoryGroup) == group
