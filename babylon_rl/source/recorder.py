@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from babylon_rl.errors import DataError
 from babylon_rl.source import tables
 from babylon_rl.source.staging import insert_new
+from babylon_rl.source.steps import has_lone_surrogate, repaired
 from babylon_rl.types import Json
 from babylon_rl.windows import HourWindow
 
@@ -375,7 +376,10 @@ def _stored(at: datetime) -> datetime:
 
 def _storable(text: str) -> str:
     """`text` without what PostgreSQL cannot hold: lone surrogates and NUL become U+FFFD."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").replace("\x00", "\ufffd")
+    if "\x00" not in text and not has_lone_surrogate(text):
+        return text
+    sound: str = repaired(text)
+    return sound.replace("\x00", "\ufffd")
 
 
 def _json(value: Any) -> str:
