@@ -17,6 +17,7 @@ from babylon_rl.source import tables as t
 from babylon_rl.source.sql import window_of
 from babylon_rl.training.rewards import rank_rewards
 from babylon_rl.types import Disposition, Judgment, Trajectory, TrajectoryGroup, policy_name
+from babylon_rl.verdicts import verdicts_of
 from babylon_rl.windows import HourWindow
 from babylon_rl.workspace import Workspace
 
@@ -232,7 +233,7 @@ def _waiting(workspace: Workspace, window: HourWindow, judgment: Judgment | None
         )
     if workspace.ledger.dropped(window):
         return f"Lineage {own} does not train on it: dropout left {window} out."
-    verdicts = workspace.store.verdicts(window)
+    verdicts = verdicts_of(workspace.store.engine, window)
     failed = [v.check_name for v in verdicts if not v.passed]
     if failed:
         return f"Lineage {own} does not train on it: the window failed {', '.join(failed)}."

@@ -124,7 +124,7 @@ def _truth(value: Any) -> bool | None:
 
 
 def _unknown(store: Store, window: HourWindow) -> str:
-    known = [s.window_id for s in store.window_states()]
+    known = store.ingested()
     if not known:
         return (
             f"window {str(window)!r} is unknown: nothing was ingested yet; "

@@ -20,6 +20,7 @@ from babylon_rl.judging.score import Item, ScoreReport, score_groups
 from babylon_rl.source import tables as t
 from babylon_rl.store import Store
 from babylon_rl.types import Judgment, TrajectoryGroup, policy_name
+from babylon_rl.verdicts import write_verdict
 from babylon_rl.windows import HourWindow
 
 
@@ -145,7 +146,7 @@ def _judge_verdicts(store: Store, window: HourWindow, group: TrajectoryGroup, ju
             group, judgment, denied=False, cost_usd=cost_of(store.engine, str(window)).cost_usd, budget_usd=None
         ),
     }.items():
-        store.write_verdict(window, name, verdict)
+        write_verdict(store.engine, window, name, verdict)
 
 
 def _used(engine: sa.Engine, windows: Sequence[str]) -> dict[str, list[tuple[str, str]]]:

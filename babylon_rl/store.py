@@ -18,12 +18,10 @@ from babylon_rl.source import tables as t
 from babylon_rl.types import (
     Disposition,
     Hindsight,
-    Json,
     Judgment,
     Score,
     Trajectory,
     TrajectoryGroup,
-    Verdict,
     WindowOutcomes,
 )
 from babylon_rl.windows import HourWindow
@@ -33,35 +31,6 @@ logger = logging.getLogger(__name__)
 # Levels at which `canonical` takes a group apart: object → members → one member.
 _OF_ONE: Final = 2
 _OF_BOTH: Final = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredVerdict:
-    """An asset check's verdict on one window, as training reads it."""
-
-    window_id: str
-    check_name: str
-    passed: bool
-    facts: Json
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WindowState:
-    """How far one window has come, for `check-windows` and the sensor.
-
-    Attributes:
-        rows: Source rows accounted for.
-        agents: Distinct usable agents.
-        failed_checks: Names of the checks that keep it out of training.
-    """
-
-    window_id: str
-    rows: int
-    agents: int
-    outcomes_known: bool
-    grouped: bool
-    judged: bool
-    failed_checks: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +153,11 @@ class Store:
                 sa.select(t.windows.c.data_version).where(t.windows.c.window_id == str(window))
             )
         return found
+
+    def ingested(self) -> list[str]:
+        """Ids of all windows that were ingested, in time order."""
+        with self.engine.connect() as conn:
+            return list(conn.scalars(sa.select(t.windows.c.window_id).order_by(t.windows.c.window_id)))
 
     def rows_read(self, window: HourWindow) -> int | None:
         """Rows that the window had when it was ingested, or None when it never was."""
@@ -371,46 +345,6 @@ class Store:
         with self.engine.connect() as conn:
             key = conn.scalar(sa.select(c.judgment_key).where(c.window_id == str(window)))
         return None if key is None else self.find_judgment(key)
-
-    # ── verdicts and readiness ─────────────────────────────────────────────────────────────────────
-    def write_verdict(self, window: HourWindow, check_name: str, verdict: Verdict) -> None:
-        """Keep an asset check's verdict as data that training obeys."""
-        row = {
-            "window_id": str(window),
-            "check_name": check_name,
-            "passed": verdict.passed,
-            "facts": to_json(verdict.facts).decode(),
-        }
-        statement = insert(t.window_verdicts)
-        changed = {c: statement.excluded[c] for c in ("passed", "facts")}
-        with self.engine.begin() as conn:
-            conn.execute(statement.on_conflict_do_update(index_elements=["window_id", "check_name"], set_=changed), row)
-
-    def verdicts(self, window: HourWindow) -> list[StoredVerdict]:
-        """All verdicts on a window, by check name."""
-        c = t.window_verdicts.c
-        query = sa.select(c.window_id, c.check_name, c.passed, c.facts).where(c.window_id == str(window))
-        with self.engine.connect() as conn:
-            rows = conn.execute(query.order_by(c.check_name)).mappings().all()
-        return [StoredVerdict(**{**r, "facts": from_json(r["facts"], dict)}) for r in rows]
-
-    def window_states(self) -> list[WindowState]:
-        """Every ingested window and how far it has come, in time order."""
-        query = sa.text("""
-            SELECT w.window_id, w.rows, w.agents,
-                   coalesce(o.stocks + o.predictions > 0, false) AS outcomes_known,
-                   g.group_id IS NOT NULL AS grouped, j.judgment_key IS NOT NULL AS judged,
-                   coalesce(v.failed, '{}') AS failed_checks
-            FROM babylon_rl.windows w
-            LEFT JOIN babylon_rl.window_outcomes o USING (window_id)
-            LEFT JOIN babylon_rl.trajectory_groups g USING (window_id)
-            LEFT JOIN babylon_rl.window_judgments j USING (window_id)
-            LEFT JOIN (SELECT window_id, array_agg(check_name ORDER BY check_name) AS failed
-                       FROM babylon_rl.window_verdicts WHERE NOT passed GROUP BY window_id) v USING (window_id)
-            ORDER BY w.window_id""")
-        with self.engine.connect() as conn:
-            rows = conn.execute(query).mappings().all()
-        return [WindowState(**{**r, "failed_checks": tuple(r["failed_checks"])}) for r in rows]
 
 
 def mark_dropped(conn: sa.Connection, window_ids: Sequence[str]) -> None:

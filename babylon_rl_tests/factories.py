@@ -8,11 +8,23 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from babylon_rl.source import tables
+from babylon_rl.source import game_tables
 from babylon_rl.types import GroupMember, Json, LlmCall, Seen, SourceRow, Step, Trajectory, TrajectoryGroup, Turn
 from babylon_rl.windows import HourWindow
 
 WINDOW = HourWindow.parse("2025-01-15T10:00")
+# "After Test Data Generation", as the guide prints it.
+GUIDE_SQL = """
+SELECT
+  window_id,
+  COUNT(DISTINCT agent_id) as agents,
+  AVG(final_pnl) as avg_pnl
+FROM trajectories
+WHERE window_id IS NOT NULL
+GROUP BY window_id
+ORDER BY window_id DESC
+LIMIT 5;
+"""
 _serial = itertools.count(1_900_000_000_000_000_000)
 
 
@@ -152,7 +164,7 @@ def insert_row(engine: sa.Engine, agent: str = "agent-1", **changes: Any) -> Jso
 
 def insert_rows(engine: sa.Engine, rows: Sequence[Json]) -> None:
     with engine.begin() as conn:
-        conn.execute(sa.insert(tables.trajectories), list(rows))
+        conn.execute(sa.insert(game_tables.trajectories), list(rows))
 
 
 def insert_call_log(engine: sa.Engine, trajectory_id: str, **changes: Any) -> Json:
@@ -173,5 +185,5 @@ def insert_call_log(engine: sa.Engine, trajectory_id: str, **changes: Any) -> Js
     }
     row |= changes
     with engine.begin() as conn:
-        conn.execute(sa.insert(tables.llm_call_logs), [row])
+        conn.execute(sa.insert(game_tables.llm_call_logs), [row])
     return row

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from babylon_rl import gates, stages
 from babylon_rl.judging.hindsight import HindsightJudge
 from babylon_rl.simulator.spawn import Cast, spawn
+from babylon_rl.verdicts import write_verdict
 from babylon_rl.windows import HourWindow
 from babylon_rl.workspace import REQUIRED_CHECKS, Workspace
 
@@ -59,7 +60,7 @@ def verify(workspace: Workspace, window: HourWindow) -> None:
         }
     assert set(REQUIRED_CHECKS) <= verdicts.keys()
     for name in REQUIRED_CHECKS:
-        store.write_verdict(window, name, verdicts[name])
+        write_verdict(store.engine, window, name, verdicts[name])
 
 
 def play_and_judge(workspace: Workspace, windows: Sequence[HourWindow], *, agents: int = 6) -> None:

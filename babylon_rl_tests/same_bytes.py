@@ -22,17 +22,18 @@ from babylon_rl import stages
 from babylon_rl.export import export
 from babylon_rl.judging.hindsight import HindsightJudge
 from babylon_rl.settings import Settings
+from babylon_rl.source import game_tables
 from babylon_rl.source import tables as t
 from babylon_rl.source.database import connect
 from babylon_rl.windows import HourWindow
 from babylon_rl.workspace import Workspace, open_workspace
 from babylon_rl_tests.played import hours, prepare, verify
 
-COPIED = (t.trajectories, t.llm_call_logs, t.price_facts, t.prediction_facts, t.news_facts)
+COPIED = (game_tables.trajectories, game_tables.llm_call_logs, t.price_facts, t.prediction_facts, t.news_facts)
 
 
 def copy_rows(source: sa.Engine, target: sa.Engine, r: random.Random) -> None:
-    everything = [*t.game.tables.values(), *t.platform.tables.values()]
+    everything = [*game_tables.game.tables.values(), *t.platform.tables.values()]
     with target.begin() as conn:
         conn.execute(sa.text(f"TRUNCATE {', '.join(x.fullname for x in everything)}"))
     for table in COPIED:

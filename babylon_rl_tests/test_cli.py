@@ -6,17 +6,7 @@ import sys
 
 import sqlalchemy as sa
 
-GUIDE_SQL = """
-SELECT
-  window_id,
-  COUNT(DISTINCT agent_id) as agents,
-  AVG(final_pnl) as avg_pnl
-FROM trajectories
-WHERE window_id IS NOT NULL
-GROUP BY window_id
-ORDER BY window_id DESC
-LIMIT 5;
-"""
+from babylon_rl_tests.factories import GUIDE_SQL
 
 
 def run(house: dict[str, str], *arguments: str, status: int = 0) -> str:

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from babylon_rl.errors import DataError
 from babylon_rl.explain import explain
 from babylon_rl.settings import Settings
+from babylon_rl.source import game_tables
 from babylon_rl.source import tables as t
 from babylon_rl.windows import HourWindow
 from babylon_rl.workspace import Workspace, open_workspace
@@ -34,7 +35,11 @@ def story(workspace: Workspace, name: str) -> str:
 def a_row_of(workspace: Workspace, window: HourWindow = FIRST) -> str:
     with workspace.game.connect() as conn:
         return str(
-            conn.scalar(sa.select(sa.func.min(t.trajectories.c.id)).where(t.trajectories.c.window_id == str(window)))
+            conn.scalar(
+                sa.select(sa.func.min(game_tables.trajectories.c.id)).where(
+                    game_tables.trajectories.c.window_id == str(window)
+                )
+            )
         )
 
 
@@ -51,7 +56,11 @@ def test_a_trained_rows_story_goes_from_its_window_to_its_checkpoint(workspace: 
     told = explain(workspace, row)
 
     with workspace.game.connect() as conn:
-        found = conn.execute(sa.select(t.trajectories).where(t.trajectories.c.id == row)).mappings().one()
+        found = (
+            conn.execute(sa.select(game_tables.trajectories).where(game_tables.trajectories.c.id == row))
+            .mappings()
+            .one()
+        )
     judgment, group = workspace.store.judgment(FIRST), workspace.store.group(FIRST)
     assert judgment is not None
     assert group is not None
@@ -161,12 +170,12 @@ def test_late_moved_and_deleted_rows_are_told_apart(workspace: Workspace) -> Non
     prepare(workspace, FIRST)
     late = insert_row(workspace.game, "b", window=FIRST)
     assert "It arrived after that window was read" in story(workspace, late["id"])
-    where = t.trajectories.c.id == row["id"]
+    where = game_tables.trajectories.c.id == row["id"]
     with workspace.game.begin() as conn:
-        conn.execute(sa.update(t.trajectories).where(where).values(window_id=str(FIRST.next())))
+        conn.execute(sa.update(game_tables.trajectories).where(where).values(window_id=str(FIRST.next())))
     assert f"It was read when it belonged to window {FIRST}" in story(workspace, row["id"])
     with workspace.game.begin() as conn:
-        conn.execute(sa.delete(t.trajectories).where(where))
+        conn.execute(sa.delete(game_tables.trajectories).where(where))
     assert f"Row {row['id']} ({row['trajectory_id']}) of agent a is no longer in the game's table." in story(
         workspace, row["id"]
     )

@@ -44,7 +44,7 @@ from babylon_rl import stages
 from babylon_rl.grouping import make_group
 from babylon_rl.readiness import readiness
 from babylon_rl.settings import Settings
-from babylon_rl.source import tables
+from babylon_rl.source import game_tables
 from babylon_rl.source.database import connect
 from babylon_rl.source.embedded import ensure_database, ensure_server, stop_server
 from babylon_rl.source.migrate import upgrade
@@ -204,11 +204,11 @@ def bench_write(url: str, *, trajectories: int = 300) -> dict[str, Any]:
 
     def copied() -> None:
         with engine.begin() as conn:
-            insert_new(conn, tables.trajectories, kept, key="trajectory_id")
-            insert_new(conn, tables.llm_call_logs, calls, key="call_id")
+            insert_new(conn, game_tables.trajectories, kept, key="trajectory_id")
+            insert_new(conn, game_tables.llm_call_logs, calls, key="call_id")
 
     batch()
-    kept, calls = rows_of(tables.trajectories), rows_of(tables.llm_call_logs)
+    kept, calls = rows_of(game_tables.trajectories), rows_of(game_tables.llm_call_logs)
     clear()
     times: dict[str, list[float]] = {}
     for _ in range(12):

@@ -15,6 +15,7 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 
 from babylon_rl.defs.failures import dagster_failures
 from babylon_rl.types import Verdict
+from babylon_rl.verdicts import write_verdict
 from babylon_rl.windows import HourWindow
 from babylon_rl.workspace import Workspace
 
@@ -43,7 +44,7 @@ def per_window_check(asset: dg.AssetsDefinition) -> Callable[[Claim], dg.AssetCh
                 for key in keys:
                     window = HourWindow.parse(key)
                     verdict = claim(window, workspace)
-                    workspace.store.write_verdict(window, name, verdict)
+                    write_verdict(workspace.store.engine, window, name, verdict)
                     target = None
                     if key in latest:
                         target = AssetCheckEvaluationTargetMaterializationData(

@@ -24,7 +24,7 @@ from alembic.script import ScriptDirectory
 
 from babylon_rl.errors import ConfigError
 from babylon_rl.settings import Settings
-from babylon_rl.source import tables
+from babylon_rl.source import game_tables, tables
 from babylon_rl.source.database import connect, game_url, platform_url
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def differences(conn: sa.Connection, *, game: bool = True) -> list[Any]:
         game: Also compare the game's tables.
     """
     options: dict[str, Any] = {**configure_options(), "compare_type": True, "include_schemas": True}
-    wanted = [tables.platform, tables.game] if game else [tables.platform]
+    wanted = [tables.platform, game_tables.game] if game else [tables.platform]
     names = {t.name for m in wanted for t in m.tables.values()}
     own = {None, tables.OUR_SCHEMA} if game else {tables.OUR_SCHEMA}
     options["include_name"] = lambda name, kind, parents: (

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
-from babylon_rl.source import tables
+from babylon_rl.source import game_tables, tables
 from babylon_rl.source.sql import find_spelling, select_outcomes, window_parameters
 from babylon_rl.source.steps import BadRowError, parse_json, repaired
 from babylon_rl.types import Json, PredictionOutcome, StockOutcome, WindowOutcomes
@@ -103,7 +103,7 @@ def sync_window_outcomes(conn: sa.Connection, window: HourWindow, *, now: dateti
     wanted = _stock_rows(conn, window) + _prediction_rows(conn, window)
     if not wanted:
         return "no_facts"
-    t = tables.market_outcomes
+    t = game_tables.market_outcomes
     there = conn.execute(sa.select(t).where(t.c.window_id == str(window))).mappings().all()
     if sorted(map(_content, there)) == sorted(map(_content, wanted)):
         return "unchanged"
@@ -255,13 +255,13 @@ def _prediction_rows(conn: sa.Connection, window: HourWindow) -> list[Json]:
 
 def _row(window: HourWindow, key: str, **known: Any) -> Json:
     """A whole row of `market_outcomes`, without its `created_at`; what is not known is null."""
-    row: Json = {c.name: None for c in tables.market_outcomes.c if c.name != "created_at"}
+    row: Json = {c.name: None for c in game_tables.market_outcomes.c if c.name != "created_at"}
     return row | {"id": f"{window}/{key}", "window_id": str(window)} | known
 
 
 def _content(row: Any) -> tuple[str, ...]:
     """What two rows are compared by: all but the time of writing."""
-    return tuple(repr(row[c.name]) for c in tables.market_outcomes.c if c.name != "created_at")
+    return tuple(repr(row[c.name]) for c in game_tables.market_outcomes.c if c.name != "created_at")
 
 
 def _stock(ticker: str, row: Any) -> StockOutcome:

@@ -17,7 +17,7 @@ import msgspec
 import sqlalchemy as sa
 
 from babylon_rl.errors import DataError
-from babylon_rl.source import tables
+from babylon_rl.source import game_tables
 from babylon_rl.source.staging import insert_new
 from babylon_rl.source.steps import has_lone_surrogate, repaired
 from babylon_rl.types import Json
@@ -309,9 +309,9 @@ class TrajectoryRecorder:
         if self._batch is None:
             try:
                 with self._engine.begin() as conn:
-                    conn.execute(sa.insert(tables.trajectories), [row])
+                    conn.execute(sa.insert(game_tables.trajectories), [row])
                     if t.logs:
-                        conn.execute(sa.insert(tables.llm_call_logs), t.logs)
+                        conn.execute(sa.insert(game_tables.llm_call_logs), t.logs)
             except sa.exc.IntegrityError as e:
                 raise DataError(
                     f"trajectory {trajectory_id!r} was not written: {str(e.orig).splitlines()[0]}; expected ids that no "
@@ -342,8 +342,8 @@ class TrajectoryRecorder:
         finally:
             self._batch = None
         with self._engine.begin() as conn:
-            written = insert_new(conn, tables.trajectories, rows, key="trajectory_id", must_agree=_SAME_TRAJECTORY)
-            calls = insert_new(conn, tables.llm_call_logs, logs, key="call_id", must_agree=_SAME_CALL)
+            written = insert_new(conn, game_tables.trajectories, rows, key="trajectory_id", must_agree=_SAME_TRAJECTORY)
+            calls = insert_new(conn, game_tables.llm_call_logs, logs, key="call_id", must_agree=_SAME_CALL)
         logger.info("recorded trajectories=%d calls=%d already_there=%d", written, calls, len(rows) - written)
 
     def _now(self) -> datetime:

@@ -1,11 +1,9 @@
-"""All tables, once: the game's in its snake_case spelling, and our own in schema `babylon_rl`.
+"""Our own tables, once, in schema `babylon_rl`. The game's are `game_tables.py`.
 
 Alembic migrations create what stands here; a test compares the two. Nothing here reads or writes.
-Game timestamps are `timestamp(3)` without zone, in UTC; ids are snowflake strings, never numbers.
 """
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     Boolean,
     Column,
@@ -18,178 +16,23 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
-    Numeric,
-    String,
     Table,
     Text,
     UniqueConstraint,
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP
+from sqlalchemy.dialects.postgresql import ARRAY
 
 OUR_SCHEMA = "babylon_rl"
 CREATED_GAME_TABLES = "created_game_tables"  # which of the game's tables our migrations made: those are ours to write
 
-game = MetaData()
 platform = MetaData(schema=OUR_SCHEMA)
-
-_ts3 = TIMESTAMP(precision=3)
-_now = text("(now() AT TIME ZONE 'UTC')")
-
-trajectories = Table(
-    "trajectories",
-    game,
-    Column("id", Text, primary_key=True),
-    Column("trajectory_id", Text, nullable=False, unique=True),
-    Column("agent_id", Text, nullable=False),
-    Column("start_time", _ts3, nullable=False),
-    Column("end_time", _ts3),
-    Column("duration_ms", Integer),
-    Column("window_id", String(50)),
-    Column("window_hours", Integer, nullable=False, server_default="1"),
-    Column("episode_id", String(100)),
-    Column("scenario_id", String(100)),
-    Column("batch_id", String(100)),
-    Column("steps_json", Text, nullable=False),
-    Column("reward_components_json", Text, nullable=False),
-    Column("metrics_json", Text, nullable=False),
-    Column("metadata_json", Text, nullable=False),
-    Column("total_reward", Double, nullable=False),
-    Column("episode_length", Integer, nullable=False),
-    Column("final_status", Text, nullable=False),
-    Column("final_balance", Double),
-    Column("final_pnl", Double),
-    Column("trades_executed", Integer),
-    Column("posts_created", Integer),
-    Column("ai_judge_reward", Double),
-    Column("ai_judge_reasoning", Text),
-    Column("judged_at", _ts3),
-    Column("is_training_data", Boolean, nullable=False, server_default=text("true")),
-    Column("is_evaluation", Boolean, nullable=False, server_default=text("false")),
-    Column("used_in_training", Boolean, nullable=False, server_default=text("false")),
-    Column("trained_in_batch", Text),
-    Column("created_at", _ts3, nullable=False, server_default=_now),
-    Column("updated_at", _ts3, nullable=False, server_default=_now),
-    Index("ix_trajectories_window_agent", "window_id", "agent_id"),
-    Index("ix_trajectories_start_time", "start_time"),
-)
-
-llm_call_logs = Table(
-    "llm_call_logs",
-    game,
-    Column("id", Text, primary_key=True),
-    Column("trajectory_id", Text, nullable=False, index=True),
-    Column("step_id", Text, nullable=False),
-    Column("call_id", Text, nullable=False, unique=True),
-    Column("timestamp", _ts3, nullable=False),
-    Column("latency_ms", Integer),
-    Column("model", Text, nullable=False),
-    Column("purpose", Text, nullable=False),
-    Column("action_type", Text),
-    Column("system_prompt", Text, nullable=False),
-    Column("user_prompt", Text, nullable=False),
-    Column("messages_json", Text),
-    Column("response", Text, nullable=False),
-    Column("reasoning", Text),
-    Column("temperature", Double),
-    Column("max_tokens", Integer),
-    Column("top_p", Double),
-    Column("prompt_tokens", Integer),
-    Column("completion_tokens", Integer),
-    Column("total_tokens", Integer),
-    Column("metadata", Text),
-    Column("created_at", _ts3, nullable=False, server_default=_now),
-)
-
-market_outcomes = Table(
-    "market_outcomes",
-    game,
-    Column("id", Text, primary_key=True),
-    Column("window_id", String(50), nullable=False, index=True),
-    Column("stock_ticker", String(20)),
-    Column("start_price", Numeric(10, 2)),
-    Column("end_price", Numeric(10, 2)),
-    Column("change_percent", Numeric(5, 2)),
-    Column("sentiment", String(20)),
-    Column("news_events", JSON),
-    Column("prediction_market_id", Text),
-    Column("question", Text),
-    Column("outcome", String(20)),
-    Column("final_probability", Numeric(5, 4)),
-    Column("volume", Numeric(15, 2)),
-    Column("created_at", _ts3, nullable=False, server_default=_now),
-)
-
-training_batches = Table(
-    "training_batches",
-    game,
-    Column("id", Text, primary_key=True),
-    Column("batch_id", Text, nullable=False, unique=True),
-    Column("scenario_id", String(100)),
-    Column("base_model", Text, nullable=False),
-    Column("model_version", Text, nullable=False),
-    Column("trajectory_ids", Text, nullable=False),
-    Column("rankings_json", Text),
-    Column("rewards_json", Text, nullable=False),
-    Column("training_loss", Double),
-    Column("policy_improvement", Double),
-    Column("status", Text, nullable=False, server_default="pending"),
-    Column("error", Text),
-    Column("created_at", _ts3, nullable=False, server_default=_now),
-    Column("started_at", _ts3),
-    Column("completed_at", _ts3),
-)
-
-trained_models = Table(
-    "trained_models",
-    game,
-    Column("id", Text, primary_key=True),
-    Column("model_id", Text, nullable=False, unique=True),
-    Column("version", Text, nullable=False),
-    Column("base_model", Text, nullable=False),
-    Column("training_batch", Text),
-    Column("status", Text, nullable=False, server_default="training"),
-    Column("deployed_at", _ts3),
-    Column("archived_at", _ts3),
-    Column("storage_path", Text, nullable=False),
-    Column("benchmark_score", Double),
-    Column("accuracy", Double),
-    Column("avg_reward", Double),
-    Column("eval_metrics", JSON),
-    Column("wandb_run_id", Text),
-    Column("wandb_artifact_id", Text),
-    Column("agents_using", Integer, nullable=False, server_default="0"),
-    Column("total_inferences", Integer, nullable=False, server_default="0"),
-    Column("created_at", _ts3, nullable=False, server_default=_now),
-    Column("updated_at", _ts3, nullable=False),
-)
-
-reward_judgments = Table(
-    "reward_judgments",
-    game,
-    Column("id", Text, primary_key=True),
-    Column("trajectory_id", Text, nullable=False, unique=True),
-    Column("judge_model", Text, nullable=False),
-    Column("judge_version", Text, nullable=False),
-    Column("overall_score", Double, nullable=False),
-    Column("component_scores_json", Text),
-    Column("rank", Integer),
-    Column("normalized_score", Double),
-    Column("group_id", Text),
-    Column("reasoning", Text, nullable=False),
-    Column("strengths_json", Text),
-    Column("weaknesses_json", Text),
-    Column("criteria_json", Text, nullable=False),
-    Column("judged_at", _ts3, nullable=False, server_default=_now),
-)
-
-# ── our own ────────────────────────────────────────────────────────────────────────────────────────
-# The facts of the world that outcomes are computed from. The embedded game writes them as it plays;
-# over a real game they stay empty and `market_outcomes` is read as it stands.
 
 _at = DateTime(timezone=True)
 
+# The facts of the world that outcomes are computed from. The embedded game writes them as it plays;
+# over a real game they stay empty and `market_outcomes` is read as it stands.
 price_facts = Table(
     "price_facts",
     platform,

@@ -8,6 +8,7 @@ from babylon_rl.defs.run import Runner
 from babylon_rl.judge_audits import latest_audit
 from babylon_rl.judging.journal import Call, Journal, NoJournal
 from babylon_rl.types import Hindsight, Judgment, TrajectoryGroup
+from babylon_rl.verdicts import verdicts_of
 from babylon_rl.workspace import Workspace
 
 
@@ -39,7 +40,7 @@ def test_the_hindsight_judge_audits_itself_and_its_windows_are_ready(
     assert [r.window_id for r in workspace.ledger.ready()] == [str(FIRST)]
     audit = latest_audit(workspace.store.engine, "hindsight", "hindsight-1")
     assert audit is not None
-    (verdict,) = [v for v in workspace.store.verdicts(FIRST) if v.check_name == "judge_is_fit"]
+    (verdict,) = [v for v in verdicts_of(workspace.store.engine, FIRST) if v.check_name == "judge_is_fit"]
     assert verdict.facts["truth_agreement"] == 1.0
     assert {"false_positive_rate", "length_bias", "position_bias", "retest_noise"} <= verdict.facts.keys()
 
@@ -69,7 +70,12 @@ def test_a_window_left_because_the_budget_was_spent_fails_a_check_that_says_so(
     spawn_windows(workspace, 2)
     ran = runner.materialize("windows", FIRST, FIRST.next(), resources=resources | {"judge": PricedJudge()})
     assert [r.window_id for r in workspace.ledger.ready()] in ([str(FIRST)], [str(FIRST.next())])
-    failed = {v.check_name: v.facts for w in (FIRST, FIRST.next()) for v in workspace.store.verdicts(w) if not v.passed}
+    failed = {
+        v.check_name: v.facts
+        for w in (FIRST, FIRST.next())
+        for v in verdicts_of(workspace.store.engine, w)
+        if not v.passed
+    }
     assert failed.keys() == {"judging_stays_within_budget", "every_member_has_one_score"}
     assert ran.failed_checks == 2
     assert "JUDGE_BUDGET_USD is spent" in failed["judging_stays_within_budget"]["reason"]

@@ -13,6 +13,7 @@ from babylon_rl.defs.run import Runner
 from babylon_rl.errors import ConfigError
 from babylon_rl.source import tables as t
 from babylon_rl.types import GroupMember, Turn
+from babylon_rl.verdicts import verdicts_of
 from babylon_rl.windows import HourWindow
 from babylon_rl.workspace import REQUIRED_CHECKS, Workspace
 
@@ -46,7 +47,7 @@ def test_a_range_of_windows_is_one_run_with_one_verdict_per_window(
         assert sorted(latest) == [str(FIRST.next(i)) for i in range(5)]
     assert [r.window_id for r in workspace.ledger.ready()] == [str(FIRST.next(i)) for i in range(3)]
     for i in range(5):
-        assert {v.check_name for v in workspace.store.verdicts(FIRST.next(i))} == set(REQUIRED_CHECKS)
+        assert {v.check_name for v in verdicts_of(workspace.store.engine, FIRST.next(i))} == set(REQUIRED_CHECKS)
 
 
 def test_each_checks_verdict_is_current_for_its_partition(
@@ -131,7 +132,7 @@ def test_a_window_that_a_check_rejects_stays_out_and_its_siblings_train(
     ran = runner.materialize("windows", FIRST, FIRST.next(2), resources=resources)
 
     assert ran.failed_checks == 1
-    (verdict,) = [v for v in workspace.store.verdicts(bad) if not v.passed]
+    (verdict,) = [v for v in verdicts_of(workspace.store.engine, bad) if not v.passed]
     assert verdict.check_name == "groups_hold_only_what_was_logged"
     assert verdict.facts["not_logged"] == [f"{bad}/agent-1-habits turn 0"]
     assert [r.window_id for r in workspace.ledger.ready()] == [str(FIRST), str(FIRST.next(2))]

@@ -58,7 +58,7 @@ async def judge_all(engine: sa.Engine, url: str, concurrency: int) -> None:
     store = Store(engine)
     endpoint = OpenAIEndpoint("gpt-4o-mini", api_key="k", base_url=url, timeout_s=30)
     judge = RulerJudge(endpoint, model="openai/gpt-4o-mini", rubric=trading_rubric(), max_concurrency=concurrency)
-    windows = [HourWindow.parse(s.window_id) for s in store.window_states()]
+    windows = [HourWindow.parse(w) for w in store.ingested()]
     done = await score(windows, store, judge, concurrency=concurrency, budget_usd=100.0)
     await judge.close()
     print("judged", sum(s.count > 0 for s in done.values()), flush=True)  # noqa: T201

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from babylon_rl import stages
+from babylon_rl.source import game_tables
 from babylon_rl.source import tables as t
 from babylon_rl.store import Store
 from babylon_rl.types import Json
@@ -75,7 +76,7 @@ def good_rows(window: HourWindow) -> list[Json]:
 def assert_all_accounted(engine: sa.Engine) -> Counter[tuple[str, str]]:
     """Each row of the game's table has exactly one disposition, and nothing else has any."""
     with engine.connect() as conn:
-        ids = conn.scalars(sa.select(t.trajectories.c.id)).all()
+        ids = conn.scalars(sa.select(game_tables.trajectories.c.id)).all()
         ends = conn.execute(sa.select(t.row_dispositions)).mappings().all()
     assert sorted(e["source_id"] for e in ends) == sorted(ids)
     assert {e["disposition"] for e in ends} <= ENDS

@@ -11,11 +11,12 @@ from babylon_rl import gates, stages
 from babylon_rl.judging.hindsight import HindsightJudge
 from babylon_rl.readiness import readiness, recorded_but_not_judged
 from babylon_rl.settings import Settings
-from babylon_rl.source import tables
+from babylon_rl.source import game_tables
 from babylon_rl.source.facts import write_facts
 from babylon_rl.source.summary import refresh
 from babylon_rl.training.ledger import Ledger
 from babylon_rl.types import Hindsight, Judgment, TrajectoryGroup, Verdict
+from babylon_rl.verdicts import write_verdict
 from babylon_rl.windows import HourWindow
 from babylon_rl.workspace import REQUIRED_CHECKS, Workspace, open_workspace
 from babylon_rl_tests.factories import a_json_call, a_json_step, a_row, insert_row, insert_rows
@@ -63,7 +64,7 @@ def prepare(w: Workspace, judge: CountingJudge, windows: list[HourWindow] = WIND
     asyncio.run(stages.score(windows, w.store, judge))
     for h in windows:
         for check in REQUIRED_CHECKS:
-            w.store.write_verdict(h, check, Verdict(passed=True, facts={}))
+            write_verdict(w.store.engine, h, check, Verdict(passed=True, facts={}))
 
 
 def ready(w: Workspace) -> list[str]:
@@ -128,7 +129,7 @@ def test_a_stale_group_neither_trains_nor_is_judged_when_only_the_rows_were_read
     scored = asyncio.run(stages.score(WINDOWS, w.store, judge))
     assert "materialize `trajectory_groups`" in scored[WINDOWS[0]].facts["failed"]
     for check in REQUIRED_CHECKS:
-        w.store.write_verdict(WINDOWS[0], check, Verdict(passed=True, facts={}))
+        write_verdict(w.store.engine, WINDOWS[0], check, Verdict(passed=True, facts={}))
     assert ready(w) == [str(h) for h in WINDOWS[1:]]
     assert len(judge.asked) == 4
 
@@ -216,9 +217,7 @@ def test_a_commit_that_comes_later_than_younger_ones_is_counted(w: Workspace) ->
     old, young = a_row("old", window=FIRST), a_row("young", window=FIRST)
     with w.game.connect() as slow:
         slow.execute(sa.text("SELECT pg_current_xact_id()"))
-        from babylon_rl.source import tables
-
-        slow.execute(sa.insert(tables.trajectories), [old])
+        slow.execute(sa.insert(game_tables.trajectories), [old])
         insert_rows(w.game, [young])
         refresh(w.game, w.store.engine)
         assert agents(w, FIRST) == 6
@@ -287,7 +286,7 @@ def test_a_row_in_no_hour_is_taken_by_the_game_as_it_was_before_us(engine: sa.En
     """Our trigger must not refuse what the game's own table takes: `infinity` with no window id names no hour."""
     row = a_row("agent-1") | {"window_id": None}
     with engine.begin() as conn:
-        conn.execute(sa.insert(tables.trajectories), [row])
+        conn.execute(sa.insert(game_tables.trajectories), [row])
         conn.execute(sa.text("UPDATE trajectories SET start_time = 'infinity'"))
         conn.execute(
             sa.text(

@@ -11,6 +11,7 @@ from babylon_rl.errors import DataError, TransientError
 from babylon_rl.store import Store
 from babylon_rl.training.ledger import Ledger, Plan
 from babylon_rl.types import Judgment, Score, Verdict
+from babylon_rl.verdicts import write_verdict
 from babylon_rl.windows import HourWindow
 
 FIRST = HourWindow.parse("2025-01-15T00:00")
@@ -32,7 +33,7 @@ def make_ready(engine: sa.Engine, *windows: HourWindow, passed: tuple[bool, ...]
         store.write_judgment(judgment)
         store.set_current_judgment(w, judgment.group_id, judgment.key)
         for name, ok in zip(CHECKS, passed, strict=False):
-            store.write_verdict(w, name, Verdict(passed=ok, facts={}))
+            write_verdict(store.engine, w, name, Verdict(passed=ok, facts={}))
 
 
 def record(ledger: Ledger, plan: Plan) -> None:

@@ -12,6 +12,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.source import migrate, tables
 from babylon_rl.source.database import connect
 from babylon_rl.source.embedded import ensure_database
+from babylon_rl_tests.factories import GUIDE_SQL
 
 GAME = {"trajectories", "llm_call_logs", "market_outcomes", "training_batches", "trained_models", "reward_judgments"}
 
@@ -118,17 +119,5 @@ def test_a_database_of_a_newer_version_is_refused_in_words(database_url: str, tm
 
 def test_the_guides_sql_runs_as_printed(engine: sa.Engine) -> None:
     with engine.connect() as conn:
-        rows = conn.exec_driver_sql(
-            """
-SELECT
-  window_id,
-  COUNT(DISTINCT agent_id) as agents,
-  AVG(final_pnl) as avg_pnl
-FROM trajectories
-WHERE window_id IS NOT NULL
-GROUP BY window_id
-ORDER BY window_id DESC
-LIMIT 5;
-"""
-        )
+        rows = conn.exec_driver_sql(GUIDE_SQL)
         assert list(rows.keys()) == ["window_id", "agents", "avg_pnl"]

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from babylon_rl.errors import DataError
-from babylon_rl.source import tables
+from babylon_rl.source import game_tables, tables
 from babylon_rl.source.facts import write_facts
 from babylon_rl.source.outcomes import SyncReport, examine_outcomes, read_outcomes, sync_recent, sync_window_outcomes
 from babylon_rl.types import StockOutcome, WindowOutcomes
@@ -34,7 +34,7 @@ def sync(engine: sa.Engine, now: datetime = NOW) -> str:
 
 
 def stored(engine: sa.Engine) -> list[Any]:
-    t = tables.market_outcomes
+    t = game_tables.market_outcomes
     with engine.connect() as conn:
         return list(conn.execute(sa.select(t).order_by(t.c.id)).mappings())
 
@@ -150,7 +150,7 @@ def test_of_several_rows_the_latest_then_the_greatest_id_counts(engine: sa.Engin
             row("4", 61, prediction_market_id="q", question="?", outcome="no", news_events=["x"]),
             row("5", 62, prediction_market_id="q", question="?", outcome="PENDING"),
         ]:
-            conn.execute(sa.insert(tables.market_outcomes), [r])
+            conn.execute(sa.insert(game_tables.market_outcomes), [r])
     found = outcomes(engine)
     assert [(s.ticker, s.change_pct, s.sentiment) for s in found.stocks] == [
         ("BTC", 0.0, "NEUTRAL"),  # 0 % is neutral, whatever was stored
@@ -162,7 +162,7 @@ def test_of_several_rows_the_latest_then_the_greatest_id_counts(engine: sa.Engin
 def test_without_facts_the_games_own_rows_stay_as_they_are(engine: sa.Engine) -> None:
     with engine.begin() as conn:
         own = {"id": "1", "window_id": str(WINDOW), "stock_ticker": "BTC", "start_price": 1, "end_price": 2}
-        conn.execute(sa.insert(tables.market_outcomes), [own])
+        conn.execute(sa.insert(game_tables.market_outcomes), [own])
     assert sync(engine) == "no_facts"
     assert len(stored(engine)) == 1
     assert only_stock(engine).change_pct == 100.0
@@ -203,7 +203,7 @@ def test_what_was_wrong_with_the_rows_is_reported_and_an_open_hours_values_are_n
             row("7", 59, stock_ticker="FROZEN", start_price=1, end_price=2, change_percent=100),
             row("8", 63, stock_ticker="NAN", start_price=Decimal("NaN"), end_price=2, change_percent=None),
         ]:
-            conn.execute(sa.insert(tables.market_outcomes), [r])
+            conn.execute(sa.insert(game_tables.market_outcomes), [r])
     with engine.connect() as conn:
         found, faults = examine_outcomes(conn, WINDOW)
     assert [s.ticker for s in found.stocks] == ["BTC", "ETH", "NAN", "PENNY"]

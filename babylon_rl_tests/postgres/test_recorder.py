@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from babylon_rl.errors import DataError
-from babylon_rl.source import tables
+from babylon_rl.source import game_tables
 from babylon_rl.source.reader import read_window
 from babylon_rl.source.recorder import SnowflakeIds, TrajectoryRecorder
 from babylon_rl.source.staging import insert_new
@@ -51,7 +51,7 @@ def rows_of(engine: sa.Engine, table: sa.Table) -> list[Any]:
 
 def test_steps_are_written_in_the_games_own_json(engine: sa.Engine) -> None:
     record(TrajectoryRecorder(engine, clock=Clock()))
-    (row,) = rows_of(engine, tables.trajectories)
+    (row,) = rows_of(engine, game_tables.trajectories)
     assert json.loads(row["steps_json"]) == [
         {
             "stepNumber": 0,
@@ -82,7 +82,7 @@ def test_steps_are_written_in_the_games_own_json(engine: sa.Engine) -> None:
             "reward": 0.0,
         }
     ]
-    (log,) = rows_of(engine, tables.llm_call_logs)
+    (log,) = rows_of(engine, game_tables.llm_call_logs)
     assert json.loads(log["metadata"]) == {"modelVersion": "babylon-mmo@3"}
     assert (log["trajectory_id"], log["prompt_tokens"], log["completion_tokens"], log["total_tokens"]) == (
         row["trajectory_id"], 10, 0, 10,
@@ -97,7 +97,7 @@ def test_the_window_is_the_hour_of_the_start_even_a_moment_before_the_next(engin
     t = record(r, end=False)
     clock.now = AT + timedelta(minutes=5)
     r.end_trajectory(t)
-    (row,) = rows_of(engine, tables.trajectories)
+    (row,) = rows_of(engine, game_tables.trajectories)
     assert (row["window_id"], row["scenario_id"], row["window_hours"]) == ("2025-01-15T10:00", "2025-01-15T10:00", 1)
     assert row["start_time"].isoformat() == "2025-01-15T10:59:59.999000"
     with engine.connect() as conn:
@@ -107,7 +107,7 @@ def test_the_window_is_the_hour_of_the_start_even_a_moment_before_the_next(engin
 def test_a_given_scenario_is_kept_beside_the_window(engine: sa.Engine) -> None:
     r = TrajectoryRecorder(engine, clock=Clock())
     r.end_trajectory(r.start_trajectory(agent_id="a", scenario_id="benchmark-1", episode_id="e"))
-    (row,) = rows_of(engine, tables.trajectories)
+    (row,) = rows_of(engine, game_tables.trajectories)
     assert (row["window_id"], row["scenario_id"], row["episode_id"]) == ("2025-01-15T10:00", "benchmark-1", "e")
 
 
@@ -115,7 +115,7 @@ def test_zero_is_written_as_zero_and_unknown_as_null(engine: sa.Engine) -> None:
     r = TrajectoryRecorder(engine, clock=Clock())
     record(r, "zero", final_pnl=0.0, final_balance=0.0)
     record(r, "unknown")
-    found = {x["agent_id"]: (x["final_pnl"], x["final_balance"]) for x in rows_of(engine, tables.trajectories)}
+    found = {x["agent_id"]: (x["final_pnl"], x["final_balance"]) for x in rows_of(engine, game_tables.trajectories)}
     assert found == {"zero": (0.0, 0.0), "unknown": (None, None)}
 
 
@@ -126,24 +126,24 @@ def test_a_trajectory_whose_calls_cannot_be_written_is_not_written_either(engine
         conn.execute(sa.text("DROP TABLE llm_call_logs"))
     with pytest.raises(sa.exc.ProgrammingError):
         r.end_trajectory(t)
-    assert rows_of(engine, tables.trajectories) == []
+    assert rows_of(engine, game_tables.trajectories) == []
 
 
 def test_a_batch_is_one_transaction_and_an_error_inside_writes_nothing(engine: sa.Engine) -> None:
     r = TrajectoryRecorder(engine, clock=Clock())
     with r.batch():
         record(r)
-        assert rows_of(engine, tables.trajectories) == []
+        assert rows_of(engine, game_tables.trajectories) == []
         with r.batch():
             record(r)
-        assert rows_of(engine, tables.trajectories) == []
-    assert len(rows_of(engine, tables.trajectories)) == len(rows_of(engine, tables.llm_call_logs)) == 2
+        assert rows_of(engine, game_tables.trajectories) == []
+    assert len(rows_of(engine, game_tables.trajectories)) == len(rows_of(engine, game_tables.llm_call_logs)) == 2
     with pytest.raises(DataError, match="not open"), r.batch():  # noqa: PT012
         record(r)
         r.end_trajectory("nobody")
-    assert len(rows_of(engine, tables.trajectories)) == 2
+    assert len(rows_of(engine, game_tables.trajectories)) == 2
     record(r)
-    assert len(rows_of(engine, tables.trajectories)) == 3
+    assert len(rows_of(engine, game_tables.trajectories)) == 3
 
 
 def test_a_batch_played_again_writes_nothing_twice(engine: sa.Engine) -> None:
@@ -151,7 +151,7 @@ def test_a_batch_played_again_writes_nothing_twice(engine: sa.Engine) -> None:
         r = TrajectoryRecorder(engine, clock=Clock())
         with r.batch():
             record(r)
-    assert len(rows_of(engine, tables.trajectories)) == len(rows_of(engine, tables.llm_call_logs)) == 1
+    assert len(rows_of(engine, game_tables.trajectories)) == len(rows_of(engine, game_tables.llm_call_logs)) == 1
 
 
 def test_a_batch_that_another_writer_is_just_committing_writes_nothing_twice(engine: sa.Engine) -> None:
@@ -162,14 +162,14 @@ def test_a_batch_that_another_writer_is_just_committing_writes_nothing_twice(eng
     rows = [a_row(f"agent-{i}", trajectory_id=f"t{i}") for i in range(3)]
     with ThreadPoolExecutor(1) as pool, engine.connect() as first, engine.connect() as watch:
         first.begin()
-        assert insert_new(first, tables.trajectories, rows, key="trajectory_id") == 3
+        assert insert_new(first, game_tables.trajectories, rows, key="trajectory_id") == 3
         more = [*rows, a_row("late", trajectory_id="t3")]
         second = pool.submit(lambda: _insert(engine, more))
         while not watch.scalar(waiting) and not second.done():
             watch.rollback()
         first.commit()
         assert second.result(10) == 1
-    assert sorted(x["agent_id"] for x in rows_of(engine, tables.trajectories)) == [
+    assert sorted(x["agent_id"] for x in rows_of(engine, game_tables.trajectories)) == [
         "agent-0",
         "agent-1",
         "agent-2",
@@ -184,9 +184,9 @@ def test_another_trajectory_under_a_taken_id_is_refused_and_not_lost(engine: sa.
     r = TrajectoryRecorder(engine, clock=Clock())
     with pytest.raises(DataError, match="different"), r.batch() if batched else nullcontext():
         record(r, "second")
-    assert [x["agent_id"] for x in rows_of(engine, tables.trajectories)] == ["first"]
+    assert [x["agent_id"] for x in rows_of(engine, game_tables.trajectories)] == ["first"]
     record(TrajectoryRecorder(engine, clock=Clock(), new_id=SnowflakeIds(Clock(), worker=1)), "second")
-    assert len(rows_of(engine, tables.trajectories)) == 2
+    assert len(rows_of(engine, game_tables.trajectories)) == 2
 
 
 def test_1500_rows_and_calls_take_under_a_second(engine: sa.Engine) -> None:
@@ -196,7 +196,7 @@ def test_1500_rows_and_calls_take_under_a_second(engine: sa.Engine) -> None:
         for i in range(1500):
             record(r, f"agent-{i % 8}", "x" * 500)
     assert perf_counter() - began < 1.0
-    assert len(rows_of(engine, tables.llm_call_logs)) == 1500
+    assert len(rows_of(engine, game_tables.llm_call_logs)) == 1500
 
 
 def test_ids_are_decimal_above_2_to_53_distinct_and_rising() -> None:
@@ -209,8 +209,8 @@ def test_ids_are_decimal_above_2_to_53_distinct_and_rising() -> None:
 
 def test_text_that_postgres_cannot_hold_is_replaced_not_refused(engine: sa.Engine) -> None:
     record(TrajectoryRecorder(engine, clock=Clock()), response="a\ud83db\x00c😀")
-    (log,) = rows_of(engine, tables.llm_call_logs)
-    (row,) = rows_of(engine, tables.trajectories)
+    (log,) = rows_of(engine, game_tables.llm_call_logs)
+    (row,) = rows_of(engine, game_tables.trajectories)
     assert log["response"] == json.loads(row["steps_json"])[0]["llmCalls"][0]["response"] == "a\ufffdb\ufffdc😀"
 
 
@@ -236,4 +236,4 @@ def test_misuse_is_told_in_one_sentence(engine: sa.Engine) -> None:
 
 def _insert(engine: sa.Engine, rows: list[Json]) -> int:
     with engine.begin() as conn:
-        return insert_new(conn, tables.trajectories, rows, key="trajectory_id")
+        return insert_new(conn, game_tables.trajectories, rows, key="trajectory_id")

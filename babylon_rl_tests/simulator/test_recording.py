@@ -14,20 +14,10 @@ from babylon_rl.simulator.recording import record_play
 from babylon_rl.simulator.spawn import Cast, free_windows, spawn
 from babylon_rl.source.outcomes import read_outcomes, sync_window_outcomes
 from babylon_rl.windows import HourWindow
+from babylon_rl_tests.factories import GUIDE_SQL
 
 FIRST = HourWindow.parse("2025-01-15T00:00")
 NOW = datetime(2025, 1, 20, tzinfo=UTC)
-GUIDE_SQL = """
-SELECT
-  window_id,
-  COUNT(DISTINCT agent_id) as agents,
-  AVG(final_pnl) as avg_pnl
-FROM trajectories
-WHERE window_id IS NOT NULL
-GROUP BY window_id
-ORDER BY window_id DESC
-LIMIT 5;
-"""
 
 
 def played(windows: int = 2, *, learner: bool = True) -> list[Playthrough]:
