@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from judging_factories import KEY, Pair, a_pair, a_ruler, an_action, reversed_pair, with_decisions
 
@@ -26,7 +27,7 @@ def member_changed(**change: Any) -> Callable[[Pair], Pair]:
 def turn_changed(**change: Any) -> Callable[[Pair], Pair]:
     def changed(p: Pair) -> Pair:
         first = p[0].members[0]
-        turned = replace(first, turns=(replace(first.turns[0], **change), *first.turns[1:]))
+        turned = replace(first, turns=(msgspec.structs.replace(first.turns[0], **change), *first.turns[1:]))
         return replace(p[0], members=(turned, *p[0].members[1:])), p[1]
 
     return changed
