@@ -3,14 +3,12 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import zstandard
 
 T = TypeVar("T")
-
-_LEVEL: Final = 3
 
 
 def to_json(value: Any) -> bytes:
@@ -38,17 +36,24 @@ def digest(value: Any, *, depth: int = 0) -> str:
 
 
 def pack(value: Any, *, depth: int = 0) -> bytes:
-    """Canonical JSON in zstd, for a `bytea` column (6× smaller than jsonb and 10× faster to write); `depth` as above."""
-    size = sum(map(len, pieces(value, depth)))
-    packer = zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True).compressobj(size=size)
+    """Canonical JSON in zstd, for a `bytea` column (6× smaller than jsonb and 10× faster to write).
+
+    `depth` as above; a value taken apart is encoded twice, because zstd writes its size first.
+    """
+    if not depth:
+        return _packer().compress(to_json(value))
+    packer = _packer().compressobj(size=sum(map(len, pieces(value, depth))))
     return b"".join([*map(packer.compress, pieces(value, depth)), packer.flush()])
 
 
 def pack_with_digest(value: Any) -> tuple[bytes, str]:
     """`pack` and `digest` of one value for the price of encoding it once."""
     data = to_json(value)
-    packed = zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True).compress(data)
-    return packed, hashlib.sha256(data).hexdigest()
+    return _packer().compress(data), hashlib.sha256(data).hexdigest()
+
+
+def _packer() -> zstandard.ZstdCompressor:
+    return zstandard.ZstdCompressor(level=3, write_content_size=True)
 
 
 def unpack(data: bytes, type_: type[T]) -> T:

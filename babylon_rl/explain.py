@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
 
 from babylon_rl.errors import DataError
 from babylon_rl.source import tables as t
-from babylon_rl.source.sql import window_of
+from babylon_rl.source.sql import find_spelling, select_named, window_of
 from babylon_rl.training.rewards import rank_rewards
 from babylon_rl.types import Disposition, Judgment, Trajectory, TrajectoryGroup, policy_name
 from babylon_rl.verdicts import verdicts_of
@@ -36,7 +36,6 @@ _REASONS: Final[Mapping[str, str]] = {
     "bad_time": "it starts at no instant of a calendar (infinity, BC, after 9999)",
     "lone_surrogate": "a text that would train holds half an emoji, which UTF-8 cannot carry",
 }
-_FIRST, _LAST = sa.text("timestamp '0001-01-01'"), sa.text("timestamp '9999-12-31'")
 _SET_ASIDE: Final = ("quarantined", "excluded")
 
 
@@ -268,27 +267,8 @@ _DISPOSITION: Final = ("source_id", "trajectory_id", "agent_id", "window_id", "d
 
 
 def _game_row(game: sa.Engine, name: str) -> _GameRow | None:
-    """By id, else by trajectory id, in whichever spelling the catalog shows."""
     with game.connect() as conn:
-        columns = set(
-            conn.scalars(
-                sa.text("""SELECT attname FROM pg_attribute
-                           WHERE attrelid = to_regclass('trajectories') AND attnum > 0 AND NOT attisdropped""")
-            )
-        )
-        if not columns:
-            return None
-        names = ("id", "trajectory_id", "agent_id", "window_id", "start_time", "end_time")
-        spelled = {n: n if n in columns else _camel(n) for n in names}
-        picked = [_clamped(sa.column(spelled[n])) if n.endswith("_time") else sa.column(spelled[n]) for n in names]
-        own: sa.ColumnElement[str] = sa.column("id")
-        theirs: sa.ColumnElement[str] = sa.column(spelled["trajectory_id"])
-        query = (
-            sa.select(*(p.label(n) for p, n in zip(picked, names, strict=True)))
-            .select_from(sa.table("trajectories"))
-            .where(sa.or_(own == name, theirs == name))
-        )
-        found = conn.execute(query.order_by((own == name).desc())).mappings().first()
+        found = conn.exec_driver_sql(select_named(find_spelling(conn)), {"name": name}).mappings().first()
     if found is None:
         return None
     return _GameRow(
@@ -296,14 +276,9 @@ def _game_row(game: sa.Engine, name: str) -> _GameRow | None:
         trajectory_id=found["trajectory_id"],
         agent_id=found["agent_id"],
         own_window_id=found["window_id"],
-        start_at=_utc(found["start_time"]),
-        end_at=None if found["end_time"] is None else _utc(found["end_time"]),
+        start_at=found["start_time"].replace(tzinfo=UTC),
+        end_at=None if found["end_time"] is None else found["end_time"].replace(tzinfo=UTC),
     )
-
-
-def _clamped(instant: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-    """`infinity` and BC as the calendar's ends: Python has nothing beyond them."""
-    return sa.case((instant.is_not(None), sa.func.greatest(sa.func.least(instant, _LAST), _FIRST)))
 
 
 def _consumers(workspace: Workspace, window: HourWindow) -> tuple[list[tuple[str, int, str]], list[tuple[str, int]]]:
@@ -327,15 +302,5 @@ def _counted(ends: Sequence[Disposition]) -> str:
     return ", ".join(f"{n} {what}" for what, n in sorted(counts.items()))
 
 
-def _camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(r.capitalize() for r in rest)
-
-
 def _minute(at: datetime) -> str:
     return f"{at:%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _utc(at: Any) -> datetime:
-    moment: datetime = at
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from babylon_rl.errors import ConfigError
 from babylon_rl.settings import Settings
-from babylon_rl.source.database import dagster_url
+from babylon_rl.source.database import event_log_url
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def prepare_dagster(settings: Settings) -> dict[str, str]:
     variables = {
         "BABYLON_HOME": str(settings.home),
         "DAGSTER_HOME": str(home),
-        "BABYLON_DAGSTER_URL": dagster_url(settings),
+        "BABYLON_DAGSTER_URL": event_log_url(settings),
         "DAGSTER_EVENT_BATCH_SIZE": "1000",
         "DAGSTER_DISABLE_TELEMETRY": "yes",
     }

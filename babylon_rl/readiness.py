@@ -1,6 +1,6 @@
 """Is there enough to train on? `check-windows` answers in one table, one line, and an exit status."""
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -167,6 +167,13 @@ def recorded_but_not_judged(workspace: Workspace, *, min_agents: int) -> list[Ho
     with workspace.store.engine.connect() as conn:
         found = list(conn.scalars(query, {"n": min_agents, "lineage": workspace.ledger.lineage}))
     return HourWindow.parse_all(found)
+
+
+def changes_of(workspace: Workspace, windows: Sequence[HourWindow]) -> int:
+    """How often rows of `windows` were seen to change, all together: rises with every late or rewritten row."""
+    query = sa.text("SELECT coalesce(sum(changes), 0)::int FROM babylon_rl.window_summary WHERE window_id = ANY(:w)")
+    with workspace.store.engine.connect() as conn:
+        return int(conn.scalar(query, {"w": [str(w) for w in windows]}))
 
 
 def contiguous(windows: list[HourWindow], *, gap: int = 6) -> list[tuple[HourWindow, HourWindow]]:

@@ -3,9 +3,11 @@
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from babylon_rl.source import steps
 from babylon_rl.source.steps import BadRowError, parse_steps, parse_steps_slowly
 from babylon_rl.source.stitching import LONGEST_TEXT, stitch
 from babylon_rl_tests.factories import a_json_call, a_json_step, a_source_row, a_step
@@ -32,9 +34,20 @@ def result(parse: Any, text: bytes) -> Any:
     st.sets(st.sampled_from(STEP_KEYS), max_size=2),
 )
 def test_both_ways_through_a_step_say_the_same(step: dict[str, Any], call: dict[str, Any], missing: set[str]) -> None:
-    steps = [{"llmCalls": [a_json_call(**call)], **{k: v for k, v in a_json_step(**step).items() if k not in missing}}]
-    text = json.dumps(steps).encode()
+    given_steps = [
+        {"llmCalls": [a_json_call(**call)], **{k: v for k, v in a_json_step(**step).items() if k not in missing}}
+    ]
+    text = json.dumps(given_steps).encode()
     assert result(parse_steps, text) == result(parse_steps_slowly, text)
+
+
+def test_a_sound_row_goes_the_quick_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(text: Any) -> Any:
+        raise AssertionError(f"read slowly: {bytes(text)[:80]!r}")
+
+    monkeypatch.setattr(steps, "parse_steps_slowly", slowly)
+    sound = [a_json_step(0), a_json_step(1, reward=None, stepId="s", observation={"a": 1}, llmCalls=[])]
+    assert len(parse_steps(memoryview(json.dumps(sound).encode()))) == 2
 
 
 def test_parameters_of_a_megabyte_are_cut_for_the_judge_and_what_was_said_never_is() -> None:

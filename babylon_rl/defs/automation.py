@@ -12,13 +12,14 @@ import dagster as dg
 
 from babylon_rl.defs.assets import ASSETS, WINDOW_ASSETS
 from babylon_rl.defs.checks import CHECKS
-from babylon_rl.readiness import contiguous, recorded_but_not_judged
+from babylon_rl.readiness import changes_of, contiguous, recorded_but_not_judged
 from babylon_rl.windows import HourWindow
 from babylon_rl.workspace import Workspace
 
 MAX_ATTEMPTS: Final = 3
 STEP_TAG: Final = "babylon_rl/step"
 MISSED_TAG: Final = "babylon_rl/missed_windows"
+ASKED_TAG: Final = "babylon_rl/asked_for"
 RANGE_START: Final = "dagster/asset_partition_range_start"
 RANGE_END: Final = "dagster/asset_partition_range_end"
 WINDOWS_PER_RUN: Final = 200
@@ -68,14 +69,22 @@ def prepare_missed_windows(
     runs = context.instance.get_runs(filters=dg.RunsFilter(tags={MISSED_TAG: "yes"}), limit=20)
     if any(not r.is_finished for r in runs):
         return dg.SkipReason("a run over missed windows is under way")
-    first, last = contiguous(pending)[0]
-    last = min(last, first.next(WINDOWS_PER_RUN - 1))
-    failures = sum(r.is_failure_or_canceled and r.tags.get(RANGE_START) == str(first) for r in runs)
-    if failures >= MAX_ATTEMPTS:
-        return dg.SkipReason(f"preparing {first} failed {failures} times; look at its last run and mend the cause")
-    return dg.RunRequest(
-        run_key=f"missed/{first}/{last}/{len(pending)}/{failures}",
-        tags={MISSED_TAG: "yes", RANGE_START: str(first), RANGE_END: str(last)},
+    failed: list[str] = []
+    for first, last in contiguous(pending):
+        last = min(last, first.next(WINDOWS_PER_RUN - 1))
+        asked_for = [w for w in pending if first <= w <= last]
+        # Rows that come later make another version of the same windows: asked for again, and under another key.
+        asked = f"{first}/{last}/{len(asked_for)}/{changes_of(workspace, asked_for)}"
+        tried = context.instance.get_runs(filters=dg.RunsFilter(tags={ASKED_TAG: asked}))
+        failures = sum(r.is_failure_or_canceled for r in tried)
+        if failures < MAX_ATTEMPTS:
+            return dg.RunRequest(
+                run_key=f"missed/{asked}/{failures}",
+                tags={MISSED_TAG: "yes", ASKED_TAG: asked, RANGE_START: str(first), RANGE_END: str(last)},
+            )
+        failed.append(str(first))  # its neighbours in time do not wait for it
+    return dg.SkipReason(
+        f"preparing {', '.join(failed)} failed {MAX_ATTEMPTS} times; look at the last run and mend the cause"
     )
 
 

@@ -45,7 +45,7 @@ def platform_url(settings: Settings) -> str:
     return normalise(settings.platform_url.get_secret_value(), "BABYLON_PLATFORM_URL")
 
 
-def dagster_url(settings: Settings) -> str:
+def event_log_url(settings: Settings) -> str:
     """Dagster's own database: `BABYLON_DAGSTER_URL`, else `dagster` on the embedded server.
 
     Dagster's tables never go into the game's database, whoever owns that.

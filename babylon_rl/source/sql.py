@@ -242,6 +242,24 @@ def select_window_ids(spelling: Spelling) -> str:
     )
 
 
+def select_named(spelling: Spelling) -> str:
+    """Whose a row is and when it was, by its id or its trajectory id, the former first. Parameter: `name`.
+
+    An instant beyond Python's calendar is given as the calendar's end.
+    """
+    c = spelling.trajectories
+    names = ", ".join(f'{c[n]}::text AS "{n}"' for n in ("id", "trajectory_id", "agent_id", "window_id"))
+    # greatest and least pass over nulls, and would make an unknown end one of the calendar's.
+    times = ", ".join(
+        f"CASE WHEN {c[n]} IS NOT NULL THEN greatest(least({c[n]}::timestamp, '9999-12-31'), '0001-01-01') END AS \"{n}\""
+        for n in ("start_time", "end_time")
+    )
+    return (
+        f"SELECT {names}, {times} FROM trajectories "  # noqa: S608  # constants of this module
+        f"WHERE {c['id']} = %(name)s OR {c['trajectory_id']} = %(name)s ORDER BY {c['id']} = %(name)s DESC LIMIT 1"
+    )
+
+
 def select_calls(spelling: Spelling) -> str:
     """The logged calls of some trajectories, in time order. Parameter: `trajectory_ids`, an array."""
     c = spelling.llm_call_logs

@@ -8,6 +8,7 @@ from dagster_factories import FIRST, spawn_windows
 from babylon_rl.defs.automation import RANGE_END, RANGE_START, STEP_TAG, prepare_missed_windows, train_when_ready
 from babylon_rl.defs.run import Runner
 from babylon_rl.workspace import Workspace
+from babylon_rl_tests.factories import insert_row
 
 
 def tick(instance: dg.DagsterInstance, workspace: Workspace) -> dg.RunRequest | dg.SkipReason:
@@ -90,6 +91,40 @@ def test_windows_that_the_schedule_missed_are_prepared_by_one_range_run(
     runner.materialize("windows", FIRST, FIRST.next(2), resources=resources)
     assert isinstance(missed(runner.instance, workspace), dg.SkipReason)
     assert isinstance(tick(runner.instance, workspace), dg.RunRequest)
+
+
+def test_a_window_to_which_rows_come_late_twice_is_asked_for_each_time(
+    workspace: Workspace, runner: Runner, resources: dict[str, object]
+) -> None:
+    """Guards the key: Dagster launches one run per key, ever."""
+    spawn_windows(workspace, 1)
+    keys = []
+    for nth in range(3):
+        asked = missed(runner.instance, workspace)
+        assert isinstance(asked, dg.RunRequest)
+        keys.append(asked.run_key)
+        runner.materialize("windows", FIRST, FIRST, resources=resources)
+        assert isinstance(missed(runner.instance, workspace), dg.SkipReason)
+        insert_row(workspace.game, "late", window=FIRST, tick=nth)
+    assert len(set(keys)) == 3
+
+
+def test_a_range_that_keeps_failing_does_not_hold_up_others(workspace: Workspace, instance: dg.DagsterInstance) -> None:
+    spawn_windows(workspace, 1)
+    spawn_windows(workspace, 1, first=FIRST.next(24))
+    for _ in range(3):
+        asked = missed(instance, workspace)
+        assert isinstance(asked, dg.RunRequest)
+        assert asked.tags[RANGE_START] == str(FIRST)
+        instance.create_run_for_job(_job(), tags=asked.tags, status=dg.DagsterRunStatus.FAILURE)
+    asked = missed(instance, workspace)
+    assert isinstance(asked, dg.RunRequest)
+    assert asked.tags[RANGE_START] == str(FIRST.next(24))
+    for _ in range(3):
+        instance.create_run_for_job(_job(), tags=asked.tags, status=dg.DagsterRunStatus.FAILURE)
+    said = missed(instance, workspace)
+    assert isinstance(said, dg.SkipReason)
+    assert f"preparing {FIRST}, {FIRST.next(24)} failed 3 times" in str(said.skip_message)
 
 
 def test_a_window_that_cannot_be_judged_is_not_asked_for_for_ever(

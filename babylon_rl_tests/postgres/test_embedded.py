@@ -16,7 +16,7 @@ import pytest
 
 from babylon_rl.errors import ConfigError
 from babylon_rl.settings import Settings
-from babylon_rl.source.database import connect, dagster_url, game_url, normalise, platform_url
+from babylon_rl.source.database import connect, event_log_url, game_url, normalise, platform_url
 from babylon_rl.source.embedded import ensure_database, ensure_server, stop_server
 
 START = (
@@ -152,10 +152,10 @@ def test_dagster_has_a_database_of_its_own_even_beside_an_external_game(home: Pa
         DATABASE_URL="postgresql+asyncpg://u:p@db.example:5432/game?schema=public&pgbouncer=true",
     )
     assert game_url(settings) == platform_url(settings) == "postgresql://u:p@db.example:5432/game"
-    url = dagster_url(settings)
+    url = event_log_url(settings)
     assert query(url, "SELECT current_database()") == "dagster"
     assert query(url, "SHOW synchronous_commit") == "off"
-    assert dagster_url(settings.model_copy(update={"dagster_url": None})) == url
+    assert event_log_url(settings.model_copy(update={"dagster_url": None})) == url
 
 
 def test_sessions_speak_utc_whatever_the_database_says(empty_database_url: str) -> None:

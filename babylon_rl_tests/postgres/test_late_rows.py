@@ -1,6 +1,7 @@
 """Rows that come late or change afterwards cost exactly their own window, and never a silent training."""
 
 import asyncio
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -224,6 +225,19 @@ def test_a_commit_that_comes_later_than_younger_ones_is_counted(w: Workspace) ->
         slow.commit()
     refresh(w.game, w.store.engine)
     assert agents(w, FIRST) == 7
+
+
+def test_readiness_of_an_unchanged_history_reads_no_row_of_it(w: Workspace) -> None:
+    """It costs the same at a million rows as at a thousand, because it does not look at them."""
+    asked: list[str] = []
+    readiness(w, min_agents=5, min_windows=3, now=NOW)
+    sa.event.listen(w.game, "before_cursor_execute", lambda _c, _cur, statement, *_: asked.append(statement))
+    readiness(w, min_agents=5, min_windows=3, now=NOW)
+    assert asked
+    assert [s for s in asked if re.search(r"(FROM|JOIN) trajectories", s)] == []
+    insert_rows(w.game, [a_row("late", window=FIRST)])
+    readiness(w, min_agents=5, min_windows=3, now=NOW)
+    assert any(re.search(r"(FROM|JOIN) trajectories", s) for s in asked)
 
 
 def test_the_summary_says_what_a_count_over_all_rows_says(w: Workspace) -> None:

@@ -121,3 +121,16 @@ def test_the_guides_sql_runs_as_printed(engine: sa.Engine) -> None:
     with engine.connect() as conn:
         rows = conn.exec_driver_sql(GUIDE_SQL)
         assert list(rows.keys()) == ["window_id", "agents", "avg_pnl"]
+
+
+def test_what_is_long_is_stored_by_lz4_or_as_it_is_and_never_by_pglz(engine: sa.Engine) -> None:
+    """pglz takes several times as long as writing; lz4 where the server has it, looked up and not assumed."""
+    columns = sa.text("""
+        SELECT attname, attstorage::text, attcompression::text FROM pg_attribute
+        WHERE attrelid IN (to_regclass('trajectories'), to_regclass('llm_call_logs'))
+          AND attname IN ('steps_json', 'system_prompt', 'user_prompt', 'response')""")
+    lz4 = sa.text("SELECT 'lz4' = ANY(enumvals) FROM pg_settings WHERE name = 'default_toast_compression'")
+    with engine.connect() as conn:
+        how = ("x", "l") if conn.scalar(lz4) else ("e", "")
+        found = {name: (storage, compression) for name, storage, compression in conn.execute(columns)}
+    assert found == dict.fromkeys(("steps_json", "system_prompt", "user_prompt", "response"), how)

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from babylon_rl.errors import DataError
-from babylon_rl.source import game_tables
+from babylon_rl.source import game_tables, staging
 from babylon_rl.source.reader import read_window
 from babylon_rl.source.recorder import SnowflakeIds, TrajectoryRecorder
 from babylon_rl.source.staging import insert_new
@@ -152,6 +152,11 @@ def test_a_batch_played_again_writes_nothing_twice(engine: sa.Engine) -> None:
         with r.batch():
             record(r)
     assert len(rows_of(engine, game_tables.trajectories)) == len(rows_of(engine, game_tables.llm_call_logs)) == 1
+
+
+def test_a_new_batch_goes_straight_into_the_table(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "_copy_around", None)
+    assert _insert(engine, [a_row("a"), a_row("b")]) == 2
 
 
 def test_a_batch_that_another_writer_is_just_committing_writes_nothing_twice(engine: sa.Engine) -> None:
