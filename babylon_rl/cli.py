@@ -18,6 +18,7 @@ from rich.table import Table
 from babylon_rl.cli_data import app as data_commands
 from babylon_rl.cli_judging import app as judging_commands
 from babylon_rl.errors import BabylonRLError
+from babylon_rl.report import words
 from babylon_rl.settings import Settings
 from babylon_rl.windows import HourWindow
 
@@ -114,7 +115,7 @@ def spawn_test_agents(
             )  # fmt: skip
     console.print(
         f"{len(done.windows)} window{'s' * (len(done.windows) != 1)} played by {agents} agents ({policy}): "
-        f"{done.windows[0]} to {done.windows[-1]}, {done.rows} rows, mean P&L ${done.mean_pnl_usd:,.2f}",
+        f"{done.windows[0]} to {done.windows[-1]}, {done.rows} rows, mean P&L {words.money(done.mean_pnl_usd)}",
         highlight=False,
     )
     console.print("next: babylon-rl sync-outcomes --hours 24", highlight=False)
@@ -160,7 +161,7 @@ def check_windows(
     for column in table.columns[1:4]:
         column.justify = "right"
     for line in reversed(found.lines):
-        pnl = "unknown" if line.avg_pnl_usd is None else f"${line.avg_pnl_usd:,.2f}"
+        pnl = "unknown" if line.avg_pnl_usd is None else words.money(line.avg_pnl_usd)
         table.add_row(
             line.window_id, str(line.agents), str(line.rows), pnl, "yes" if line.outcomes else "no", line.state
         )
@@ -263,8 +264,27 @@ def materialize(
                 console.print(
                     f"{', '.join(chosen)}: {ran.materializations} materializations, {ran.failed_checks} failed checks, "
                     f"run {ran.run_id[:8]}",
-                    highlight=False,
-                )
+                    highlight=False, soft_wrap=True,
+                )  # fmt: skip
+    _say_where_rows_ended(settings, start, end)
+
+
+def _say_where_rows_ended(settings: Settings, start: HourWindow, end: HourWindow) -> None:
+    from babylon_rl.report import dispositions
+    from babylon_rl.workspace import open_workspace
+
+    windows = list(start.until(end))
+    with open_workspace(settings) as workspace:
+        ends = dispositions.read_ends(workspace.store.engine, windows)
+        judged = sum(workspace.store.judgment(w) is not None for w in windows)
+    rows = dispositions.table(ends)
+    said = ", ".join(f"{r['rows']:,} {r['disposition']} ({r['reason']})" for r in rows) or "none"
+    console.print(f"{words.count(sum(e.total for e in ends), 'row')}: {said}", highlight=False, soft_wrap=True)
+    console.print(f"{judged} of {words.count(len(windows), 'window')} judged", highlight=False)
+    if rows:
+        console.print(
+            "next: babylon-rl check-windows; babylon-rl explain ROW_ID tells one row's story", highlight=False
+        )
 
 
 @app.command("make-base-policy")
@@ -320,26 +340,6 @@ def up(
     upgrade(settings)
     console.print(f"Dagster's UI: http://{host}:{port}   (Ctrl-C stops it)", highlight=False)
     raise typer.Exit(run(settings, port=port, host=host))
-
-
-@app.command("db-url")
-def db_url() -> None:
-    """Print the game database's URL, for psql "$(babylon-rl db-url)"."""
-    from babylon_rl.source.database import game_url
-
-    sys.stdout.write(game_url(_settings()) + "\n")
-
-
-@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
-def psql(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
-    """Open the game database in psql; arguments go through: babylon-rl psql -c "SELECT 1"."""
-    import os
-
-    from babylon_rl.source.database import game_url
-    from babylon_rl.source.embedded import binary
-
-    program = str(binary("psql"))
-    os.execv(program, [program, game_url(_settings()), *(arguments or [])])  # noqa: S606  no shell on purpose
 
 
 @app.command()

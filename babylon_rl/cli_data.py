@@ -1,5 +1,7 @@
-"""The commands that hand data out: `export` and `explain`. `cli.py` puts them beside the others."""
+"""The commands that hand data out: `export`, `explain`, `db-url`, `psql`. `cli.py` puts them beside the others."""
 
+import os
+import sys
 from enum import StrEnum
 from typing import Annotated
 
@@ -86,3 +88,29 @@ def explain(
     with open_workspace(settings) as workspace:
         for sentence in run(workspace, row_or_trajectory_id):
             console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command("db-url")
+def db_url(
+    platform: Annotated[bool, typer.Option("--platform", help="Where schema babylon_rl lives instead.")] = False,
+) -> None:
+    """Print the game database's URL, for psql "$(babylon-rl db-url)"."""
+    from babylon_rl.source.database import game_url, platform_url
+
+    sys.stdout.write((platform_url if platform else game_url)(Settings.load()) + "\n")
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
+def psql(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+    """Open the game database in psql; arguments go through: babylon-rl psql -c "SELECT 1".
+
+    `--platform` as the first argument opens the database in which schema babylon_rl lives, where that is another.
+    """
+    from babylon_rl.source.database import game_url, platform_url
+    from babylon_rl.source.embedded import binary
+
+    program, through = str(binary("psql")), list(arguments or [])
+    url = game_url
+    if through[:1] == ["--platform"]:
+        url, through = platform_url, through[1:]
+    os.execv(program, [program, url(Settings.load()), *through])  # noqa: S606  no shell on purpose

@@ -18,6 +18,7 @@ from babylon_rl import evaluation
 from babylon_rl.errors import ConfigError
 from babylon_rl.judging.open import open_judge
 from babylon_rl.policy.process import running_server
+from babylon_rl.report import words
 from babylon_rl.report.data import (
     CurvePoint,
     DemoReport,
@@ -149,7 +150,7 @@ class _Loop:
         with self.run.phase("evaluate", "base policy", total=decisions) as phase:
             self.watch.phase = phase
             result = evaluation.evaluate_checkpoint(self.workspace, 0, on_decision=self.watch.decided)
-            phase.note(f"mean ${result.base.mean_pnl_usd:,.0f}")
+            phase.note(f"mean {words.money(result.base.mean_pnl_usd, digits=0)}")
 
     def evaluate_sampled(self) -> evaluation.Comparison | None:
         """Base and last checkpoint once more at the exploring temperature, where they differ from greedy play."""
@@ -192,7 +193,7 @@ class _Loop:
             rows = evaluation.curve(workspace)
             lift = paired_bootstrap(rows[0].result.pnl_usd, rows[-1].result.pnl_usd)
             phase.note(
-                f"${rows[-1].result.mean_pnl_usd:,.0f}, lift {lift.mean:+,.0f} [{lift.lo:+,.0f}, {lift.hi:+,.0f}]"
+                f"{words.money(rows[-1].result.mean_pnl_usd, digits=0)}, lift {lift.mean:+,.0f} [{lift.lo:+,.0f}, {lift.hi:+,.0f}]"
             )
 
     def _play(self, iteration: int, of: str) -> None:
@@ -219,7 +220,7 @@ class _Loop:
                 windows_at_once=len(windows),
                 on_decision=self.watch.decided,
             )
-            phase.note(f"{spawned.rows:,} rows, mean ${spawned.mean_pnl_usd:+,.0f}")
+            phase.note(f"{spawned.rows:,} rows, mean {words.money(spawned.mean_pnl_usd, digits=0)}")
 
 
 def _refuse_foreign_training(workspace: Workspace, plan: DemoPlan) -> None:

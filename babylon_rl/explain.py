@@ -13,6 +13,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from babylon_rl.errors import DataError
+from babylon_rl.report import words
 from babylon_rl.source import tables as t
 from babylon_rl.source.sql import find_spelling, select_named, window_of
 from babylon_rl.training.rewards import rank_rewards
@@ -181,7 +182,7 @@ def _trajectory_and_after(workspace: Workspace, window: HourWindow, agent_id: st
 
 def _stitched(x: Trajectory) -> str:
     rows, turns = len(x.row_ids), len(x.turns)
-    pnl = "unknown" if x.pnl_usd is None else f"${x.pnl_usd:,.2f}"
+    pnl = "unknown" if x.pnl_usd is None else words.money(x.pnl_usd)
     spoke = ", ".join(sorted({v.policy_version or "an unnamed policy" for v in x.turns}))
     return (
         f"Trajectory {x.trajectory_id} is stitched from {rows} row{'s' * (rows != 1)}: {turns} "

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from babylon_rl.errors import DataError
 from babylon_rl.readiness import contiguous, recorded_but_not_judged
+from babylon_rl.report import words
 from babylon_rl.report.screen import DemoProgress, Phase, progress
 from babylon_rl.types import Checkpoint
 from babylon_rl.windows import HourWindow
@@ -155,7 +156,7 @@ def _tell_windows(workspace: Workspace, batch: list[str], console: Console) -> N
         values = [s.value for s in judgment.scores]
         best = max(judgment.scores, key=lambda s: (s.value, s.trajectory_id))
         pnl = next(m.pnl_usd for m in hindsight.members if m.trajectory_id == best.trajectory_id)
-        money = "unknown" if pnl is None else f"${pnl:,.2f}"
+        money = "unknown" if pnl is None else words.money(pnl)
         mean = sum(values) / len(values)
         agent = best.trajectory_id.split("/", 1)[-1]
         for line in (

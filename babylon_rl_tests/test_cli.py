@@ -1,12 +1,16 @@
 """The guide's commands, run as a person runs them: each as a process of its own."""
 
+import os
 import re
 import subprocess
 import sys
 
 import sqlalchemy as sa
 
-from babylon_rl_tests.factories import GUIDE_SQL
+from babylon_rl.source.embedded import ensure_database
+from babylon_rl.windows import HourWindow
+from babylon_rl_tests.conftest import drop_database
+from babylon_rl_tests.factories import GUIDE_SQL, insert_row
 
 
 def run(house: dict[str, str], *arguments: str, status: int = 0) -> str:
@@ -42,7 +46,7 @@ def test_the_guides_quick_start_leads_to_a_checkpoint(house: dict[str, str], eng
     assert "ITERATION 1/2" in said
     assert "Found 5 simultaneous agents" in said
     assert re.search(r"RULER scores: min=0\.\d\d, max=0\.\d\d, avg=0\.\d\d", said)
-    assert re.search(r"Best: agent-\d-\w+ \(score: 0\.\d\d, P&L: \$-?[\d,]+\.\d\d\)", said)
+    assert re.search(r"Best: agent-\d-\w+ \(score: 0\.\d\d, P&L: −?\$[\d,]+\.\d\d\)", said)
     assert "Training on 3 windows... " in said
     assert "Iteration 1 complete! Checkpoint: step 1" in said
     assert "Final step: 1 Checkpoints trained: 1" in said
@@ -87,6 +91,19 @@ def test_the_database_url_opens_the_game(house: dict[str, str]) -> None:
         assert conn.execute("SELECT count(*) FROM trajectories").fetchone() == (0,)
 
 
+def test_psql_opens_our_own_schema_where_it_lives_elsewhere(house: dict[str, str], server_url: str) -> None:
+    name = f"apart_{os.getpid()}"
+    apart = ensure_database(server_url, name)
+    try:
+        there = house | {"BABYLON_PLATFORM_URL": apart}
+        run(there, "migrate")
+        assert f"/{name}?" in run(there, "db-url", "--platform")
+        assert "0 (1 row)" in run(there, "psql", "--platform", "-c", "SELECT count(*) FROM babylon_rl.row_dispositions")
+        assert "0 (1 row)" in run(there, "psql", "-c", "SELECT count(*) FROM trajectories")
+    finally:
+        drop_database(server_url, name)
+
+
 def test_a_judge_is_audited_and_windows_are_judged_again_from_the_command_line(
     house: dict[str, str], engine: sa.Engine
 ) -> None:
@@ -94,9 +111,11 @@ def test_a_judge_is_audited_and_windows_are_judged_again_from_the_command_line(
     assert "truth agreement (tau)" in said
     assert "judge hindsight hindsight-1: fit" in said
     run(house, "spawn-test-agents", "--agents", "5", "--start", "2025-01-15T00:00")
-    run(house, "materialize", "--from", "2025-01-15T00:00", "--to", "2025-01-15T00:00")
+    insert_row(engine, "crashed", window=HourWindow.parse("2025-01-15T00:00"), steps_json="[]")
+    said = run(house, "materialize", "--from", "2025-01-15T00:00", "--to", "2025-01-15T01:00")
+    assert re.search(r"\d+ rows: \d+ grouped \(stitched\).* 1 quarantined \(no_steps\) 1 of 2 windows judged", said)
     said = run(house, "rejudge", "--judge", "hindsight", "--windows", "2025-01-15T00:00..2025-01-15T02:00")
-    assert "1 groups: 0 judged now, 1 judged before, 0 failed, cost $0.0000" in said
+    assert "1 group: 0 judged now, 1 judged before, 0 failed, cost $0.0000" in said
     assert "Rank agreement old/new (Kendall tau, mean over groups): +1.000" in said
     assert "The current judgments stay" in said
     with engine.connect() as conn:

@@ -179,7 +179,7 @@ class DemoProgress:
             self.seconds[name] += spent
             self._bar.remove_task(task)
             mark = ("✓ ", "green") if done else ("✗ ", "red")
-            line = Text.assemble(mark, f"{described:<40} {words.duration(spent):>12}")
+            line = Text.assemble(mark, f"{described:<32} {words.duration(spent):>10}")
             if phase.last_note:
                 line.append(f"   {phase.last_note}", style="dim")
             self._put(line)

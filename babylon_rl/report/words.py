@@ -4,8 +4,10 @@ The headline claims what the interval allows and no more. No layout, no colour, 
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from babylon_rl.report.data import DemoReport
+if TYPE_CHECKING:  # commands that only say an amount do not load what a report is made of
+    from babylon_rl.report.data import DemoReport
 
 MINUS = "−"
 FEW_WINDOWS = 20
@@ -48,7 +50,7 @@ def count(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
-def report_digits(report: DemoReport) -> int:
+def report_digits(report: "DemoReport") -> int:
     """One precision for base, final, oracle and lift, so that they can be compared by eye."""
     return money_digits(
         (
@@ -61,14 +63,14 @@ def report_digits(report: DemoReport) -> int:
     )
 
 
-def interval(report: DemoReport) -> str:
+def interval(report: "DemoReport") -> str:
     """`[+$120, +$260]`."""
     digits = report_digits(report)
     lo, hi = report.lift.ci95
     return f"[{money(lo, digits=digits, signed=True)}, {money(hi, digits=digits, signed=True)}]"
 
 
-def exploring(report: DemoReport) -> str | None:
+def exploring(report: "DemoReport") -> str | None:
     """The comparison at the exploring temperature in one sentence, or None when it was not made."""
     if report.exploring is None:
         return None
@@ -80,12 +82,12 @@ def exploring(report: DemoReport) -> str | None:
     )
 
 
-def headline(report: DemoReport) -> str:
+def headline(report: "DemoReport") -> str:
     """Say the result in one or two plain sentences: more, less, or nothing that can be claimed."""
     return "".join(headline_parts(report))
 
 
-def headline_parts(report: DemoReport) -> tuple[str, str]:
+def headline_parts(report: "DemoReport") -> tuple[str, str]:
     """The headline as the claim and what the claim rests on; joined without a space they are the headline."""
     lift, digits = report.lift, report_digits(report)
     held_out = f"{count(report.windows, 'held-out window')} it never trained on"
@@ -110,7 +112,7 @@ def headline_parts(report: DemoReport) -> tuple[str, str]:
     return claim, f"{evidence}."
 
 
-def caution(report: DemoReport) -> str | None:
+def caution(report: "DemoReport") -> str | None:
     """What a careful reader must know beside the headline, or None."""
     if report.windows < FEW_WINDOWS:
         return (
@@ -120,7 +122,7 @@ def caution(report: DemoReport) -> str | None:
     return None
 
 
-def gap_note(report: DemoReport) -> str:
+def gap_note(report: "DemoReport") -> str:
     """How far training went from base to oracle, as far as the interval lets one say so."""
     share = report.lift.share_of_oracle_gap
     if share is None:
@@ -132,7 +134,7 @@ def gap_note(report: DemoReport) -> str:
     return f"Training went {percent(share)} of the way from base to here."
 
 
-def judged_by(report: DemoReport) -> str:
+def judged_by(report: "DemoReport") -> str:
     """Who scored, in one sentence."""
     if report.judge == "hindsight":
         return (
