@@ -61,6 +61,8 @@ def up(settings: Settings, *, port: int, host: str = "127.0.0.1") -> int:
         The exit status of whichever ended first; 0 when the user stopped us.
     """
     prepare_dagster(settings)
+    # Each load of the definitions would repeat Dagster's beta and preview notices, which are for developers.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
     workspace = Path(__file__).parent.parent / "workspace.yaml"
     commands = [
         [sys.executable, "-m", "dagster_webserver", "-h", host, "-p", str(port), "-w", str(workspace)],

@@ -2,8 +2,13 @@
 
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
+from pathlib import Path
 
 import sqlalchemy as sa
 
@@ -124,3 +129,34 @@ def test_a_judge_is_audited_and_windows_are_judged_again_from_the_command_line(
         house | {"JUDGE_BASE_URL": "http://127.0.0.1:9/v1", "JUDGE_BUDGET_USD": "1"},
         "audit-judge", "--judge", "openai/nobody-knows-me", status=2,
     )  # fmt: skip
+
+
+def test_up_serves_dagster_watches_without_notices_and_ends_at_ctrl_c(house: dict[str, str], tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path / "up.log"
+    with log.open("w") as out:
+        command = [sys.executable, "-m", "babylon_rl.cli", "up", "--port", str(port)]
+        process = subprocess.Popen(command, env=house, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        end = time.monotonic() + 90
+        while not (serves(port) and "prepare_missed_windows skipped" in log.read_text()):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+    said = log.read_text()
+    assert "Traceback" not in said
+    assert not re.search(r"(Beta|Preview|Deprecation)Warning", said)
+
+
+def serves(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/server_info", timeout=10) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
