@@ -148,7 +148,8 @@ def test_up_serves_dagster_watches_without_notices_and_ends_at_ctrl_c(house: dic
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
     finally:
-        process.kill()
+        process.terminate()  # not kill: it takes its children with it
+        process.wait(60)
     said = log.read_text()
     assert "Traceback" not in said
     assert not re.search(r"(Beta|Preview|Deprecation)Warning", said)
