@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 
 
 def read_window(window_id: str, *, settings: "Settings | None" = None) -> "pd.DataFrame":
-    """One window as a DataFrame, one row per turn: for notebooks. See `babylon_rl.notebook.window_frame`.
+    """One window as a DataFrame, one row per turn: for notebooks. See `babylon_rl.export.dataframe.window_frame`.
 
     Args:
         window_id: A UTC hour such as `2025-01-15T10:00`.
@@ -31,9 +31,9 @@ def read_window(window_id: str, *, settings: "Settings | None" = None) -> "pd.Da
         DataError: The text is no window, or the window was never ingested.
         ConfigError: The database cannot be reached.
     """
-    from babylon_rl.notebook import window_frame
+    from babylon_rl.export.dataframe import window_frame
+    from babylon_rl.pipeline.workspace import open_workspace
     from babylon_rl.settings import Settings
-    from babylon_rl.workspace import open_workspace
 
     with open_workspace(settings or Settings.load()) as workspace:
         return window_frame(workspace.store, window_id)

@@ -1,7 +1,7 @@
 """The UTC hour: Babylon's `windowId`, a group's scenario, and our partition key, all the same string.
 
 What belongs here: parsing, arithmetic and ranges of windows. What does not: which row belongs to
-which window (`source/sql.py`), and Dagster's partitions definition (`defs/partitions.py`).
+which window (`ingest/queries.py`), and Dagster's partitions definition (`defs/partitions.py`).
 """
 
 import re

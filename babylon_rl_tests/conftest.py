@@ -15,10 +15,10 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
+from babylon_rl.database.connection import connect, normalise
+from babylon_rl.database.embedded import ensure_database, ensure_server, stop_server
+from babylon_rl.database.migrate import upgrade
 from babylon_rl.settings import Settings
-from babylon_rl.source.database import connect, normalise
-from babylon_rl.source.embedded import ensure_database, ensure_server, stop_server
-from babylon_rl.source.migrate import upgrade
 
 _serial = itertools.count(1)
 # What would make a test call out, or read somebody's settings.

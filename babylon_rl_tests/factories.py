@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from babylon_rl.source import game_tables
+from babylon_rl.database import game_tables
 from babylon_rl.types import GroupMember, Json, LlmCall, Seen, SourceRow, Step, Trajectory, TrajectoryGroup, Turn
 from babylon_rl.windows import HourWindow
 

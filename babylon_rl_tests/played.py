@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from babylon_rl import gates, stages
-from babylon_rl.judging.hindsight import HindsightJudge
+from babylon_rl.judging.hindsight_judge import HindsightJudge
+from babylon_rl.pipeline import checks, stages
+from babylon_rl.pipeline.workspace import REQUIRED_CHECKS, Workspace
 from babylon_rl.simulator.spawn import Cast, spawn
-from babylon_rl.verdicts import write_verdict
+from babylon_rl.store.check_results import write_verdict
 from babylon_rl.windows import HourWindow
-from babylon_rl.workspace import REQUIRED_CHECKS, Workspace
 
 FIRST = HourWindow.parse("2025-01-15T00:00")
 NOW = datetime(2025, 2, 1, tzinfo=UTC)
@@ -42,19 +42,19 @@ def verify(workspace: Workspace, window: HourWindow) -> None:
     group, judgment = store.group(window), store.judgment(window)
     with workspace.game.connect() as conn:
         verdicts = {
-            "groups_have_enough_agents": gates.enough_agents(group, store.trajectories(window)),
-            "groups_hold_only_what_was_logged": gates.only_what_was_logged(
+            "groups_have_enough_agents": checks.enough_agents(group, store.trajectories(window)),
+            "groups_hold_only_what_was_logged": checks.only_what_was_logged(
                 conn, window, group, store.hindsight(window)
             ),
-            "every_row_is_accounted_for": gates.every_row_accounted(
+            "every_row_is_accounted_for": checks.every_row_accounted(
                 conn, window, store.rows_read(window), store.dispositions(window)
             ),
-            "groups_have_trainable_tokens": gates.trainable_tokens(group),
-            "scores_are_in_unit_interval": gates.scores_in_unit_interval(judgment),
-            "every_member_has_one_score": gates.one_score_per_member(group, judgment),
-            "scores_are_not_all_equal": gates.scores_spread(judgment),
-            "judge_is_fit": gates.judge_fit(judgment, None),
-            "judging_stays_within_budget": gates.within_budget(
+            "groups_have_trainable_tokens": checks.trainable_tokens(group),
+            "scores_are_in_unit_interval": checks.scores_in_unit_interval(judgment),
+            "every_member_has_one_score": checks.one_score_per_member(group, judgment),
+            "scores_are_not_all_equal": checks.scores_spread(judgment),
+            "judge_is_fit": checks.judge_fit(judgment, None),
+            "judging_stays_within_budget": checks.within_budget(
                 group, judgment, denied=0, cost_usd=0.0, budget_usd=workspace.settings.judge_budget_usd
             ),
         }

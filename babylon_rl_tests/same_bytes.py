@@ -18,15 +18,15 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from babylon_rl import stages
-from babylon_rl.export import export
-from babylon_rl.judging.hindsight import HindsightJudge
+from babylon_rl.database import game_tables
+from babylon_rl.database import tables as t
+from babylon_rl.database.connection import connect
+from babylon_rl.export.dataset import export
+from babylon_rl.judging.hindsight_judge import HindsightJudge
+from babylon_rl.pipeline import stages
+from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.settings import Settings
-from babylon_rl.source import game_tables
-from babylon_rl.source import tables as t
-from babylon_rl.source.database import connect
 from babylon_rl.windows import HourWindow
-from babylon_rl.workspace import Workspace, open_workspace
 from babylon_rl_tests.played import hours, prepare, verify
 
 COPIED = (game_tables.trajectories, game_tables.llm_call_logs, t.price_facts, t.prediction_facts, t.news_facts)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from babylon_rl.canonical import digest, pack, pack_with_digest, pieces, to_json, unpack
+from babylon_rl.common.canonical import digest, pack, pack_with_digest, pieces, to_json, unpack
 from babylon_rl.types import TrajectoryGroup
 from babylon_rl_tests.factories import a_group, a_turn
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from babylon_rl.source.embedded import ensure_database
+from babylon_rl.database.embedded import ensure_database
 from babylon_rl.windows import HourWindow
 from babylon_rl_tests.conftest import drop_database
 from babylon_rl_tests.factories import GUIDE_SQL, insert_row
@@ -20,7 +20,11 @@ from babylon_rl_tests.factories import GUIDE_SQL, insert_row
 
 def run(house: dict[str, str], *arguments: str, status: int = 0) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "babylon_rl.cli", *arguments], env=house, capture_output=True, text=True, timeout=200
+        [sys.executable, "-m", "babylon_rl.cli.main", *arguments],
+        env=house,
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     assert done.returncode == status, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
@@ -137,7 +141,7 @@ def test_up_serves_dagster_watches_without_notices_and_ends_at_ctrl_c(house: dic
         port = free.getsockname()[1]
     log = tmp_path / "up.log"
     with log.open("w") as out:
-        command = [sys.executable, "-m", "babylon_rl.cli", "up", "--port", str(port)]
+        command = [sys.executable, "-m", "babylon_rl.cli.main", "up", "--port", str(port)]
         process = subprocess.Popen(command, env=house, stdout=out, stderr=subprocess.STDOUT)
     try:
         end = time.monotonic() + 90

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_rl.dropout import bottom_k, dropout_count
+from babylon_rl.grouping.dropout import bottom_k, dropout_count
 from babylon_rl_tests.factories import WINDOW
 
 HOURS = [str(WINDOW.next(i)) for i in range(60)]

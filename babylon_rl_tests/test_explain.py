@@ -9,13 +9,13 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 
+from babylon_rl.database import game_tables
+from babylon_rl.database import tables as t
 from babylon_rl.errors import DataError
-from babylon_rl.explain import explain
+from babylon_rl.export.explain import explain
+from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.settings import Settings
-from babylon_rl.source import game_tables
-from babylon_rl.source import tables as t
 from babylon_rl.windows import HourWindow
-from babylon_rl.workspace import Workspace, open_workspace
 from babylon_rl_tests.factories import a_json_call, a_json_step, insert_row
 from babylon_rl_tests.played import FIRST, hours, judge, play, play_and_judge, prepare
 
@@ -200,7 +200,11 @@ def test_an_unknown_id_is_one_clear_sentence(workspace: Workspace, name: str) ->
 
 def run(house: dict[str, str], *arguments: str, status: int = 0) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "babylon_rl.cli", *arguments], env=house, capture_output=True, text=True, timeout=200
+        [sys.executable, "-m", "babylon_rl.cli.main", *arguments],
+        env=house,
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     assert done.returncode == status, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr

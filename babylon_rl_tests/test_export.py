@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from babylon_rl import export as module
-from babylon_rl.canonical import pack
+from babylon_rl.common.canonical import pack
+from babylon_rl.database import tables as t
 from babylon_rl.errors import ConfigError, DataError
-from babylon_rl.export import export, schema
+from babylon_rl.export import dataset as module
+from babylon_rl.export.dataset import export, schema
+from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.settings import Settings
-from babylon_rl.source import tables as t
 from babylon_rl.types import Hindsight, TrajectoryGroup
-from babylon_rl.workspace import Workspace, open_workspace
 from babylon_rl_tests.played import FIRST, hours, judge, play, play_and_judge, prepare
 
 CANARY = "CANARY-the-future"

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_rl.canonical import to_json
-from babylon_rl.context import hindsight_for
+from babylon_rl.common.canonical import to_json
 from babylon_rl.errors import DataError
-from babylon_rl.grouping import account, dispositions_of, make_group
-from babylon_rl.source.steps import parse_steps
-from babylon_rl.source.stitching import stitch, usable
+from babylon_rl.grouping.groups import account, dispositions_of, make_group
+from babylon_rl.grouping.hindsight import hindsight_for
+from babylon_rl.ingest.steps import parse_steps
+from babylon_rl.ingest.stitching import stitch, usable
 from babylon_rl.types import PredictionOutcome, Seen, SourceRow, StockOutcome, Trajectory, WindowOutcomes
 from babylon_rl_tests.factories import WINDOW, a_call, a_json_step, a_source_row, a_step, a_trajectory
 

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from babylon_rl.pipeline.workspace import open_workspace
 from babylon_rl.settings import Settings
 from babylon_rl.simulator.spawn import Cast, spawn
 from babylon_rl.windows import HourWindow
-from babylon_rl.workspace import open_workspace
 
 FIRST = HourWindow.parse("2025-01-15T00:00")
 
 
 def train(house: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "babylon_rl.cli", "train", "--iterations", "2", "--windows-per-iteration", "4",
+    command = [sys.executable, "-m", "babylon_rl.cli.main", "train", "--iterations", "2", "--windows-per-iteration", "4",
                "--no-evaluate"]  # fmt: skip
     return subprocess.Popen(command, env=house, stdout=log.open("ab"), stderr=subprocess.STDOUT, start_new_session=True)
 

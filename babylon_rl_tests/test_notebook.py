@@ -9,9 +9,9 @@ import sqlalchemy as sa
 
 import babylon_rl
 from babylon_rl.errors import DataError
-from babylon_rl.notebook import COLUMNS
+from babylon_rl.export.dataframe import COLUMNS
+from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.settings import Settings
-from babylon_rl.workspace import Workspace, open_workspace
 from babylon_rl_tests.factories import insert_row
 from babylon_rl_tests.played import FIRST, hours, judge, play, play_and_judge, prepare
 

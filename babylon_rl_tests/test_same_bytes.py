@@ -14,9 +14,9 @@ import pytest
 import sqlalchemy as sa
 
 import babylon_rl
+from babylon_rl.database.embedded import ensure_database
+from babylon_rl.pipeline.workspace import open_workspace
 from babylon_rl.settings import Settings
-from babylon_rl.source.embedded import ensure_database
-from babylon_rl.workspace import open_workspace
 from babylon_rl_tests.conftest import drop_database
 from babylon_rl_tests.factories import a_json_step, insert_call_log, insert_row
 from babylon_rl_tests.played import FIRST, hours, play

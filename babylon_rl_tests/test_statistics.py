@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from babylon_rl.common.statistics import paired_bootstrap, share_of_gap, win_rate
 from babylon_rl.errors import ConfigError, DataError
-from babylon_rl.statistics import paired_bootstrap, share_of_gap, win_rate
 
 MONEY = st.floats(min_value=-10_000, max_value=10_000, allow_nan=False)
 PAIRS = st.lists(st.tuples(MONEY, MONEY), min_size=2, max_size=40)

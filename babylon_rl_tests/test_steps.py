@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from babylon_rl.source import steps
-from babylon_rl.source.steps import BadRowError, parse_steps, parse_steps_slowly
-from babylon_rl.source.stitching import LONGEST_TEXT, stitch
+from babylon_rl.ingest import steps
+from babylon_rl.ingest.steps import BadRowError, parse_steps, parse_steps_slowly
+from babylon_rl.ingest.stitching import LONGEST_TEXT, stitch
 from babylon_rl_tests.factories import a_json_call, a_json_step, a_source_row, a_step
 
 odd = st.one_of(

@@ -40,23 +40,23 @@ import sqlalchemy as sa
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from babylon_rl import stages
-from babylon_rl.grouping import make_group
-from babylon_rl.readiness import readiness
+from babylon_rl.database import game_tables
+from babylon_rl.database.bulk_copy import insert_new
+from babylon_rl.database.connection import connect
+from babylon_rl.database.embedded import ensure_database, ensure_server, stop_server
+from babylon_rl.database.migrate import upgrade
+from babylon_rl.grouping.groups import make_group
+from babylon_rl.ingest.queries import SNAKE_CASE, select_window, window_parameters
+from babylon_rl.ingest.reader import stream_window
+from babylon_rl.ingest.recorder import TrajectoryRecorder
+from babylon_rl.ingest.stitching import stitch, usable
+from babylon_rl.ingest.window_summary import refresh
+from babylon_rl.pipeline import stages
+from babylon_rl.pipeline.readiness import readiness
+from babylon_rl.pipeline.workspace import open_workspace
 from babylon_rl.settings import Settings
-from babylon_rl.source import game_tables
-from babylon_rl.source.database import connect
-from babylon_rl.source.embedded import ensure_database, ensure_server, stop_server
-from babylon_rl.source.migrate import upgrade
-from babylon_rl.source.reader import stream_window
-from babylon_rl.source.recorder import TrajectoryRecorder
-from babylon_rl.source.sql import SNAKE_CASE, select_window, window_parameters
-from babylon_rl.source.staging import insert_new
-from babylon_rl.source.stitching import stitch, usable
-from babylon_rl.source.summary import refresh
-from babylon_rl.store import Store
+from babylon_rl.store.windows import Store
 from babylon_rl.windows import HourWindow
-from babylon_rl.workspace import open_workspace
 from benchmarks.game_rows import FIRST, STEP_BYTES, load, make_rows
 from benchmarks.straightforward import read_group
 

@@ -27,19 +27,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from judge_server import JudgeServer  # noqa: E402
 from planted_judges import BAD, PlantedJudge, auc, honest  # noqa: E402
 
-from babylon_rl.judge_journal import PostgresJournal  # noqa: E402
-from babylon_rl.judging.audit import audit  # noqa: E402
-from babylon_rl.judging.endpoint import OpenAIEndpoint  # noqa: E402
-from babylon_rl.judging.exam import Exam, logged_size_exam, make_exam  # noqa: E402
-from babylon_rl.judging.order import kendall  # noqa: E402
-from babylon_rl.judging.prompt import messages_in, messages_of, write_forms  # noqa: E402
-from babylon_rl.judging.ruler import RulerJudge, trading_rubric  # noqa: E402
+from babylon_rl.database.connection import connect  # noqa: E402
+from babylon_rl.database.embedded import ensure_database, ensure_server, stop_server  # noqa: E402
+from babylon_rl.database.migrate import upgrade  # noqa: E402
+from babylon_rl.judging.audit.audit import audit  # noqa: E402
+from babylon_rl.judging.audit.synthetic_groups import Exam, logged_size_exam, make_exam  # noqa: E402
+from babylon_rl.judging.ruler.endpoint import OpenAIEndpoint  # noqa: E402
+from babylon_rl.judging.ruler.judge import RulerJudge, trading_rubric  # noqa: E402
+from babylon_rl.judging.ruler.order import kendall  # noqa: E402
+from babylon_rl.judging.ruler.prompt import messages_in, messages_of, write_forms  # noqa: E402
+from babylon_rl.judging.ruler.tokens import counted_with  # noqa: E402
 from babylon_rl.judging.score import score_groups  # noqa: E402
-from babylon_rl.judging.tokens import counted_with  # noqa: E402
 from babylon_rl.settings import Settings  # noqa: E402
-from babylon_rl.source.database import connect  # noqa: E402
-from babylon_rl.source.embedded import ensure_database, ensure_server, stop_server  # noqa: E402
-from babylon_rl.source.migrate import upgrade  # noqa: E402
+from babylon_rl.store.judge_calls import PostgresJournal  # noqa: E402
 from babylon_rl.types import Judgment  # noqa: E402
 
 

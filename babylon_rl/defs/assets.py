@@ -10,15 +10,15 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from babylon_rl import evaluation, stages
 from babylon_rl.defs.failures import dagster_failures
 from babylon_rl.defs.partitions import HOURLY
 from babylon_rl.defs.resources import Progress
 from babylon_rl.judging.judge import Judge
-from babylon_rl.report import dispositions
-from babylon_rl.training import run as training
+from babylon_rl.pipeline import evaluate, stages
+from babylon_rl.pipeline import train as training
+from babylon_rl.pipeline.workspace import Workspace
+from babylon_rl.report import row_outcomes
 from babylon_rl.windows import HourWindow
-from babylon_rl.workspace import Workspace
 
 RANGE = dg.BackfillPolicy.single_run()
 
@@ -55,12 +55,12 @@ def _tell(context: dg.AssetExecutionContext, window: HourWindow, stage: stages.S
 
 def _where_rows_ended(workspace: Workspace, windows: Sequence[HourWindow]) -> dict[str, dg.MetadataValue]:
     """The dispositions of all rows of the run's windows, as a table and a picture."""
-    ends = dispositions.read_ends(workspace.store.engine, windows)
-    records = [dg.TableRecord(r) for r in dispositions.table(ends)]
+    ends = row_outcomes.read_ends(workspace.store.engine, windows)
+    records = [dg.TableRecord(r) for r in row_outcomes.table(ends)]
     return {
         "rows_accounted_for": dg.MetadataValue.int(sum(e.total for e in ends)),
         "dispositions": dg.MetadataValue.table(records, schema=_DISPOSITIONS),
-        "dispositions_by_window": dg.MetadataValue.md(dispositions.picture(ends)),
+        "dispositions_by_window": dg.MetadataValue.md(row_outcomes.picture(ends)),
     }
 
 
@@ -208,9 +208,9 @@ def policy_evaluation(
             if checkpoint is None:
                 context.add_asset_metadata({"evaluated": False}, partition_key=str(window))
                 continue
-            result = evaluation.evaluate_checkpoint(workspace, checkpoint.step, on_decision=progress.decided)
+            result = evaluate.evaluate_checkpoint(workspace, checkpoint.step, on_decision=progress.decided)
             context.add_asset_metadata(
-                {**result.facts(), "curve": dg.MetadataValue.md(evaluation.curve_markdown(workspace))},
+                {**result.facts(), "curve": dg.MetadataValue.md(evaluate.curve_markdown(workspace))},
                 partition_key=str(window),
             )
     return dg.MaterializeResult()

@@ -12,9 +12,9 @@ import dagster as dg
 
 from babylon_rl.defs.assets import ASSETS, WINDOW_ASSETS
 from babylon_rl.defs.checks import CHECKS
-from babylon_rl.readiness import changes_of, contiguous, recorded_but_not_judged
+from babylon_rl.pipeline.readiness import changes_of, contiguous, recorded_but_not_judged
+from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.windows import HourWindow
-from babylon_rl.workspace import Workspace
 
 MAX_ATTEMPTS: Final = 3
 STEP_TAG: Final = "babylon_rl/step"

@@ -3,27 +3,27 @@
 A window without a group fails nothing: there is nothing in it that could train (`members: 0`).
 """
 
-from babylon_rl import gates
 from babylon_rl.defs.assets import ruler_scores, trajectory_groups
 from babylon_rl.defs.per_window import per_window_check
-from babylon_rl.judge_audits import audit_of
-from babylon_rl.judge_journal import cost_of
+from babylon_rl.pipeline import checks
+from babylon_rl.pipeline.workspace import Workspace
+from babylon_rl.store.judge_audits import audit_of
+from babylon_rl.store.judge_calls import cost_of
 from babylon_rl.types import Verdict
 from babylon_rl.windows import HourWindow
-from babylon_rl.workspace import Workspace
 
 
 @per_window_check(trajectory_groups)
 def groups_have_enough_agents(window: HourWindow, workspace: Workspace) -> Verdict:
     """A group of fewer distinct agents than BABYLON_MIN_AGENTS compares too little to teach anything."""
-    return gates.enough_agents(workspace.store.group(window), workspace.store.trajectories(window))
+    return checks.enough_agents(workspace.store.group(window), workspace.store.trajectories(window))
 
 
 @per_window_check(trajectory_groups)
 def groups_hold_only_what_was_logged(window: HourWindow, workspace: Workspace) -> Verdict:
     """No leak: every message that may train is, to the byte, one the game logged before the decision's outcome."""
     with workspace.game.connect() as conn:
-        return gates.only_what_was_logged(
+        return checks.only_what_was_logged(
             conn, window, workspace.store.group(window), workspace.store.hindsight(window)
         )
 
@@ -31,7 +31,7 @@ def groups_hold_only_what_was_logged(window: HourWindow, workspace: Workspace) -
 @per_window_check(trajectory_groups)
 def groups_have_trainable_tokens(window: HourWindow, workspace: Workspace) -> Verdict:
     """A group whose answers are empty would cost a training and move no weight."""
-    return gates.trainable_tokens(workspace.store.group(window))
+    return checks.trainable_tokens(workspace.store.group(window))
 
 
 @per_window_check(trajectory_groups)
@@ -39,13 +39,13 @@ def every_row_is_accounted_for(window: HourWindow, workspace: Workspace) -> Verd
     """Nothing lost: each row of the game's table in this window stands in `row_dispositions` once, and no other."""
     store = workspace.store
     with workspace.game.connect() as conn:
-        return gates.every_row_accounted(conn, window, store.rows_read(window), store.dispositions(window))
+        return checks.every_row_accounted(conn, window, store.rows_read(window), store.dispositions(window))
 
 
 @per_window_check(ruler_scores)
 def scores_are_in_unit_interval(window: HourWindow, workspace: Workspace) -> Verdict:
     """A score outside [0, 1] means that the judge's reply was misread; never train on it."""
-    return gates.scores_in_unit_interval(workspace.store.judgment(window))
+    return checks.scores_in_unit_interval(workspace.store.judgment(window))
 
 
 @per_window_check(ruler_scores)
@@ -55,13 +55,13 @@ def every_member_has_one_score(window: HourWindow, workspace: Workspace) -> Verd
         return Verdict(
             passed=True, facts={"dropped_out": True}
         )  # not judged on purpose; without a judgment none trains
-    return gates.one_score_per_member(workspace.store.group(window), workspace.store.judgment(window))
+    return checks.one_score_per_member(workspace.store.group(window), workspace.store.judgment(window))
 
 
 @per_window_check(ruler_scores)
 def scores_are_not_all_equal(window: HourWindow, workspace: Workspace) -> Verdict:
     """Equal scores have no advantage in them; the window is kept out whole."""
-    return gates.scores_spread(workspace.store.judgment(window))
+    return checks.scores_spread(workspace.store.judgment(window))
 
 
 @per_window_check(ruler_scores)
@@ -69,16 +69,16 @@ def judge_is_fit(window: HourWindow, workspace: Workspace) -> Verdict:
     """A judge that its audit found biased, talked to or blind to outcomes must not teach."""
     judgment = workspace.store.judgment(window)
     if judgment is None:
-        return gates.judge_fit(None, None)
+        return checks.judge_fit(None, None)
     audit = audit_of(workspace.store.engine, judgment.judge_model, judgment.judge_version)
-    return gates.judge_fit(judgment, None if audit is None else (audit.fit, audit.figures))
+    return checks.judge_fit(judgment, None if audit is None else (audit.fit, audit.figures))
 
 
 @per_window_check(ruler_scores)
 def judging_stays_within_budget(window: HourWindow, workspace: Workspace) -> Verdict:
     """The window was not left unjudged because JUDGE_BUDGET_USD was spent; what it cost is beside it."""
     cost = cost_of(workspace.store.engine, str(window))
-    return gates.within_budget(
+    return checks.within_budget(
         workspace.store.group(window),
         workspace.store.judgment(window),
         denied=cost.denied,

@@ -14,10 +14,10 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 )
 
 from babylon_rl.defs.failures import dagster_failures
+from babylon_rl.pipeline.workspace import Workspace
+from babylon_rl.store.check_results import write_verdict
 from babylon_rl.types import Verdict
-from babylon_rl.verdicts import write_verdict
 from babylon_rl.windows import HourWindow
-from babylon_rl.workspace import Workspace
 
 Claim = Callable[[HourWindow, Workspace], Verdict]
 

@@ -7,8 +7,8 @@ from typing import Protocol
 import dagster as dg
 
 from babylon_rl.judging.judge import Judge
+from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.settings import Settings
-from babylon_rl.workspace import Workspace, open_workspace
 
 
 class Progress(Protocol):
@@ -50,7 +50,7 @@ class JudgeResource(dg.ConfigurableResource[Judge]):
 
     def create_resource(self, context: dg.InitResourceContext) -> Judge:
         """The judge opens its connection at the first call and `score` closes it."""
-        from babylon_rl.judging.open import open_judge  # RULER brings numpy and an HTTP client along
+        from babylon_rl.judging.factory import open_judge  # RULER brings numpy and an HTTP client along
 
         del context
         return open_judge(Settings.load())

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, Protocol
 
-from babylon_rl.canonical import digest
+from babylon_rl.common.canonical import digest
 from babylon_rl.errors import DataError
 from babylon_rl.types import GroupMember, Hindsight, Judgment, MemberHindsight, Score, TrajectoryGroup
 

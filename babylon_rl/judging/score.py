@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from babylon_rl.errors import DataError
-from babylon_rl.judging.journal import BudgetSpentError
 from babylon_rl.judging.judge import Judge
+from babylon_rl.judging.ruler.call_log import BudgetSpentError
 from babylon_rl.types import Hindsight, Judgment, TrajectoryGroup
 
 logger = logging.getLogger(__name__)

@@ -8,10 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+from babylon_rl.base_policy.tokenizer import CONTEXT
 from babylon_rl.errors import ConfigError, DataError
 from babylon_rl.policy.compat import undo_art_patch
 from babylon_rl.policy.shipped import require_base
-from babylon_rl.policy.tokenizer import CONTEXT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

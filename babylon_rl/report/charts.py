@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from babylon_rl.report import words
+from babylon_rl.report import formatting
 from babylon_rl.report.data import DemoReport
 
 
@@ -70,7 +70,7 @@ def learning_curve(report: DemoReport, size: Size) -> Markup:
     y = _Scale(levels[0], levels[-1], size.height - _BOTTOM, _TOP)
     first, last = points[0].step, max(points[-1].step, points[0].step + 1)
     x = _Scale(first, last, _LEFT + 10, size.width - _RIGHT - 10)
-    digits = words.report_digits(report)
+    digits = formatting.report_digits(report)
 
     parts = [_y_axis(levels, y, size)]
     parts += [
@@ -92,7 +92,7 @@ def learning_curve(report: DemoReport, size: Size) -> Markup:
         parts.append(_dot(x(p.step), y(p.mean_pnl), 4, "dot-trained", said))
     ends = [(base, "end-base"), (oracle, "end-oracle"), (points[-1].mean_pnl, "end-trained")]
     for place, (value, style) in zip(_apart([y(v) for v, _ in ends], gap=15), ends, strict=True):
-        parts.append(_text(size.width - _RIGHT + 6, place + 4, words.money(value, digits=digits), f"end {style}"))
+        parts.append(_text(size.width - _RIGHT + 6, place + 4, formatting.money(value, digits=digits), f"end {style}"))
     described = (
         f"Mean P&L per held-out window by training iteration, from {_usd(points[0].mean_pnl, digits)} at step "
         f"{points[0].step} to {_usd(points[-1].mean_pnl, digits)} at step {points[-1].step}. "
@@ -107,7 +107,7 @@ def differences(report: DemoReport, size: Size) -> Markup:
     if not values:
         return Markup("")
     mean, (lo, hi) = report.lift.mean, report.lift.ci95
-    digits = words.report_digits(report)
+    digits = formatting.report_digits(report)
     edges = ticks(min(*values, 0, lo), max(*values, 0, hi), about=16)
     step = edges[1] - edges[0]
     bins = Counter(min(max(math.floor((v - edges[0]) / step), 0), len(edges) - 2) for v in values)
@@ -125,7 +125,7 @@ def differences(report: DemoReport, size: Size) -> Markup:
     for i, tall in sorted(bins.items()):
         left, right = x(edges[i]), x(edges[i + 1])
         style = "bar-gain" if edges[i] >= 0 else "bar-loss"
-        said = f"{words.count(tall, 'window')} from {_usd(edges[i], 0)} to {_usd(edges[i + 1], 0)}"
+        said = f"{formatting.count(tall, 'window')} from {_usd(edges[i], 0)} to {_usd(edges[i + 1], 0)}"
         parts.append(_rect(left + 0.75, y(tall), max(right - left - 1.5, 0.5), y(0) - y(tall), style, said))
     marks = ticks(edges[0], edges[-1], about=size.width // 110)
     tick_digits = 0 if marks[1] - marks[0] >= 1 else 2
@@ -175,7 +175,12 @@ def stacked(seconds: dict[str, float]) -> Markup:
         parts.append(
             Markup(
                 '<rect class="phase phase-{}" x="{:.3f}%" y="0" width="{:.3f}%" height="22"><title>{}</title></rect>'
-            ).format(i % PHASE_COLOURS, at, share, f"{phase}: {words.duration(spent)}, {words.percent(spent / total)}")
+            ).format(
+                i % PHASE_COLOURS,
+                at,
+                share,
+                f"{phase}: {formatting.duration(spent)}, {formatting.percent(spent / total)}",
+            )
         )
         at += share
     longest = max(seconds, key=seconds.__getitem__)
@@ -183,13 +188,13 @@ def stacked(seconds: dict[str, float]) -> Markup:
         '<svg class="stacked" role="img" aria-labelledby="stacked-title stacked-desc">'
         '<title id="stacked-title">Seconds by phase</title><desc id="stacked-desc">{}</desc>{}</svg>'
     ).format(
-        f"{words.duration(total)} in all; the longest phase is {longest} with {words.percent(seconds[longest] / total)}.",
+        f"{formatting.duration(total)} in all; the longest phase is {longest} with {formatting.percent(seconds[longest] / total)}.",
         Markup("").join(parts),
     )
 
 
 def _usd(value: float, digits: int) -> str:
-    return words.money(value, digits=digits, signed=True)
+    return formatting.money(value, digits=digits, signed=True)
 
 
 def _whole_steps(steps: Sequence[int], *, most: int) -> list[int]:
@@ -218,7 +223,7 @@ def _y_axis(levels: Sequence[float], y: _Scale, size: Size) -> Markup:
     digits = 0 if levels[1] - levels[0] >= 1 else 2
     return Markup("").join(
         _line(_LEFT, y(level), size.width - _RIGHT, y(level), "zero" if level == 0 else "grid")
-        + _text(_LEFT - 8, y(level) + 4, words.money(level, digits=digits), "tick end-anchor")
+        + _text(_LEFT - 8, y(level) + 4, formatting.money(level, digits=digits), "tick end-anchor")
         for level in levels
     )
 

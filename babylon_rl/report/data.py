@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, is_dataclass
 
 import msgspec
 
-from babylon_rl.canonical import to_json as canonical_json
+from babylon_rl.common.canonical import to_json as canonical_json
 from babylon_rl.errors import DataError
 
 

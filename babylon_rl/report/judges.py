@@ -2,9 +2,9 @@
 
 from rich.table import Table
 
-from babylon_rl.judging.audit import LEAST_TRUTH_AGREEMENT, LIMITS, Figures
-from babylon_rl.rejudge import RejudgeReport
-from babylon_rl.report import words
+from babylon_rl.judging.audit.audit import LEAST_TRUTH_AGREEMENT, LIMITS, Figures
+from babylon_rl.pipeline.rejudge import RejudgeReport
+from babylon_rl.report import formatting
 from babylon_rl.types import Judgment
 
 
@@ -20,7 +20,7 @@ def rejudge_table(report: RejudgeReport, *, last: int, made_current: bool) -> tu
     used = sum(bool(w.trained) for w in report.windows)
     tau = "unknown" if report.mean_tau is None else f"{report.mean_tau:+.3f}"
     lines = [
-        f"{words.count(len(report.windows), 'group')}: {report.calls} judged now, {report.cached} judged before, "
+        f"{formatting.count(len(report.windows), 'group')}: {report.calls} judged now, {report.cached} judged before, "
         f"{sum(w.failed is not None for w in report.windows)} failed, cost ${report.cost_usd:.4f}",
         f"Rank agreement old/new (Kendall tau, mean over groups): {tau}",
         f"{used} of these windows are in checkpoints, {sum('old' in w.trained.values() for w in report.windows)} with the "

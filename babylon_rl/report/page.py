@@ -11,7 +11,7 @@ from importlib.resources import files
 import jinja2
 from markupsafe import Markup
 
-from babylon_rl.report import charts, words
+from babylon_rl.report import charts, formatting
 from babylon_rl.report.data import DemoReport
 
 
@@ -27,7 +27,7 @@ def render(report: DemoReport) -> str:
     Returns:
         A complete html document, to be written as UTF-8.
     """
-    claim, evidence = words.headline_parts(report)
+    claim, evidence = formatting.headline_parts(report)
     rows = sorted(report.leaderboard.rows, key=lambda r: (r.rank, r.agent_id))
     pnl = [row.pnl_usd for row in rows]
     total = sum(report.seconds.values())
@@ -35,13 +35,13 @@ def render(report: DemoReport) -> str:
         r=report,
         claim=claim,
         evidence=evidence,
-        caution=words.caution(report),
-        gap_note=words.gap_note(report),
-        judged_by=words.judged_by(report),
-        sampled=words.exploring(report),
-        interval=words.interval(report),
-        digits=words.report_digits(report),
-        row_digits=words.money_digits(pnl),
+        caution=formatting.caution(report),
+        gap_note=formatting.gap_note(report),
+        judged_by=formatting.judged_by(report),
+        sampled=formatting.exploring(report),
+        interval=formatting.interval(report),
+        digits=formatting.report_digits(report),
+        row_digits=formatting.money_digits(pnl),
         rows=[(row, charts.pnl_bar(row.pnl_usd, pnl)) for row in rows],
         curve=[charts.learning_curve(report, size) for size in (charts.WIDE, charts.NARROW)],
         points=sorted(report.curve, key=lambda p: p.step),
@@ -62,12 +62,14 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(money=words.money, percent=words.percent, duration=words.duration, keep=_keep)
-    environment.globals["count"] = words.count
+    environment.filters.update(
+        money=formatting.money, percent=formatting.percent, duration=formatting.duration, keep=_keep
+    )
+    environment.globals["count"] = formatting.count
     return environment.from_string(files("babylon_rl.report").joinpath("page.html").read_text(encoding="utf-8"))
 
 
-_UNBREAKABLE = re.compile(rf"(\[[^\]]*\]|[+{words.MINUS}]?\$[\d,.]*\d|\d+ %)")
+_UNBREAKABLE = re.compile(rf"(\[[^\]]*\]|[+{formatting.MINUS}]?\$[\d,.]*\d|\d+ %)")
 
 
 def _keep(text: str) -> Markup:

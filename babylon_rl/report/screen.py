@@ -16,12 +16,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from babylon_rl.report import words
+from babylon_rl.report import formatting
 from babylon_rl.report.data import DemoReport
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII = str.maketrans(
-    {words.MINUS: "-", "·": "-", "✓": "+", "✗": "x", "…": "~", **dict(zip(_BLOCKS, "_.-:=+*#", strict=True))}
+    {formatting.MINUS: "-", "·": "-", "✓": "+", "✗": "x", "…": "~", **dict(zip(_BLOCKS, "_.-:=+*#", strict=True))}
 )
 _COMMANDS_SHOWN = 6
 
@@ -42,37 +42,37 @@ def show(
         json_path: Where the numbers were written.
     """
     put = _Printer(console)
-    claim, evidence = words.headline_parts(report)
+    claim, evidence = formatting.headline_parts(report)
     put(Text())
     put(Text.assemble((claim, "bold"), evidence))
-    if caution := words.caution(report):
+    if caution := formatting.caution(report):
         put(Text(caution, style="yellow"))
     put(Text())
     console.print(_figures(report, put))
     put(Text())
-    digits = words.report_digits(report)
+    digits = formatting.report_digits(report)
     facts = _grid()
     if report.curve:
         points = sorted(report.curve, key=lambda p: p.step)
         first, last = points[0], points[-1]
         line = Text(sparkline([p.mean_pnl for p in points]), style="cyan")
         line.append(
-            f"  {words.money(first.mean_pnl, digits=digits)} at step {first.step}, "
-            f"{words.money(last.mean_pnl, digits=digits)} at step {last.step}",
+            f"  {formatting.money(first.mean_pnl, digits=digits)} at step {first.step}, "
+            f"{formatting.money(last.mean_pnl, digits=digits)} at step {last.step}",
             style="default",
         )
         facts.add_row("curve", put.text(line))
     lift = (
-        f"{words.money(report.lift.mean, digits=digits, signed=True)} per window, 95 % interval {words.interval(report)}, "
+        f"{formatting.money(report.lift.mean, digits=digits, signed=True)} per window, 95 % interval {formatting.interval(report)}, "
         f"{report.windows:,} pairs; seed {report.seed}, temperature {report.temperature:g}"
     )
     facts.add_row("lift", put.text(Text(lift)))
-    if sampled := words.exploring(report):
+    if sampled := formatting.exploring(report):
         facts.add_row("explored", put.text(Text(sampled)))
-    by_phase = ", ".join(f"{name} {words.duration(s)}" for name, s in report.seconds.items())
-    total = words.duration(sum(report.seconds.values()))
+    by_phase = ", ".join(f"{name} {formatting.duration(s)}" for name, s in report.seconds.items())
+    total = formatting.duration(sum(report.seconds.values()))
     facts.add_row("time", put.text(Text(f"{total} on {report.machine}: {by_phase}")))
-    facts.add_row("judge", put.text(Text(words.judged_by(report))))
+    facts.add_row("judge", put.text(Text(formatting.judged_by(report))))
     facts.add_row("report", put.text(Text.assemble((str(html_path), "bold"), "  numbers: ", str(json_path))))
     console.print(facts, highlight=False)
     if report.next_commands:
@@ -179,7 +179,7 @@ class DemoProgress:
             self.seconds[name] += spent
             self._bar.remove_task(task)
             mark = ("✓ ", "green") if done else ("✗ ", "red")
-            line = Text.assemble(mark, f"{described:<32} {words.duration(spent):>10}")
+            line = Text.assemble(mark, f"{described:<32} {formatting.duration(spent):>10}")
             if phase.last_note:
                 line.append(f"   {phase.last_note}", style="dim")
             self._put(line)
@@ -224,7 +224,7 @@ def _grid() -> Table:
 
 
 def _figures(report: DemoReport, put: _Printer) -> Table:
-    digits = words.report_digits(report)
+    digits = formatting.report_digits(report)
     table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim")
     table.add_column("")
     table.add_column("policy")
@@ -234,12 +234,12 @@ def _figures(report: DemoReport, put: _Printer) -> Table:
         table.add_row(
             title,
             Text(put.plain(policy.name)),
-            put.plain(words.money(policy.mean_pnl, digits=digits)),
-            words.percent(policy.win_rate),
-            words.percent(policy.invalid_rate, digits=1),
+            put.plain(formatting.money(policy.mean_pnl, digits=digits)),
+            formatting.percent(policy.win_rate),
+            formatting.percent(policy.invalid_rate, digits=1),
             style=style,
         )
     table.add_row(
-        "oracle", "knows the hidden market", put.plain(words.money(report.oracle_mean_pnl, digits=digits)), "", ""
+        "oracle", "knows the hidden market", put.plain(formatting.money(report.oracle_mean_pnl, digits=digits)), "", ""
     )
     return table

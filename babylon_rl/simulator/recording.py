@@ -7,12 +7,12 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 
 from babylon_rl.errors import DataError
+from babylon_rl.ingest.facts import write_facts
+from babylon_rl.ingest.recorder import TrajectoryRecorder
 from babylon_rl.simulator.market import Market, stable_seed
 from babylon_rl.simulator.observation import SYSTEM_PROMPT
 from babylon_rl.simulator.play import Move, Playthrough
 from babylon_rl.simulator.portfolio import START_BALANCE_USD
-from babylon_rl.source.facts import write_facts
-from babylon_rl.source.recorder import TrajectoryRecorder
 from babylon_rl.windows import HOUR, HourWindow
 
 _MS = timedelta(milliseconds=1)

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from babylon_rl.canonical import digest
+from babylon_rl.common.canonical import digest
 from babylon_rl.errors import ConfigError
 from babylon_rl.policy.checkpoints import checkpoint_dir
 from babylon_rl.training import checkpoint_store

@@ -5,10 +5,10 @@ import dagster as dg
 import pytest
 from dagster_factories import CountingJudge
 
+from babylon_rl.cli.runner import Runner
 from babylon_rl.defs.resources import NoProgress
-from babylon_rl.defs.run import Runner
+from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.settings import Settings
-from babylon_rl.workspace import Workspace, open_workspace
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
 """What the Dagster tests share: a first window, a judge that counts, and windows of scripted play."""
 
-from babylon_rl.judging.hindsight import HindsightJudge
+from babylon_rl.judging.hindsight_judge import HindsightJudge
+from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.simulator.spawn import Cast, spawn
 from babylon_rl.types import Hindsight, Judgment, TrajectoryGroup
 from babylon_rl.windows import HourWindow
-from babylon_rl.workspace import Workspace
 
 FIRST = HourWindow.parse("2025-01-15T00:00")
 

@@ -7,7 +7,7 @@ import pytest
 
 from babylon_rl.definitions import build_defs
 from babylon_rl.defs.checks import CHECKS
-from babylon_rl.workspace import REQUIRED_CHECKS
+from babylon_rl.pipeline.workspace import REQUIRED_CHECKS
 
 HEAVY = ("art", "torch", "litellm", "wandb", "transformers", "peft", "matplotlib")
 

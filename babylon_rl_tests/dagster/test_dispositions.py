@@ -8,10 +8,10 @@ import dagster as dg
 import sqlalchemy as sa
 from dagster_factories import FIRST, spawn_windows
 
-from babylon_rl.defs.run import Runner
-from babylon_rl.report.dispositions import MOST_BARS, WindowEnds, picture, table
+from babylon_rl.cli.runner import Runner
+from babylon_rl.pipeline.workspace import Workspace
+from babylon_rl.report.row_outcomes import MOST_BARS, WindowEnds, picture, table
 from babylon_rl.windows import HourWindow
-from babylon_rl.workspace import Workspace
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -4,12 +4,12 @@ import pytest
 import sqlalchemy as sa
 from dagster_factories import FIRST, CountingJudge, spawn_windows
 
-from babylon_rl.defs.run import Runner
-from babylon_rl.judge_audits import latest_audit
-from babylon_rl.judging.journal import Call, Journal, NoJournal
+from babylon_rl.cli.runner import Runner
+from babylon_rl.judging.ruler.call_log import Call, Journal, NoJournal
+from babylon_rl.pipeline.workspace import Workspace
+from babylon_rl.store.check_results import verdicts_of
+from babylon_rl.store.judge_audits import latest_audit
 from babylon_rl.types import Hindsight, Judgment, TrajectoryGroup
-from babylon_rl.verdicts import verdicts_of
-from babylon_rl.workspace import Workspace
 
 
 class PricedJudge(CountingJudge):

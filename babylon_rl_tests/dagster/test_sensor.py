@@ -5,9 +5,9 @@ import pytest
 import sqlalchemy as sa
 from dagster_factories import FIRST, spawn_windows
 
+from babylon_rl.cli.runner import Runner
 from babylon_rl.defs.automation import RANGE_END, RANGE_START, STEP_TAG, prepare_missed_windows, train_when_ready
-from babylon_rl.defs.run import Runner
-from babylon_rl.workspace import Workspace
+from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl_tests.factories import insert_row
 
 

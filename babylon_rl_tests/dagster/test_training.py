@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from dagster_factories import FIRST, spawn_windows
 
-from babylon_rl.defs.run import Runner
+from babylon_rl.cli.runner import Runner
 from babylon_rl.errors import BabylonRLError
+from babylon_rl.pipeline.train import train_range
+from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.policy.checkpoints import checkpoint_dir
-from babylon_rl.training.run import train_range
-from babylon_rl.workspace import Workspace
 
 
 def digests(directory: Path) -> dict[str, str]:

@@ -7,15 +7,15 @@ import pytest
 import sqlalchemy as sa
 from dagster_factories import FIRST, CountingJudge, spawn_windows
 
-from babylon_rl.canonical import pack
+from babylon_rl.cli.runner import Runner
+from babylon_rl.common.canonical import pack
+from babylon_rl.database import tables as t
 from babylon_rl.defs.assets import WINDOW_ASSETS
-from babylon_rl.defs.run import Runner
 from babylon_rl.errors import ConfigError
-from babylon_rl.source import tables as t
+from babylon_rl.pipeline.workspace import REQUIRED_CHECKS, Workspace
+from babylon_rl.store.check_results import verdicts_of
 from babylon_rl.types import GroupMember, Turn
-from babylon_rl.verdicts import verdicts_of
 from babylon_rl.windows import HourWindow
-from babylon_rl.workspace import REQUIRED_CHECKS, Workspace
 
 KEPT = (t.windows, t.window_trajectories, t.row_dispositions, t.window_outcomes, t.trajectory_groups, t.judgments,
         t.window_judgments, t.window_verdicts)  # fmt: skip

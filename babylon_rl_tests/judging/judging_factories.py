@@ -3,9 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from babylon_rl.judging.endpoint import OpenAIEndpoint
-from babylon_rl.judging.retry import Patience
-from babylon_rl.judging.ruler import RulerJudge, trading_rubric
+from babylon_rl.judging.ruler.endpoint import OpenAIEndpoint
+from babylon_rl.judging.ruler.judge import RulerJudge, trading_rubric
+from babylon_rl.judging.ruler.retry import Patience
 from babylon_rl.types import (
     GroupMember,
     Hindsight,

@@ -14,11 +14,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from babylon_rl.judging.endpoint import OpenAIEndpoint
-from babylon_rl.judging.ruler import RulerJudge, trading_rubric
-from babylon_rl.source.database import connect
-from babylon_rl.stages import score
-from babylon_rl.store import Store
+from babylon_rl.database.connection import connect
+from babylon_rl.judging.ruler.endpoint import OpenAIEndpoint
+from babylon_rl.judging.ruler.judge import RulerJudge, trading_rubric
+from babylon_rl.pipeline.stages import score
+from babylon_rl.store.windows import Store
 from babylon_rl.windows import HourWindow
 
 

@@ -8,13 +8,13 @@ from judge_server import JudgeServer
 from judging_factories import a_ruler
 from planted_judges import BAD, PlantedJudge, auc, honest
 
-from babylon_rl import gates
 from babylon_rl.errors import DataError
-from babylon_rl.judge_audits import audit_of, latest_audit, write_audit
-from babylon_rl.judging.audit import Figures, audit
-from babylon_rl.judging.exam import make_exam
-from babylon_rl.judging.hindsight import HindsightJudge
+from babylon_rl.judging.audit.audit import Figures, audit
+from babylon_rl.judging.audit.synthetic_groups import make_exam
+from babylon_rl.judging.hindsight_judge import HindsightJudge
 from babylon_rl.judging.judge import Judge
+from babylon_rl.pipeline import checks
+from babylon_rl.store.judge_audits import audit_of, latest_audit, write_audit
 
 TRIALS = 50
 
@@ -132,8 +132,8 @@ def test_the_hindsight_judge_is_audited_without_being_asked(engine: sa.Engine) -
 def test_an_unfit_judges_scores_do_not_pass_and_an_unaudited_ones_say_so() -> None:
     exam = make_exam(1)
     judgment = asyncio.run(HindsightJudge().judge(exam.group, exam.hindsight))
-    assert gates.judge_fit(judgment, (True, {})).passed
-    assert not gates.judge_fit(judgment, (False, {"faults": ["length_bias 0.3 is above 0.05"]})).passed
-    unknown = gates.judge_fit(judgment, None)
+    assert checks.judge_fit(judgment, (True, {})).passed
+    assert not checks.judge_fit(judgment, (False, {"faults": ["length_bias 0.3 is above 0.05"]})).passed
+    unknown = checks.judge_fit(judgment, None)
     assert unknown.passed
     assert unknown.facts["audited"] is False

@@ -12,11 +12,11 @@ from judge_server import JudgeServer, honest_scores
 from judging_factories import a_ruler
 from test_ruler import FORGERIES
 
-from babylon_rl.context import hindsight_for
-from babylon_rl.grouping import make_group
-from babylon_rl.judging.exam import make_exam
-from babylon_rl.judging.prompt import messages_of, write_prompt
-from babylon_rl.source.stitching import stitch
+from babylon_rl.grouping.groups import make_group
+from babylon_rl.grouping.hindsight import hindsight_for
+from babylon_rl.ingest.stitching import stitch
+from babylon_rl.judging.audit.synthetic_groups import make_exam
+from babylon_rl.judging.ruler.prompt import messages_of, write_prompt
 from babylon_rl.types import Hindsight, PredictionOutcome, StockOutcome, TrajectoryGroup, WindowOutcomes
 from babylon_rl.windows import HourWindow
 

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from judging_factories import Pair, a_pair
 
-from babylon_rl.judging import prompt as prompts
-from babylon_rl.judging.compact import observations_in, timeline_of
-from babylon_rl.judging.exam import logged_size_exam, make_exam
-from babylon_rl.judging.prompt import messages_in, messages_of, write_forms, write_prompt
-from babylon_rl.judging.tokens import _encode, by_bytes, count_tokens, counted_with
+from babylon_rl.judging.audit.synthetic_groups import logged_size_exam, make_exam
+from babylon_rl.judging.ruler import prompt as prompts
+from babylon_rl.judging.ruler.compact import observations_in, timeline_of
+from babylon_rl.judging.ruler.prompt import messages_in, messages_of, write_forms, write_prompt
+from babylon_rl.judging.ruler.tokens import _encode, by_bytes, count_tokens, counted_with
 
 
 def pieces(seed: int) -> list[str]:

@@ -3,7 +3,7 @@ import statistics
 
 from judging_factories import a_pair
 
-from babylon_rl.judging.dice import DiceJudge
+from babylon_rl.judging.random_judge import DiceJudge
 
 
 def test_the_control_ignores_play_and_repeats_itself() -> None:

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from judging_factories import OUTCOMES, PNLS, a_pair, an_action, reversed_pair, with_decisions
 
-from babylon_rl.canonical import to_json
+from babylon_rl.common.canonical import to_json
 from babylon_rl.errors import DataError
-from babylon_rl.judging import hindsight as formula
-from babylon_rl.judging.hindsight import HindsightJudge, attained_shares
+from babylon_rl.judging import hindsight_judge as formula
+from babylon_rl.judging.hindsight_judge import HindsightJudge, attained_shares
 from babylon_rl.simulator import portfolio
 from babylon_rl.types import PredictionOutcome, StockOutcome, WindowOutcomes
 

@@ -9,11 +9,11 @@ import pytest
 from judging_factories import KEY, Pair, a_pair, a_ruler, an_action, reversed_pair, with_decisions
 
 from babylon_rl.errors import ConfigError, DataError
-from babylon_rl.judging.endpoint import LiteLlmEndpoint, OpenAIEndpoint
-from babylon_rl.judging.hindsight import HindsightJudge
+from babylon_rl.judging.factory import open_judge
+from babylon_rl.judging.hindsight_judge import HindsightJudge
 from babylon_rl.judging.judge import validated
-from babylon_rl.judging.open import open_judge
-from babylon_rl.judging.ruler import RulerJudge
+from babylon_rl.judging.ruler.endpoint import LiteLlmEndpoint, OpenAIEndpoint
+from babylon_rl.judging.ruler.judge import RulerJudge
 from babylon_rl.settings import Settings
 from babylon_rl.types import Score
 

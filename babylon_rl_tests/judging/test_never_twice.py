@@ -14,11 +14,11 @@ import sqlalchemy as sa
 from judge_server import JudgeServer
 from judging_factories import Pair, a_pair, a_ruler
 
-from babylon_rl.judge_journal import PostgresJournal
-from babylon_rl.judging.journal import BudgetSpentError, Call, Ended
-from babylon_rl.source import tables as t
-from babylon_rl.stages import Stage, score
-from babylon_rl.store import Store
+from babylon_rl.database import tables as t
+from babylon_rl.judging.ruler.call_log import BudgetSpentError, Call, Ended
+from babylon_rl.pipeline.stages import Stage, score
+from babylon_rl.store.judge_calls import PostgresJournal
+from babylon_rl.store.windows import Store
 from babylon_rl.windows import HourWindow
 
 SCRIPT = Path(__file__).with_name("killed_judging.py")

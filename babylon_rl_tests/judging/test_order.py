@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from judge_server import JudgeServer, pnls_in
 from judging_factories import a_pair, a_ruler
 
-from babylon_rl.gates import scores_spread
-from babylon_rl.judging.exam import Exam, make_exam
-from babylon_rl.judging.order import combined, consistency, kendall, orders
+from babylon_rl.judging.audit.synthetic_groups import Exam, make_exam
+from babylon_rl.judging.ruler.order import combined, consistency, kendall, orders
+from babylon_rl.pipeline.checks import scores_spread
 from babylon_rl.types import Judgment, Score
 
 GROUPS = [make_exam(s, agents=8, steps=2) for s in range(24)]

@@ -12,12 +12,12 @@ from judge_server import JudgeServer, pnls_in
 from judging_factories import a_pair, a_ruler
 
 from babylon_rl.errors import DataError
-from babylon_rl.judging.endpoint import TooLongError
-from babylon_rl.judging.exam import Exam, make_exam
-from babylon_rl.judging.heats import in_heats
-from babylon_rl.judging.order import kendall
-from babylon_rl.judging.prompt import write_forms
-from babylon_rl.judging.ruler import trading_rubric
+from babylon_rl.judging.audit.synthetic_groups import Exam, make_exam
+from babylon_rl.judging.ruler.endpoint import TooLongError
+from babylon_rl.judging.ruler.judge import trading_rubric
+from babylon_rl.judging.ruler.order import kendall
+from babylon_rl.judging.ruler.prompt import write_forms
+from babylon_rl.judging.ruler.sub_batches import in_heats
 from babylon_rl.types import Judgment
 
 

@@ -8,15 +8,15 @@ from judge_server import JudgeServer
 from judging_factories import a_ruler
 from test_never_twice import fill
 
+from babylon_rl.database import tables as t
 from babylon_rl.errors import DataError
-from babylon_rl.judging.hindsight import HindsightJudge
+from babylon_rl.judging.hindsight_judge import HindsightJudge
 from babylon_rl.judging.judge import Judge
-from babylon_rl.rejudge import RejudgeReport, rejudge
+from babylon_rl.pipeline.rejudge import RejudgeReport, rejudge
+from babylon_rl.pipeline.stages import score
 from babylon_rl.report.judges import rejudge_table
-from babylon_rl.source import tables as t
-from babylon_rl.stages import score
-from babylon_rl.store import Store
-from babylon_rl.verdicts import verdicts_of
+from babylon_rl.store.check_results import verdicts_of
+from babylon_rl.store.windows import Store
 from babylon_rl.windows import HourWindow
 
 

@@ -13,9 +13,9 @@ from judge_server import JudgeServer, honest_scores, pnls_in
 from judging_factories import KEY, PNLS, Pair, Waits, a_pair, a_ruler, an_action, reversed_pair
 
 from babylon_rl.errors import BabylonRLError, ConfigError, DataError, TransientError
-from babylon_rl.judging.endpoint import LiteLlmEndpoint, retry_after_s
-from babylon_rl.judging.prompt import write_prompt
-from babylon_rl.judging.ruler import trading_rubric
+from babylon_rl.judging.ruler.endpoint import LiteLlmEndpoint, retry_after_s
+from babylon_rl.judging.ruler.judge import trading_rubric
+from babylon_rl.judging.ruler.prompt import write_prompt
 from babylon_rl.types import Judgment, PredictionOutcome, StockOutcome, WindowOutcomes
 
 TRUTH = sorted(range(len(PNLS)), key=lambda i: PNLS[i])

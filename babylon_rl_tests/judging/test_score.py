@@ -7,7 +7,7 @@ from judge_server import JudgeServer
 from judging_factories import a_pair, a_ruler
 
 from babylon_rl.errors import ConfigError, TransientError
-from babylon_rl.judging.hindsight import HindsightJudge
+from babylon_rl.judging.hindsight_judge import HindsightJudge
 from babylon_rl.judging.judge import Judge
 from babylon_rl.judging.score import Item, ScoreReport, score_groups
 from babylon_rl.types import Hindsight, Judgment, TrajectoryGroup

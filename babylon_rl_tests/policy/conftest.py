@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from babylon_rl.base_policy.corpus import markets
 from babylon_rl.policy.checkpoints import MARKER, checkpoint_dir
-from babylon_rl.policy.corpus import markets
 from babylon_rl.policy.model import LoadedPolicy, load_policy
 from babylon_rl.policy.prompting import PromptRenderer
 from babylon_rl.policy.shipped import shipped_base

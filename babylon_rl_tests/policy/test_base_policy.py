@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from babylon_rl.base_policy.base import clone_base, make_base_policy, write_base
+from babylon_rl.base_policy.base_evaluation import Exam, examine, follows_its_reason
 from babylon_rl.errors import ConfigError, DataError
-from babylon_rl.policy.base import clone_base, make_base_policy, write_base
 from babylon_rl.policy.compat import undo_art_patch
-from babylon_rl.policy.exam import Exam, examine, follows_its_reason
 from babylon_rl.policy.model import LoadedPolicy, load_policy
 from babylon_rl.policy.sampling import SampleRequest, sample
 from babylon_rl.policy.shipped import shipped_base

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from babylon_rl.base_policy.tokenizer import SENTINEL, train_tokenizer
 from babylon_rl.policy.model import LoadedPolicy
 from babylon_rl.policy.prompting import PromptRenderer
-from babylon_rl.policy.tokenizer import SENTINEL, train_tokenizer
 from babylon_rl.simulator.market import TICKERS
 from babylon_rl.simulator.observation import SYSTEM_PROMPT
 

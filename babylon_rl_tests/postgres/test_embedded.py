@@ -14,13 +14,13 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from babylon_rl.database.connection import connect, event_log_url, game_url, normalise, platform_url
+from babylon_rl.database.embedded import ensure_database, ensure_server, stop_server
 from babylon_rl.errors import ConfigError
 from babylon_rl.settings import Settings
-from babylon_rl.source.database import connect, event_log_url, game_url, normalise, platform_url
-from babylon_rl.source.embedded import ensure_database, ensure_server, stop_server
 
 START = (
-    "import sys; from pathlib import Path; from babylon_rl.source.embedded import ensure_server;"
+    "import sys; from pathlib import Path; from babylon_rl.database.embedded import ensure_server;"
     "print(ensure_server(Path(sys.argv[1])), flush=True)"
 )
 

@@ -11,10 +11,10 @@ from fuzz import COLUMN_DAMAGE, ODD, TEXT_DAMAGE, a_document, a_fuzzed_row, docu
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from babylon_rl import stages
-from babylon_rl.source import game_tables
-from babylon_rl.source import tables as t
-from babylon_rl.store import Store
+from babylon_rl.database import game_tables
+from babylon_rl.database import tables as t
+from babylon_rl.pipeline import stages
+from babylon_rl.store.windows import Store
 from babylon_rl.types import Json
 from babylon_rl.windows import HourWindow
 from babylon_rl_tests.factories import WINDOW, a_json_call, a_json_step, a_row, insert_call_log, insert_rows

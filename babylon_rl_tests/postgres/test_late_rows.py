@@ -8,18 +8,18 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
-from babylon_rl import gates, stages
-from babylon_rl.judging.hindsight import HindsightJudge
-from babylon_rl.readiness import readiness, recorded_but_not_judged
+from babylon_rl.database import game_tables
+from babylon_rl.ingest.facts import write_facts
+from babylon_rl.ingest.window_summary import refresh
+from babylon_rl.judging.hindsight_judge import HindsightJudge
+from babylon_rl.pipeline import checks, stages
+from babylon_rl.pipeline.readiness import readiness, recorded_but_not_judged
+from babylon_rl.pipeline.workspace import REQUIRED_CHECKS, Workspace, open_workspace
 from babylon_rl.settings import Settings
-from babylon_rl.source import game_tables
-from babylon_rl.source.facts import write_facts
-from babylon_rl.source.summary import refresh
-from babylon_rl.training.ledger import Ledger
+from babylon_rl.store.check_results import write_verdict
+from babylon_rl.store.ledger import Ledger
 from babylon_rl.types import Hindsight, Judgment, TrajectoryGroup, Verdict
-from babylon_rl.verdicts import write_verdict
 from babylon_rl.windows import HourWindow
-from babylon_rl.workspace import REQUIRED_CHECKS, Workspace, open_workspace
 from babylon_rl_tests.factories import a_json_call, a_json_step, a_row, insert_row, insert_rows
 
 FIRST = HourWindow.parse("2025-01-15T00:00")
@@ -184,7 +184,7 @@ def test_a_row_that_moves_and_comes_back_is_accounted_for_in_both_windows(w: Wor
 
     def balanced(h: HourWindow) -> bool:
         with w.game.connect() as conn:
-            return gates.every_row_accounted(conn, h, w.store.rows_read(h), w.store.dispositions(h)).passed
+            return checks.every_row_accounted(conn, h, w.store.rows_read(h), w.store.dispositions(h)).passed
 
     with w.game.begin() as conn:
         conn.execute(move, {"to": str(WINDOWS[1]), "frm": str(WINDOWS[0])})

@@ -8,10 +8,10 @@ import pytest
 import sqlalchemy as sa
 
 from babylon_rl.errors import DataError, TransientError
-from babylon_rl.store import Store
-from babylon_rl.training.ledger import Ledger, Plan
+from babylon_rl.store.check_results import write_verdict
+from babylon_rl.store.ledger import Ledger, Plan
+from babylon_rl.store.windows import Store
 from babylon_rl.types import Judgment, Score, Verdict
-from babylon_rl.verdicts import write_verdict
 from babylon_rl.windows import HourWindow
 
 FIRST = HourWindow.parse("2025-01-15T00:00")
@@ -134,8 +134,8 @@ def test_one_training_at_a_time(engine: sa.Engine, ledger: Ledger) -> None:
 def test_a_killed_training_lets_go_of_its_lineage(database_url: str, ledger: Ledger) -> None:
     code = (
         "import sys, time\n"
-        "from babylon_rl.source.database import connect\n"
-        "from babylon_rl.training.ledger import Ledger\n"
+        "from babylon_rl.database.connection import connect\n"
+        "from babylon_rl.store.ledger import Ledger\n"
         "with Ledger(connect(sys.argv[1]), 'line', required_checks=()).training():\n"
         "    print('held', flush=True)\n"
         "    time.sleep(60)\n"

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 
-from babylon_rl import stages
-from babylon_rl.source.reader import stream_window
-from babylon_rl.store import Store
+from babylon_rl.ingest.reader import stream_window
+from babylon_rl.pipeline import stages
+from babylon_rl.store.windows import Store
 from babylon_rl.windows import HourWindow
 from babylon_rl_tests.factories import WINDOW, a_json_call, a_json_step, a_row, insert_rows
 

@@ -7,11 +7,11 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
+from babylon_rl.database import migrate, tables
+from babylon_rl.database.connection import connect
+from babylon_rl.database.embedded import ensure_database
 from babylon_rl.errors import ConfigError
 from babylon_rl.settings import Settings
-from babylon_rl.source import migrate, tables
-from babylon_rl.source.database import connect
-from babylon_rl.source.embedded import ensure_database
 from babylon_rl_tests.factories import GUIDE_SQL
 
 GAME = {"trajectories", "llm_call_logs", "market_outcomes", "training_batches", "trained_models", "reward_judgments"}

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from babylon_rl.database import game_tables, tables
 from babylon_rl.errors import DataError
-from babylon_rl.source import game_tables, tables
-from babylon_rl.source.facts import write_facts
-from babylon_rl.source.outcomes import SyncReport, examine_outcomes, read_outcomes, sync_recent, sync_window_outcomes
+from babylon_rl.ingest.facts import write_facts
+from babylon_rl.ingest.outcomes import SyncReport, examine_outcomes, read_outcomes, sync_recent, sync_window_outcomes
 from babylon_rl.types import StockOutcome, WindowOutcomes
 from babylon_rl_tests.factories import WINDOW
 

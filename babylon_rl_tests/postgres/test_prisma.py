@@ -10,15 +10,15 @@ import pytest
 import sqlalchemy as sa
 from psycopg.types.json import Json as AsJson
 
-from babylon_rl import gates, stages
+from babylon_rl.database.embedded import ensure_database
+from babylon_rl.database.migrate import upgrade
 from babylon_rl.errors import ConfigError
-from babylon_rl.readiness import readiness
+from babylon_rl.ingest.queries import find_spelling
+from babylon_rl.ingest.window_summary import refresh
+from babylon_rl.pipeline import checks, stages
+from babylon_rl.pipeline.readiness import readiness
+from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.settings import Settings
-from babylon_rl.source.embedded import ensure_database
-from babylon_rl.source.migrate import upgrade
-from babylon_rl.source.sql import find_spelling
-from babylon_rl.source.summary import refresh
-from babylon_rl.workspace import Workspace, open_workspace
 from babylon_rl_tests.conftest import drop_database
 from babylon_rl_tests.factories import WINDOW, a_json_step, a_row, insert_call_log, insert_rows
 
@@ -145,8 +145,8 @@ def test_gates_read_the_prisma_spelling_and_nothing_of_it_is_written(over_prisma
     store = over_prisma.store
     assert not over_prisma.owns_game
     with over_prisma.game.connect() as conn:
-        logged = gates.only_what_was_logged(conn, WINDOW, store.group(WINDOW), store.hindsight(WINDOW))
-        balance = gates.every_row_accounted(conn, WINDOW, store.rows_read(WINDOW), store.dispositions(WINDOW))
+        logged = checks.only_what_was_logged(conn, WINDOW, store.group(WINDOW), store.hindsight(WINDOW))
+        balance = checks.every_row_accounted(conn, WINDOW, store.rows_read(WINDOW), store.dispositions(WINDOW))
         assert conn.exec_driver_sql("SELECT nspname FROM pg_namespace WHERE nspname = 'babylon_rl'").all() == []
         with pytest.raises(sa.exc.ProgrammingError, match="permission denied"):
             conn.exec_driver_sql("DELETE FROM trajectories")
@@ -183,8 +183,8 @@ def test_a_database_without_the_games_tables_is_refused_in_words(empty_database_
 
 def test_a_window_without_outcomes_table_or_flags_is_still_read(empty_database_url: str) -> None:
     """Columns that a database does not have are unknown, and a table it does not have is empty."""
-    from babylon_rl.source.outcomes import read_outcomes
-    from babylon_rl.source.reader import read_window
+    from babylon_rl.ingest.outcomes import read_outcomes
+    from babylon_rl.ingest.reader import read_window
 
     engine = sa.create_engine(sa.make_url(empty_database_url).set(drivername="postgresql+psycopg"))
     with engine.connect() as conn:

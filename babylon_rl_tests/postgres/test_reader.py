@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from babylon_rl.canonical import to_json
-from babylon_rl.source.reader import logged_messages, read_window, window_of
-from babylon_rl.source.sql import SNAKE_CASE, window_expression
+from babylon_rl.common.canonical import to_json
+from babylon_rl.ingest.queries import SNAKE_CASE, window_expression
+from babylon_rl.ingest.reader import logged_messages, read_window, window_of
 from babylon_rl.types import Disposition, Seen, SourceRow
 from babylon_rl_tests.factories import (
     WINDOW,
@@ -196,7 +196,7 @@ def test_sql_and_python_agree_on_a_rows_window(engine: sa.Engine, rows: list[tup
 
 def test_reading_a_window_uses_indexes(engine: sa.Engine) -> None:
     """Guards the split WHERE: filtering by the bare rule reads the whole table for every hour."""
-    from babylon_rl.source.sql import select_window, window_parameters
+    from babylon_rl.ingest.queries import select_window, window_parameters
 
     with engine.begin() as conn:
         conn.exec_driver_sql("SET LOCAL enable_seqscan = off")

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from babylon_rl.database import bulk_copy, game_tables
+from babylon_rl.database.bulk_copy import insert_new
 from babylon_rl.errors import DataError
-from babylon_rl.source import game_tables, staging
-from babylon_rl.source.reader import read_window
-from babylon_rl.source.recorder import SnowflakeIds, TrajectoryRecorder
-from babylon_rl.source.staging import insert_new
+from babylon_rl.ingest.reader import read_window
+from babylon_rl.ingest.recorder import SnowflakeIds, TrajectoryRecorder
 from babylon_rl.types import Json
 from babylon_rl.windows import HourWindow
 from babylon_rl_tests.factories import a_row
@@ -155,7 +155,7 @@ def test_a_batch_played_again_writes_nothing_twice(engine: sa.Engine) -> None:
 
 
 def test_a_new_batch_goes_straight_into_the_table(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staging, "_copy_around", None)
+    monkeypatch.setattr(bulk_copy, "_copy_around", None)
     assert _insert(engine, [a_row("a"), a_row("b")]) == 2
 
 

@@ -5,8 +5,8 @@ from statistics import mean
 
 import pytest
 
+from babylon_rl.common.statistics import paired_bootstrap, share_of_gap, win_rate
 from babylon_rl.report.data import CurvePoint, DemoReport, Leaderboard, LeaderRow, Lift, PolicyFigures
-from babylon_rl.statistics import paired_bootstrap, share_of_gap, win_rate
 
 MEANS = (-26.0, 18.0, 71.0, 128.0, 205.0, 262.0, 321.0, 388.0, 437.0)
 

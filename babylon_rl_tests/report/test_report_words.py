@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from babylon_rl.report import words
+from babylon_rl.report import formatting
 from babylon_rl.report.data import DemoReport, Lift
 
 
@@ -11,7 +11,7 @@ def with_lift(report: DemoReport, mean: float, lo: float, hi: float, share: floa
 
 
 def test_a_gain_is_claimed_with_its_interval_and_its_share_of_the_gap(report: DemoReport) -> None:
-    said = words.headline(with_lift(report, 198.2, 120.4, 260.0, 0.523))
+    said = formatting.headline(with_lift(report, 198.2, 120.4, 260.0, 0.523))
     assert said == (
         "After 8 iterations the trained policy makes $198 more per window than its base, 95 % interval [+$120, +$260] "
         "over 100 held-out windows it never trained on; that is 52 % of what a player who knows the hidden market could add."
@@ -21,43 +21,43 @@ def test_a_gain_is_claimed_with_its_interval_and_its_share_of_the_gap(report: De
 @pytest.mark.parametrize(("lo", "hi"), [(-40.0, 64.0), (0.0, 24.0), (-24.0, 0.0)])
 def test_an_interval_that_includes_zero_claims_nothing(report: DemoReport, lo: float, hi: float) -> None:
     doubtful = with_lift(report, 12.0, lo, hi, 0.03)
-    said = words.headline(doubtful)
+    said = formatting.headline(doubtful)
     assert "no improvement can be claimed" in said
     assert "more per window" not in said
     assert "3 %" not in said
-    assert "cannot be claimed" in words.gap_note(doubtful)
+    assert "cannot be claimed" in formatting.gap_note(doubtful)
 
 
 def test_a_loss_is_called_a_loss(report: DemoReport) -> None:
     worse = with_lift(report, -150.0, -210.0, -90.0, -0.2)
-    said = words.headline(worse)
+    said = formatting.headline(worse)
     assert "makes $150 less per window" in said
-    assert f"[{words.MINUS}$210, {words.MINUS}$90]" in said
+    assert f"[{formatting.MINUS}$210, {formatting.MINUS}$90]" in said
     assert "could add" not in said
-    assert "led away" in words.gap_note(worse)
+    assert "led away" in formatting.gap_note(worse)
 
 
 def test_no_training_and_no_gap_are_said_as_such(report: DemoReport) -> None:
-    assert words.headline(replace(report, iterations=0)).startswith("Nothing was trained")
-    assert "could add" not in words.headline(with_lift(report, 198.0, 120.0, 260.0, None))
-    assert "no gap" in words.gap_note(with_lift(report, 198.0, 120.0, 260.0, None))
+    assert formatting.headline(replace(report, iterations=0)).startswith("Nothing was trained")
+    assert "could add" not in formatting.headline(with_lift(report, 198.0, 120.0, 260.0, None))
+    assert "no gap" in formatting.gap_note(with_lift(report, 198.0, 120.0, 260.0, None))
 
 
 def test_one_is_not_plural(report: DemoReport) -> None:
-    said = words.headline(replace(report, iterations=1, windows=1))
+    said = formatting.headline(replace(report, iterations=1, windows=1))
     assert "After 1 iteration the" in said
     assert "1 held-out window it" in said
 
 
 def test_few_windows_are_warned_about(report: DemoReport) -> None:
-    assert words.caution(report) is None
-    assert "Only 4 held-out windows" in (words.caution(replace(report, windows=4)) or "")
+    assert formatting.caution(report) is None
+    assert "Only 4 held-out windows" in (formatting.caution(replace(report, windows=4)) or "")
 
 
 def test_only_the_hindsight_judge_is_said_to_be_no_llm(report: DemoReport) -> None:
-    assert "No LLM judged" in words.judged_by(report)
-    assert "No LLM" not in words.judged_by(replace(report, judge="openai/gpt-4o-mini"))
-    assert "openai/gpt-4o-mini" in words.judged_by(replace(report, judge="openai/gpt-4o-mini"))
+    assert "No LLM judged" in formatting.judged_by(report)
+    assert "No LLM" not in formatting.judged_by(replace(report, judge="openai/gpt-4o-mini"))
+    assert "openai/gpt-4o-mini" in formatting.judged_by(replace(report, judge="openai/gpt-4o-mini"))
 
 
 @pytest.mark.parametrize(
@@ -71,14 +71,14 @@ def test_only_the_hindsight_judge_is_said_to_be_no_llm(report: DemoReport) -> No
     ],
 )
 def test_money(value: float, digits: int, signed: bool, said: str) -> None:
-    assert words.money(value, digits=digits, signed=signed) == said
+    assert formatting.money(value, digits=digits, signed=signed) == said
 
 
 def test_cents_are_shown_where_whole_dollars_would_hide_a_number() -> None:
-    assert words.money_digits([486.2, 40.1, 731.5]) == 0
-    assert words.money_digits([486.2, 0.2]) == 2
-    assert words.money_digits([3.5, 12.0]) == 2
-    assert words.money_digits([0.0, 500.0]) == 0
+    assert formatting.money_digits([486.2, 40.1, 731.5]) == 0
+    assert formatting.money_digits([486.2, 0.2]) == 2
+    assert formatting.money_digits([3.5, 12.0]) == 2
+    assert formatting.money_digits([0.0, 500.0]) == 0
 
 
 @pytest.mark.parametrize(
@@ -86,4 +86,4 @@ def test_cents_are_shown_where_whole_dollars_would_hide_a_number() -> None:
     [(0.04, "0.0 s"), (9.96, "10 s"), (59.7, "1 min 00 s"), (185.2, "3 min 05 s"), (7383, "2 h 03 min")],
 )
 def test_durations(seconds: float, said: str) -> None:
-    assert words.duration(seconds) == said
+    assert formatting.duration(seconds) == said

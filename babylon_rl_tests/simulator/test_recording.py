@@ -7,12 +7,12 @@ import pytest
 import sqlalchemy as sa
 
 from babylon_rl.errors import ConfigError, DataError
+from babylon_rl.ingest.outcomes import read_outcomes, sync_window_outcomes
 from babylon_rl.simulator.market import make_market
 from babylon_rl.simulator.play import Playthrough, Seat, play
 from babylon_rl.simulator.players import ScriptedPlayer
 from babylon_rl.simulator.recording import record_play
 from babylon_rl.simulator.spawn import Cast, free_windows, spawn
-from babylon_rl.source.outcomes import read_outcomes, sync_window_outcomes
 from babylon_rl.windows import HourWindow
 from babylon_rl_tests.factories import GUIDE_SQL
 

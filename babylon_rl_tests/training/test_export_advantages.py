@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from babylon_rl.export import export
+from babylon_rl.export.dataset import export
+from babylon_rl.pipeline.train import _scored
+from babylon_rl.pipeline.workspace import open_workspace
 from babylon_rl.policy.shipped import shipped_base
 from babylon_rl.settings import Settings
 from babylon_rl.training.art_groups import to_art_groups
-from babylon_rl.training.run import _scored
 from babylon_rl.training.sequences import plan_training
 from babylon_rl.training.trainer import TrainingBatch
-from babylon_rl.workspace import open_workspace
 from babylon_rl_tests.played import FIRST, hours, play_and_judge
 
 

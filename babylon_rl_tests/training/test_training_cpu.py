@@ -17,7 +17,7 @@ from babylon_rl.policy.checkpoints import checkpoint_dir, latest_step
 from babylon_rl.policy.shipped import shipped_base
 from babylon_rl.settings import Settings
 from babylon_rl.training import checkpoint_store
-from babylon_rl.training.open import open_trainer
+from babylon_rl.training.factory import open_trainer
 
 
 def train(root: Path, batch):

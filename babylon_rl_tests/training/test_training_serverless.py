@@ -9,10 +9,10 @@ from serverless_server import ENTITY, KEY, ServerlessServer
 from training_factories import FIRST, LINEAGE, a_batch, a_group
 
 from babylon_rl.errors import BabylonRLError, ConfigError, DataError, TransientError
-from babylon_rl.grouping import make_group
+from babylon_rl.grouping.groups import make_group
 from babylon_rl.policy.shipped import shipped_base
 from babylon_rl.settings import Settings
-from babylon_rl.training.open import open_trainer
+from babylon_rl.training.factory import open_trainer
 from babylon_rl.training.trainer import ScoredGroup
 from babylon_rl.types import Trajectory
 

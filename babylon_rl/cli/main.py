@@ -1,0 +1,388 @@
+"""`babylon-rl …`: the guide's commands and ours. Each opens what it needs, calls one function, and prints.
+
+Errors raised on purpose end in one sentence on stderr and exit status 2; a "not yet" answer is status 1.
+"""
+
+import logging
+import sys
+import warnings
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from babylon_rl.cli.data import app as data_commands
+from babylon_rl.cli.judging import app as judging_commands
+from babylon_rl.errors import BabylonRLError
+from babylon_rl.report import formatting
+from babylon_rl.settings import Settings
+from babylon_rl.windows import HourWindow
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(data_commands)
+app.add_typer(judging_commands)
+console = Console()
+errors = Console(stderr=True)
+
+
+class Direction(StrEnum):
+    """What `migrate` does."""
+
+    UP = "up"
+    DOWN = "down"
+    CURRENT = "current"
+
+
+@app.command()
+def demo(
+    iterations: Annotated[int, typer.Option(min=1, help="Checkpoints to train.")] = 12,
+    windows: Annotated[int, typer.Option(min=2, help="Windows each checkpoint trains on.")] = 64,
+    agents: Annotated[int, typer.Option(min=2, help="Agents of the policy in every window.")] = 8,
+    seed: Annotated[int | None, typer.Option(help="World, sampling and training; default BABYLON_SEED or 1.")] = None,
+    out: Annotated[Path, typer.Option(help="Where report.html and report.json go.")] = Path(),
+) -> None:
+    """Run the whole loop on this machine: play, judge, train, and prove what it brought."""
+    from babylon_rl.cli.demo import DemoPlan, run_demo
+
+    run_demo(_settings(seed=seed), DemoPlan(iterations=iterations, windows=windows, learners=agents), console, out=out)
+
+
+@app.command()
+def migrate(direction: Annotated[Direction, typer.Argument()] = Direction.UP) -> None:
+    """Create or update our tables (up), take them away (down), or say where they stand (current)."""
+    from babylon_rl.database import migrate as m
+
+    settings = _settings()
+    if direction is Direction.UP:
+        m.upgrade(settings)
+    elif direction is Direction.DOWN:
+        m.downgrade(settings)
+    console.print(f"database stands at revision {m.current(settings)}", highlight=False)
+
+
+@app.command("spawn-test-agents")
+def spawn_test_agents(
+    agents: Annotated[int, typer.Option(min=1, help="Agents in every window.")] = 5,
+    duration: Annotated[float, typer.Option(min=0, help="Minutes of wall time after which no window is begun.")] = 5,
+    windows: Annotated[int, typer.Option(min=1, help="Hours to play.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="Names the world; default BABYLON_SEED or 1.")] = None,
+    policy: Annotated[
+        str,
+        typer.Option(help="guide (five kinds in turn), a strategy, current, or a checkpoint such as babylon-mmo@3."),
+    ] = "guide",
+    start: Annotated[
+        str | None, typer.Option(help="First hour, e.g. 2025-01-15T10:00; default: free hours near now.")
+    ] = None,
+    decision_minutes: Annotated[int, typer.Option(min=1, max=60, help="Simulated minutes between decisions.")] = 20,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of a served policy; default BABYLON_EXPLORE_TEMPERATURE.")
+    ] = None,
+) -> None:
+    """Let test agents play whole hours of the simulated market and record them as the game does."""
+    from contextlib import ExitStack
+
+    from babylon_rl.database.migrate import upgrade
+    from babylon_rl.pipeline.workspace import open_workspace
+    from babylon_rl.policy.process import running_server
+    from babylon_rl.report.screen import progress
+    from babylon_rl.simulator.spawn import Cast, free_windows, spawn
+    from babylon_rl.types import policy_name
+
+    settings = _settings(seed=seed)
+    upgrade(settings)
+    with open_workspace(settings) as workspace, ExitStack() as stack:
+        if policy == "current":
+            latest = workspace.ledger.latest()
+            policy = policy_name(settings.lineage, 0 if latest is None else latest.step)
+        warm = settings.explore_temperature if temperature is None else temperature
+        cast = Cast(learners=agents, policy=policy, temperature=warm)
+        first = None if start is None else HourWindow.parse(start)
+        chosen = free_windows(workspace.game, windows, now=datetime.now(UTC), start=first)
+        decisions = max(1, 60 // decision_minutes)
+        run = stack.enter_context(progress(console))
+        url = None
+        if cast.needs_server:
+            with run.phase("start", "policy server"):
+                url = stack.enter_context(running_server(settings))
+        with run.phase("play", f"{windows} windows", total=len(chosen) * agents * decisions) as phase:
+            done = spawn(
+                workspace.game, chosen, cast, seed=settings.seed, decisions=decisions, inference_url=url,
+                duration_s=duration * 60, on_decision=phase.advance,
+            )  # fmt: skip
+    console.print(
+        f"{len(done.windows)} window{'s' * (len(done.windows) != 1)} played by {agents} agents ({policy}): "
+        f"{done.windows[0]} to {done.windows[-1]}, {done.rows} rows, mean P&L {formatting.money(done.mean_pnl_usd)}",
+        highlight=False,
+    )
+    console.print("next: babylon-rl sync-outcomes --hours 24", highlight=False)
+
+
+@app.command("sync-outcomes")
+def sync_outcomes(
+    hours: Annotated[int, typer.Option(min=1, help="How far to look back; closed hours only.")] = 24,
+) -> None:
+    """Compute what each market really did in the closed hours and write it to market_outcomes."""
+    from babylon_rl.database.migrate import upgrade
+    from babylon_rl.ingest.outcomes import sync_recent
+    from babylon_rl.pipeline.workspace import open_workspace
+
+    settings = _settings()
+    upgrade(settings)
+    with open_workspace(settings) as workspace, workspace.game.begin() as conn:
+        report = sync_recent(conn, hours=hours, now=datetime.now(UTC))
+    console.print(f"Synced {hours} hours: {report}", highlight=False)
+    console.print("next: babylon-rl check-windows", highlight=False)
+
+
+@app.command("check-windows")
+def check_windows(
+    min_agents: Annotated[int | None, typer.Option(min=2, help="Default BABYLON_MIN_AGENTS.")] = None,
+    last: Annotated[int, typer.Option(min=1, help="Windows to show.")] = 20,
+    recount: Annotated[bool, typer.Option(help="Count every old window again (a game database we only read).")] = False,
+) -> None:
+    """Say which windows can train. Exit status 0: ready for training; 1: not yet."""
+    from babylon_rl.database.migrate import upgrade
+    from babylon_rl.pipeline.readiness import readiness
+    from babylon_rl.pipeline.workspace import open_workspace
+
+    settings = _settings()
+    upgrade(settings)
+    need = min_agents or settings.min_agents
+    with open_workspace(settings) as workspace:
+        found = readiness(
+            workspace, min_agents=need, min_windows=settings.min_windows, now=datetime.now(UTC),
+            last=last, recount=recount,
+        )  # fmt: skip
+    table = Table("window", "agents", "rows", "avg P&L", "outcomes", "state")
+    for column in table.columns[1:4]:
+        column.justify = "right"
+    for line in reversed(found.lines):
+        pnl = "unknown" if line.avg_pnl_usd is None else formatting.money(line.avg_pnl_usd)
+        table.add_row(
+            line.window_id, str(line.agents), str(line.rows), pnl, "yes" if line.outcomes else "no", line.state
+        )
+    if found.lines:
+        console.print(table, highlight=False)
+        if found.windows > len(found.lines):
+            console.print(f"… and {found.windows - len(found.lines)} older windows", highlight=False)
+    else:
+        console.print("No windows found.", highlight=False)
+    console.print(f"Windows with {need}+ agents: {found.with_enough_agents}", highlight=False)
+    if found.stale:
+        console.print(
+            f"{len(found.stale)} trained on rows or outcomes that changed since, oldest {found.stale[0]}; "
+            "they are not trained on again",
+            style="yellow", highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    if found.ready:
+        console.print("✅ READY FOR TRAINING!", style="bold green", highlight=False)
+        console.print(f"next: babylon-rl train --min-agents {need} --iterations 1", highlight=False)
+        return
+    console.print(f"Not ready: {found.mend}", style="yellow", highlight=False, soft_wrap=True)
+    raise typer.Exit(1)
+
+
+@app.command()
+def train(
+    min_agents: Annotated[int | None, typer.Option(min=2, help="Default BABYLON_MIN_AGENTS.")] = None,
+    iterations: Annotated[int, typer.Option(min=1, help="Checkpoints to train at most.")] = 10,
+    learning_rate: Annotated[float | None, typer.Option(min=0, help="Default: the trainer's own.")] = None,
+    windows_per_iteration: Annotated[int | None, typer.Option(min=1, help="Default BABYLON_MIN_WINDOWS.")] = None,
+    evaluate: Annotated[bool, typer.Option(help="Play held-out windows with each checkpoint.")] = True,
+) -> None:
+    """Judge what is recorded and train on it, oldest windows first, through the same Dagster assets."""
+    from babylon_rl.cli.services import prepare_dagster
+    from babylon_rl.cli.train import TrainOptions
+    from babylon_rl.cli.train import train as run
+    from babylon_rl.database.migrate import upgrade
+    from babylon_rl.pipeline.workspace import open_workspace
+
+    settings = _settings()
+    upgrade(settings)
+    prepare_dagster(settings)
+    with open_workspace(settings) as workspace:
+        run(
+            workspace,
+            TrainOptions(
+                iterations=iterations,
+                min_agents=min_agents or settings.min_agents,
+                windows_per_iteration=windows_per_iteration,
+                learning_rate=learning_rate,
+                evaluate=evaluate,
+            ),
+            console,
+        )
+
+
+@app.command("discard-plan")
+def discard_plan() -> None:
+    """Forget a planned batch that has no checkpoint yet; the next training plans anew."""
+    from babylon_rl.pipeline.workspace import open_workspace
+
+    with open_workspace(_settings()) as workspace:
+        plan = workspace.ledger.discard_plan()
+    said = (
+        "no batch is planned"
+        if plan is None
+        else f"forgot the plan of checkpoint {plan.step} on {len(plan.windows)} windows"
+    )
+    console.print(said, highlight=False)
+
+
+@app.command()
+def materialize(
+    first: Annotated[str, typer.Option("--from", help="First window, e.g. 2025-01-15T00:00.")],
+    last: Annotated[str, typer.Option("--to", help="Last window, included.")],
+    assets: Annotated[
+        str | None, typer.Option(help="Comma-separated asset names; default: up to ruler_scores.")
+    ] = None,
+) -> None:
+    """Materialize assets over a range of windows in one Dagster run."""
+    from babylon_rl.cli.runner import open_runner
+    from babylon_rl.cli.services import prepare_dagster
+    from babylon_rl.database.migrate import upgrade
+    from babylon_rl.defs.assets import ASSETS, WINDOW_ASSETS
+    from babylon_rl.errors import ConfigError
+
+    settings = _settings()
+    upgrade(settings)
+    prepare_dagster(settings)
+    start, end = HourWindow.parse(first), HourWindow.parse(last)
+    names = [a.key.to_user_string() for a in WINDOW_ASSETS]
+    wanted = names if assets is None else [a.strip() for a in assets.split(",")]
+    known = [a.key.to_user_string() for a in ASSETS]
+    if unknown := [a for a in wanted if a not in known]:
+        raise ConfigError(f"asset {unknown[0]!r} is unknown; expected some of {', '.join(known)}")
+    with open_runner() as runner:
+        for job, members in (("windows", names), ("policy", known[len(names) :])):
+            if chosen := [a for a in wanted if a in members]:
+                ran = runner.materialize(job, start, end, assets=chosen)
+                console.print(
+                    f"{', '.join(chosen)}: {ran.materializations} materializations, {ran.failed_checks} failed checks, "
+                    f"run {ran.run_id[:8]}",
+                    highlight=False, soft_wrap=True,
+                )  # fmt: skip
+    _say_where_rows_ended(settings, start, end)
+
+
+def _say_where_rows_ended(settings: Settings, start: HourWindow, end: HourWindow) -> None:
+    from babylon_rl.pipeline.workspace import open_workspace
+    from babylon_rl.report import row_outcomes
+
+    windows = list(start.until(end))
+    with open_workspace(settings) as workspace:
+        ends = row_outcomes.read_ends(workspace.store.engine, windows)
+        judged = sum(workspace.store.judgment(w) is not None for w in windows)
+    rows = row_outcomes.table(ends)
+    said = ", ".join(f"{r['rows']:,} {r['disposition']} ({r['reason']})" for r in rows) or "none"
+    console.print(f"{formatting.count(sum(e.total for e in ends), 'row')}: {said}", highlight=False, soft_wrap=True)
+    console.print(f"{judged} of {formatting.count(len(windows), 'window')} judged", highlight=False)
+    if rows:
+        console.print(
+            "next: babylon-rl check-windows; babylon-rl explain ROW_ID tells one row's story", highlight=False
+        )
+
+
+@app.command("make-base-policy")
+def make_base_policy(
+    out: Annotated[Path, typer.Option(help="Directory to write; must not exist.")],
+    size: Annotated[str, typer.Option(help="0.4M, 1M, 3M or 7M parameters.")] = "0.4M",
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 1,
+    windows: Annotated[int, typer.Option(min=1, help="Windows whose play is cloned.")] = 3200,
+) -> None:
+    """Make a base policy that reads its prompt and plays legal, unremarkable moves; refuses one that cannot read."""
+    from babylon_rl.base_policy.base import make_base_policy as make
+    from babylon_rl.report.screen import progress
+
+    with progress(console) as run, run.phase("clone", f"{size}, seed {seed}") as phase:
+
+        def on_step(done: int, total: int, loss: float) -> None:
+            phase.total(total)
+            phase.note(f"step {done}, loss {loss:.3f}")
+            phase.advance()
+
+        report = make(out, size=size, seed=seed, windows=windows, progress=on_step)
+    console.print(f"wrote {out}: {report}", highlight=False)
+
+
+@app.command()
+def serve(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 chooses a free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="Loopback unless you decide otherwise.")] = "127.0.0.1",
+) -> None:
+    """Serve every checkpoint at an OpenAI-compatible /v1/chat/completions."""
+    from babylon_rl.policy.process import base_of
+    from babylon_rl.policy.server import serve as run
+
+    settings = _settings()
+    if port:
+        console.print(f"OpenAI-compatible endpoint: http://{host}:{port}/v1   (Ctrl-C stops it)", highlight=False)
+    run(
+        base=base_of(settings), root=settings.checkpoints_dir, default_temperature=settings.serve_temperature,
+        host=host, port=port,
+    )  # fmt: skip
+
+
+@app.command()
+def up(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of Dagster's UI.")] = 3000,
+    host: Annotated[str, typer.Option(help="Loopback unless you decide otherwise.")] = "127.0.0.1",
+) -> None:
+    """Start database, migrations, Dagster's UI and its daemon (schedules and sensors); stop with Ctrl-C."""
+    from babylon_rl.cli.services import up as run
+    from babylon_rl.database.migrate import upgrade
+
+    settings = _settings()
+    upgrade(settings)
+    console.print(f"Dagster's UI: http://{host}:{port}   (Ctrl-C stops it)", highlight=False)
+    raise typer.Exit(run(settings, port=port, host=host))
+
+
+@app.command()
+def env() -> None:
+    """Print what a shell needs to use dagster's own commands here: eval "$(babylon-rl env)"."""
+    import shlex
+
+    from babylon_rl.cli.services import prepare_dagster
+    from babylon_rl.database.migrate import upgrade
+
+    settings = _settings()
+    upgrade(settings)
+    for name, value in prepare_dagster(settings).items():
+        sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
+
+
+@app.command()
+def stop() -> None:
+    """Stop the embedded database of this BABYLON_HOME."""
+    from babylon_rl.database.embedded import stop_server
+
+    stop_server(_settings().home)
+    console.print("embedded database stopped", highlight=False)
+
+
+def _settings(*, seed: int | None = None) -> Settings:
+    return Settings.load() if seed is None else Settings.load(BABYLON_SEED=seed)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    if not sys.warnoptions:  # Dagster's beta and preview notices are for developers: python -W default shows them
+        warnings.simplefilter("ignore")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(logging.WARNING)  # a run of ours logs INFO to Dagster's event log, not to this screen
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        app()
+    except BabylonRLError as e:
+        errors.print(f"babylon-rl: {e}", style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

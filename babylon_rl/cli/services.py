@@ -1,0 +1,100 @@
+"""Starts what runs beside us: the database, Dagster's home, its webserver and its daemon. Loopback only."""
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from babylon_rl.database.connection import event_log_url
+from babylon_rl.errors import ConfigError
+from babylon_rl.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+def dagster_home(settings: Settings) -> Path:
+    """Where Dagster keeps its files: under BABYLON_HOME, so that one folder is the whole state."""
+    return settings.home / "dagster"
+
+
+def prepare_dagster(settings: Settings) -> dict[str, str]:
+    """Make DAGSTER_HOME ready and tell this process and its children about it.
+
+    Returns:
+        The variables set, for a shell (`babylon-rl env`).
+
+    Raises:
+        ConfigError: `dagster.yaml` is not beside the package; run from a clone of the repository.
+    """
+    source = Path(__file__).parent.parent.parent / "dagster.yaml"
+    if not source.exists():
+        raise ConfigError("dagster.yaml is not beside the package; run babylon-rl from a clone of its repository")
+    home = dagster_home(settings)
+    home.mkdir(parents=True, exist_ok=True)
+    target = home / "dagster.yaml"
+    if not target.exists() or target.read_bytes() != source.read_bytes():
+        shutil.copyfile(source, target)
+    variables = {
+        "BABYLON_HOME": str(settings.home),
+        "DAGSTER_HOME": str(home),
+        "BABYLON_DAGSTER_URL": event_log_url(settings),
+        "DAGSTER_EVENT_BATCH_SIZE": "1000",
+        "DAGSTER_DISABLE_TELEMETRY": "yes",
+    }
+    os.environ.update(variables)
+    return variables
+
+
+def up(settings: Settings, *, port: int, host: str = "127.0.0.1") -> int:
+    """Run webserver and daemon until one ends or the user stops us; both stop together.
+
+    Args:
+        settings: Says where everything lives.
+        port: Of the webserver.
+        host: Loopback unless the operator decides otherwise.
+
+    Returns:
+        The exit status of whichever ended first; 0 when the user stopped us.
+    """
+    prepare_dagster(settings)
+    # Each load of the definitions would repeat Dagster's beta and preview notices, which are for developers.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    workspace = Path(__file__).parent.parent.parent / "workspace.yaml"
+    commands = [
+        [sys.executable, "-m", "dagster_webserver", "-h", host, "-p", str(port), "-w", str(workspace)],
+        [sys.executable, "-m", "dagster._daemon", "run", "-w", str(workspace)],
+    ]
+    # A shell that starts us in the background makes SIGINT ignored, and Dagster would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    children = [subprocess.Popen(c, preexec_fn=_default_signals) for c in commands]
+    stopping = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopping
+        stopping = True
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        while not stopping and all(c.poll() is None for c in children):
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        stopping = True
+    ended = next((c.returncode for c in children if c.poll() is not None), 0)
+    for c in children:
+        if c.poll() is None:
+            c.send_signal(signal.SIGINT)
+    for c in children:
+        try:
+            c.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            c.kill()
+    return 0 if stopping else (ended or 1)
+
+
+def _default_signals() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,179 @@
+"""`babylon-rl train`: drives the same Dagster assets iteration by iteration and prints what the guide prints."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from babylon_rl.errors import DataError
+from babylon_rl.pipeline.readiness import contiguous, recorded_but_not_judged
+from babylon_rl.pipeline.workspace import Workspace
+from babylon_rl.report import formatting
+from babylon_rl.report.screen import DemoProgress, Phase, progress
+from babylon_rl.types import Checkpoint
+from babylon_rl.windows import HourWindow
+
+if TYPE_CHECKING:
+    from babylon_rl.cli.runner import Runner
+
+RULE = "=" * 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOptions:
+    """The guide's flags. `windows_per_iteration` None: BABYLON_MIN_WINDOWS."""
+
+    iterations: int
+    min_agents: int
+    windows_per_iteration: int | None
+    learning_rate: float | None
+    evaluate: bool
+
+
+class _Bar:
+    """What the assets report to while a phase is on the screen."""
+
+    def __init__(self, phase: Phase) -> None:
+        self.phase = phase
+
+    def judged(self) -> None:
+        self.phase.advance()
+
+    def decided(self) -> None:
+        self.phase.advance()
+
+    def trained(self, done: int, total: int, loss: float) -> None:
+        del done
+        self.phase.total(total)
+        self.phase.note(f"loss {loss:+.3f}")
+        self.phase.advance()
+
+
+def train(workspace: Workspace, options: TrainOptions, console: Console) -> list[Checkpoint]:
+    """Train up to `iterations` checkpoints from what is recorded, oldest windows first.
+
+    A batch that a killed training left planned is finished first, with the windows it was planned with.
+
+    Returns:
+        The checkpoints made in this call; fewer than asked for when the windows ran out.
+
+    Raises:
+        DataError: Not even one checkpoint could be trained; the message says what is missing.
+    """
+    from babylon_rl.cli.runner import open_runner
+
+    made: list[Checkpoint] = []
+    with open_runner() as runner:
+        for iteration in range(1, options.iterations + 1):
+            checkpoint = _iterate(workspace, options, console, runner, iteration)
+            if checkpoint is None:
+                break
+            made.append(checkpoint)
+    latest = workspace.ledger.latest()
+    if not made and latest is None:
+        raise DataError(_missing(workspace, options))
+    if not made:
+        console.print(_missing(workspace, options), highlight=False, markup=False)
+    console.print(f"\nTRAINING COMPLETE\n{RULE}", highlight=False)
+    console.print(f"Final step: {0 if latest is None else latest.step}", highlight=False)
+    console.print(f"Checkpoints trained: {len(made)}\n", highlight=False)
+    if latest is not None:
+        console.print("Inference endpoint:", highlight=False)
+        console.print("  http://127.0.0.1:8000/v1   (start it: babylon-rl serve)", highlight=False)
+        console.print(f"  Model: {latest.name}", highlight=False)
+    return made
+
+
+def _iterate(
+    workspace: Workspace, options: TrainOptions, console: Console, runner: "Runner", iteration: int
+) -> Checkpoint | None:
+    ledger = workspace.ledger
+    size = options.windows_per_iteration or workspace.settings.min_windows
+    plan = ledger.open_plan()
+    console.print(f"\nITERATION {iteration}/{options.iterations}\n{RULE}", highlight=False)
+    with progress(console) as run:
+        if plan is None:
+            _prepare(workspace, options, run=run, runner=runner, need=size)
+        else:
+            console.print(
+                f"Finishing checkpoint {plan.step}, which an interrupted training had planned on "
+                f"{len(plan.windows)} windows",
+                highlight=False,
+            )
+        target = ledger.next_partition(size)
+        if target is None:
+            console.print(
+                f"Found {len(ledger.ready())} unused windows with {options.min_agents}+ agents", highlight=False
+            )
+            return None
+        batch = list(plan.windows) if plan is not None else [r.window_id for r in ledger.ready(up_to=target)[:size]]
+        console.print(f"Found {len(batch)} windows with {options.min_agents}+ agents", highlight=False)
+        _tell_windows(workspace, batch, console)
+        console.print(f"\nTraining on {len(batch)} windows...", highlight=False)
+        with run.phase("train", f"iteration {iteration} of {options.iterations}") as phase:
+            runner.materialize(
+                "policy",
+                target,
+                target,
+                assets=["trained_checkpoint"],
+                config={"trained_checkpoint": {"windows_per_iteration": size, "learning_rate": options.learning_rate}},
+                resources={"workspace": workspace, "progress": _Bar(phase)},
+            )
+        checkpoint = ledger.trained_in(target)
+        if checkpoint is None:
+            raise DataError(f"partition {target} trained nothing although {size} windows were ready; run it again")
+        if options.evaluate:
+            decisions = workspace.settings.evaluation_windows * 3
+            with run.phase("evaluate", checkpoint.name, total=decisions) as phase:
+                runner.materialize("policy", target, target, assets=["policy_evaluation"],
+                    resources={"workspace": workspace, "progress": _Bar(phase)},
+                )  # fmt: skip
+    console.print(f"✅ Iteration {iteration} complete! Checkpoint: step {checkpoint.step}", highlight=False)
+    return checkpoint
+
+
+def _prepare(workspace: Workspace, options: TrainOptions, *, run: DemoProgress, runner: "Runner", need: int) -> None:
+    """Materialize groups and scores of recorded windows that have none yet."""
+    if len(workspace.ledger.ready()) >= need:
+        return
+    pending = recorded_but_not_judged(workspace, min_agents=options.min_agents)
+    for first, last in contiguous(pending):
+        total = sum(1 for _ in first.until(last))
+        with run.phase("judge", f"{first} to {last}" if first != last else str(first), total=total) as phase:
+            runner.materialize("windows", first, last,
+                config={"trajectory_groups": {"min_agents": options.min_agents}},
+                resources={"workspace": workspace, "progress": _Bar(phase)},
+            )  # fmt: skip
+
+
+def _tell_windows(workspace: Workspace, batch: list[str], console: Console) -> None:
+    shown = batch[:5]
+    for window_id in shown:
+        window = HourWindow.parse(window_id)
+        judgment, hindsight = workspace.store.judgment(window), workspace.store.hindsight(window)
+        if judgment is None or hindsight is None:
+            continue
+        values = [s.value for s in judgment.scores]
+        best = max(judgment.scores, key=lambda s: (s.value, s.trajectory_id))
+        pnl = next(m.pnl_usd for m in hindsight.members if m.trajectory_id == best.trajectory_id)
+        money = "unknown" if pnl is None else formatting.money(pnl)
+        mean = sum(values) / len(values)
+        agent = best.trajectory_id.split("/", 1)[-1]
+        for line in (
+            f"Processing {window_id}",
+            f"  Found {len(judgment.scores)} simultaneous agents",
+            f"  RULER scores: min={min(values):.2f}, max={max(values):.2f}, avg={mean:.2f}",
+            f"  Best: {agent} (score: {best.value:.2f}, P&L: {money})",
+        ):
+            console.print(line, highlight=False, markup=False)
+    if len(batch) > len(shown):
+        console.print(f"  … and {len(batch) - len(shown)} windows more", highlight=False)
+
+
+def _missing(workspace: Workspace, options: TrainOptions) -> str:
+    size = options.windows_per_iteration or workspace.settings.min_windows
+    ready = len(workspace.ledger.ready())
+    return (
+        f"{ready} unused windows with {options.min_agents}+ agents are ready, {size} make one training; "
+        "run `babylon-rl check-windows`: it names what is missing and the command that mends it"
+    )

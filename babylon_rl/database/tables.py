@@ -1,0 +1,292 @@
+"""Our own tables, once, in schema `babylon_rl`. The game's are `game_tables.py`.
+
+Alembic migrations create what stands here; a test compares the two. Nothing here reads or writes.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Computed,
+    Date,
+    DateTime,
+    Double,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+
+OUR_SCHEMA = "babylon_rl"
+CREATED_GAME_TABLES = "created_game_tables"  # which of the game's tables our migrations made: those are ours to write
+
+platform = MetaData(schema=OUR_SCHEMA)
+
+_at = DateTime(timezone=True)
+
+# The facts of the world that outcomes are computed from. The embedded game writes them as it plays;
+# over a real game they stay empty and `market_outcomes` is read as it stands.
+price_facts = Table(
+    "price_facts",
+    platform,
+    Column("ticker", Text, primary_key=True),
+    Column("at", _at, primary_key=True),
+    Column("price", Double, nullable=False),
+)
+
+prediction_facts = Table(
+    "prediction_facts",
+    platform,
+    Column("market_id", Text, primary_key=True),
+    Column("window_id", Text, nullable=False, index=True),
+    Column("question", Text, nullable=False),
+    Column("outcome", Text),  # YES, NO, or null while unresolved
+    Column("final_probability", Double),
+)
+
+news_facts = Table(
+    "news_facts",
+    platform,
+    Column("at", _at, primary_key=True),
+    Column("headline", Text, primary_key=True),
+    Column("ticker", Text),
+)
+
+windows = Table(  # one row per window that was ingested: its data version and how it stands
+    "windows",
+    platform,
+    Column("window_id", Text, primary_key=True),
+    Column("data_version", Text, nullable=False),
+    Column("rows", Integer, nullable=False),
+    Column("agents", Integer, nullable=False),
+    Column("turns", Integer, nullable=False),
+    Column("changes_seen", BigInteger),  # of window_summary.changes, before its rows were read
+)
+
+window_trajectories = Table(
+    "window_trajectories",
+    platform,
+    Column("trajectory_id", Text, primary_key=True),
+    Column("window_id", Text, nullable=False, index=True),
+    Column("agent_id", Text, nullable=False),
+    Column("turns", Integer, nullable=False),
+    Column("pnl_usd", Double),
+    Column("body", LargeBinary, nullable=False),  # canonical JSON of types.Trajectory, zstd
+)
+
+row_dispositions = Table(
+    "row_dispositions",
+    platform,
+    Column("source_id", Text, primary_key=True),
+    Column("window_id", Text, nullable=False, index=True),
+    Column("trajectory_id", Text, nullable=False),
+    Column("agent_id", Text, nullable=False),
+    Column("disposition", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("group_id", Text),
+)
+
+window_outcomes = Table(
+    "window_outcomes",
+    platform,
+    Column("window_id", Text, primary_key=True),
+    Column("data_version", Text, nullable=False),
+    Column("stocks", Integer, nullable=False),
+    Column("predictions", Integer, nullable=False),
+    Column("body", LargeBinary, nullable=False),  # types.WindowOutcomes
+)
+
+trajectory_groups = Table(
+    "trajectory_groups",
+    platform,
+    Column("group_id", Text, primary_key=True),
+    Column("window_id", Text, nullable=False, unique=True),
+    Column("data_version", Text, nullable=False),
+    Column("members", Integer, nullable=False),
+    Column("turns", Integer, nullable=False),
+    Column("body", LargeBinary, nullable=False),  # types.TrajectoryGroup: what agents saw and said
+    Column("hindsight", LargeBinary, nullable=False),  # types.Hindsight: the judge's eyes only
+    Column("made_from", Text),  # "<data version of windows>|<of window_outcomes>"; differs now: view stale_windows
+)
+
+judgments = Table(
+    "judgments",
+    platform,
+    Column("judgment_key", Text, primary_key=True),
+    Column("trajectory_id", Text, primary_key=True),
+    Column("group_id", Text, nullable=False),
+    Column("window_id", Text, nullable=False, index=True),
+    Column("score", Double, nullable=False),
+    Column("explanation", Text, nullable=False),
+    Column("judge_model", Text, nullable=False),
+    Column("judge_version", Text, nullable=False),
+    Column("prompt_tokens", Integer, nullable=False),
+    Column("completion_tokens", Integer, nullable=False),
+    Column("cost_usd", Double, nullable=False),
+    Column("judged_at", _at, nullable=False, server_default=func.now()),
+    Column("details", Text),  # of the whole judgment, in the first row like its price: canonical JSON
+    Column("tokens", Integer, Computed("prompt_tokens + completion_tokens", persisted=True)),
+)
+
+judge_calls = Table(  # every request to a judge, written down before it is sent; view judge_costs sums it up
+    "judge_calls",
+    platform,
+    Column("call_id", Text, primary_key=True),
+    Column("serial", BigInteger, Identity(), nullable=False),
+    Column("judgment_key", Text, nullable=False, index=True),
+    Column("slot", Text, nullable=False),  # which question of the judgment: a pass, or a heat of a pass
+    Column("window_id", Text, nullable=False, index=True),
+    Column("group_id", Text, nullable=False),
+    Column("judge_model", Text, nullable=False),
+    Column("judge_version", Text, nullable=False),
+    Column("day", Date, nullable=False, index=True),  # UTC
+    Column(
+        "state", Text, nullable=False
+    ),  # asked, replied, refused (not owed), lost (may be owed), denied (never sent)
+    Column("expected_tokens", Integer, nullable=False),
+    Column("reserved_usd", Double, nullable=False),  # the most it can cost
+    Column("reply", Text),
+    Column("finish_reason", Text),
+    Column("prompt_tokens", Integer),
+    Column("completion_tokens", Integer),
+    Column("cost_usd", Double),
+    Column("asked_at", _at, nullable=False, server_default=func.now()),
+    Column("ended_at", _at),
+)
+
+judge_audits = Table(  # the newest row of a judge version says whether its scores may train
+    "judge_audits",
+    platform,
+    Column("judge_model", Text, primary_key=True),
+    Column("judge_version", Text, primary_key=True),
+    Column("audited_at", _at, primary_key=True, server_default=func.now()),
+    Column("groups", Integer, nullable=False),
+    Column("fit", Boolean, nullable=False),
+    Column("false_positive_rate", Double, nullable=False),
+    Column("length_bias", Double, nullable=False),
+    Column("position_bias", Double, nullable=False),
+    Column("retest_noise", Double, nullable=False),
+    Column("truth_agreement", Double, nullable=False),
+    Column("figures", Text, nullable=False),
+)
+
+window_judgments = Table(  # which judgment is the current one of a window
+    "window_judgments",
+    platform,
+    Column("window_id", Text, primary_key=True),
+    Column("group_id", Text, nullable=False),
+    Column("judgment_key", Text, nullable=False),
+)
+
+window_verdicts = Table(  # asset checks as data: training leaves out a window with a failed verdict
+    "window_verdicts",
+    platform,
+    Column("window_id", Text, primary_key=True),
+    Column("check_name", Text, primary_key=True),
+    Column("passed", Boolean, nullable=False),
+    Column("facts", Text, nullable=False),
+    Index("ix_window_verdicts_failed", "window_id", postgresql_where=text("NOT passed")),
+)
+
+training_plans = Table(  # written before a training starts: a restart trains the same batch
+    "training_plans",
+    platform,
+    Column("lineage", Text, primary_key=True),
+    Column("step", Integer, primary_key=True),
+    Column("window_id", Text, nullable=False),
+    Column("windows", ARRAY(Text), nullable=False),
+    Column("judgment_keys", ARRAY(Text), nullable=False),
+    Column("learning_rate", Double),
+    Column("planned_at", _at, nullable=False, server_default=func.now()),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    platform,
+    Column("lineage", Text, primary_key=True),
+    Column("step", Integer, primary_key=True),
+    Column("window_id", Text, nullable=False),  # the partition whose materialization trained it
+    Column("trainer", Text, nullable=False),
+    Column("base_model", Text, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("manifest", Text, nullable=False),  # sha256 of each file, canonical JSON
+    Column("judgment_keys", ARRAY(Text), nullable=False),
+    Column("metrics", Text, nullable=False),
+    Column("trained_at", _at, nullable=False, server_default=func.now()),
+    UniqueConstraint("lineage", "window_id", name="one_checkpoint_per_partition"),
+)
+
+consumed_windows = Table(  # the primary key is what makes "trained once per lineage" true
+    "consumed_windows",
+    platform,
+    Column("lineage", Text, primary_key=True),
+    Column("window_id", Text, primary_key=True),
+    Column("step", Integer, nullable=False),
+    Column("judgment_key", Text, nullable=False),
+    Column("data_version", Text),  # of the group that trained; another one now: trained on older rows
+)
+
+dropped_windows = Table(  # left out of judging and training by dropout, for good in this lineage
+    "dropped_windows",
+    platform,
+    Column("lineage", Text, primary_key=True),
+    Column("window_id", Text, primary_key=True),
+)
+
+# Kept up to date by ingest/window_summary.py, so that readiness costs the same at a million rows as at a thousand.
+window_summary = Table(
+    "window_summary",
+    platform,
+    Column("window_id", Text, primary_key=True),
+    Column("rows", Integer, nullable=False),  # that may train
+    Column("agents", Integer, nullable=False),  # distinct, of those rows
+    Column("avg_pnl_usd", Double),
+    Column("outcomes", Boolean, nullable=False),
+    Column("fingerprint", Text, nullable=False),  # of all its rows, without reading their steps
+    Column("changes", BigInteger, nullable=False),  # how often its rows were seen to change
+    Index("ix_window_summary_blind", "window_id", postgresql_where=text("NOT outcomes")),
+)
+
+window_counts = Table(  # how many windows of window_summary have so many agents
+    "window_counts",
+    platform,
+    Column("agents", Integer, primary_key=True, autoincrement=False),
+    Column("outcomes", Boolean, primary_key=True),
+    Column("windows", Integer, nullable=False),
+)
+
+row_changes = Table(  # windows whose rows a statement touched; whoever counts them takes them out
+    "row_changes",
+    platform,
+    Column("seq", BigInteger, Identity(always=True), primary_key=True),
+    Column("window_id", Text, nullable=False),
+)
+
+outcome_changes = Table(  # the same for market_outcomes
+    "outcome_changes",
+    platform,
+    Column("seq", BigInteger, Identity(always=True), primary_key=True),
+    Column("window_id", Text, nullable=False),
+)
+
+evaluations = Table(
+    "evaluations",
+    platform,
+    Column("lineage", Text, primary_key=True),
+    Column("step", Integer, primary_key=True),
+    Column("suite", Text, primary_key=True),  # names the held-out windows, agents and temperature
+    Column("base_mean_pnl_usd", Double, nullable=False),
+    Column("mean_pnl_usd", Double, nullable=False),
+    Column("lift_usd", Double, nullable=False),
+    Column("lift_lo_usd", Double, nullable=False),
+    Column("lift_hi_usd", Double, nullable=False),
+    Column("body", LargeBinary, nullable=False),  # per-window P&L and rates, canonical JSON, zstd
+    Column("evaluated_at", _at, nullable=False, server_default=func.now()),
+)

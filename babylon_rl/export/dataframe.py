@@ -1,0 +1,136 @@
+"""A window as a table for notebooks: everything that is known of each turn, hindsight included.
+
+For looking, not for training: `export/dataset.py` is the door for what trains.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from babylon_rl.errors import DataError
+from babylon_rl.store.windows import Store
+from babylon_rl.training.rewards import rank_rewards
+from babylon_rl.types import Disposition, Json, Judgment, Trajectory
+from babylon_rl.windows import HourWindow
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS: Final[Mapping[str, str]] = {
+    "window_id": "string",
+    "agent_id": "string",
+    "trajectory_id": "string",
+    "turn_index": "int64",
+    "policy_version": "string",
+    "temperature": "Float64",
+    "system": "string",
+    "prompt": "string",
+    "response": "string",
+    "score": "Float64",
+    "reward": "Float64",
+    "explanation": "string",
+    "judge": "string",
+    "judgment_key": "string",
+    "start_balance_usd": "Float64",
+    "pnl_usd": "Float64",
+    "action_type": "string",
+    "success": "boolean",
+    "disposition": "string",
+    "reason": "string",
+    "group_id": "string",
+    "source_rows": "int64",
+}
+"""Column → pandas type. Types with a missing value of their own: unknown is `<NA>`, never 0."""
+
+
+def window_frame(store: Store, window_id: str) -> "pd.DataFrame":
+    """Read one ingested window.
+
+    Args:
+        store: Our schema.
+        window_id: A UTC hour such as `2025-01-15T10:00`.
+
+    Returns:
+        `COLUMNS`, a row per turn by agent and time, all trajectories of the window, grouped or not. `score`,
+        `reward` (rank in the group), `pnl_usd` and `disposition` are the trajectory's, repeated on its turns;
+        `source_rows` counts the rows it was stitched from. Rows without turns stand in
+        `frame.attrs["dispositions"]`: how many rows of the window ended how.
+
+    Raises:
+        DataError: The text is no window, or the window was never ingested.
+    """
+    import pandas as pd
+
+    window = HourWindow.parse(window_id)
+    if store.data_version(window) is None:
+        raise DataError(_unknown(store, window), facts={"window_id": str(window)})
+    ends = store.dispositions(window)
+    of_row = {e.source_id: e for e in ends}
+    judgment = store.judgment(window)
+    records = [
+        r
+        for t in store.trajectories(window)
+        for r in _records(t, of_row.get(t.row_ids[0]) if t.row_ids else None, judgment)
+    ]
+    frame = pd.DataFrame.from_records(records, columns=list(COLUMNS)).astype(dict(COLUMNS))
+    counts = Counter(f"{e.disposition}/{e.reason}" for e in ends)
+    frame.attrs = {"window_id": str(window), "rows": len(ends), "dispositions": dict(sorted(counts.items()))}
+    return frame
+
+
+def _records(t: Trajectory, end: Disposition | None, judgment: Judgment | None) -> list[Json]:
+    scores = {} if judgment is None else {s.trajectory_id: s for s in judgment.scores}
+    rewards = rank_rewards({i: s.value for i, s in scores.items()})
+    score = scores.get(t.trajectory_id)
+    whole: Json = {
+        "window_id": t.window_id,
+        "agent_id": t.agent_id,
+        "trajectory_id": t.trajectory_id,
+        "score": None if score is None else score.value,
+        "reward": rewards.get(t.trajectory_id),
+        "explanation": None if score is None else score.explanation,
+        "judge": None if judgment is None else f"{judgment.judge_model} {judgment.judge_version}",
+        "judgment_key": None if judgment is None else judgment.key,
+        "start_balance_usd": t.start_balance_usd,
+        "pnl_usd": t.pnl_usd,
+        "disposition": None if end is None else end.disposition,
+        "reason": None if end is None else end.reason,
+        "group_id": None if end is None else end.group_id,
+        "source_rows": len(t.row_ids),
+    }
+    return [
+        {
+            **whole,
+            "turn_index": i,
+            "policy_version": turn.policy_version,
+            "temperature": turn.temperature,
+            "system": turn.system,
+            "prompt": turn.user,
+            "response": turn.response,
+            "action_type": _text(decision.get("actionType")),
+            "success": _truth(decision.get("success")),
+        }
+        for i, (turn, decision) in enumerate(zip(t.turns, t.decisions, strict=True))
+    ]
+
+
+def _text(value: Any) -> str | None:
+    """The game's action objects hold anything."""
+    return value if isinstance(value, str) else None
+
+
+def _truth(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def _unknown(store: Store, window: HourWindow) -> str:
+    known = store.ingested()
+    if not known:
+        return (
+            f"window {str(window)!r} is unknown: nothing was ingested yet; "
+            f"run `babylon-rl materialize --from {window} --to {window}`"
+        )
+    return (
+        f"window {str(window)!r} was never ingested; expected one of {len(known)} from {known[0]} to {known[-1]}; "
+        f"run `babylon-rl materialize --from {window} --to {window}` to read its rows"
+    )

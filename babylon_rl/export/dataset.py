@@ -1,0 +1,285 @@
+"""Judged groups as Parquet or JSONL, for trainers that are not ours: the same data, the same bytes.
+
+What belongs here: which windows leave the house, in which columns, and one atomic write; a column's value is made in
+`export/rows.py`. A window is exported when it may train (judged, every required check passed), whether a checkpoint
+has used it or not. What only the future knew leaves the house with `with_hindsight` alone, in columns whose names
+say so.
+
+Columns of `turns`, one row per decision of an agent:
+
+    prompt, completion           messages [{role, content}]: TRL's conversational prompt-completion (SFT); `prompt`
+                                 alone is its prompt-only form (GRPO)
+    data_source, prompt, ability, reward_model, extra_info      verl's five; `ground_truth` is null: a recorded answer
+                                 has a reward, a new one must be judged by a reward function of your own
+    response                     what the agent said, as text: the content of `completion`
+    score                        the judge's number in [0, 1]; comparable inside its group only
+    reward                       what our trainer receives: the score's rank in its group, in [0, 1]
+    advantage, compared          GRPO's, over the `compared` turns of this group with the same `turn_index`
+    group_id, window_id, trajectory_id, agent_id, turn_index, policy_version, temperature, judgment_key, judge
+
+and of `groups`, one row per window: its ids, and `members` with their score, reward and turns (`messages` whole).
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import sqlalchemy as sa
+
+from babylon_rl.common.canonical import unpack
+from babylon_rl.common.files import atomic_file
+from babylon_rl.errors import DataError
+from babylon_rl.export.rows import JudgedGroup, group_row, turn_rows
+from babylon_rl.pipeline.workspace import Workspace
+from babylon_rl.training.rewards import grpo_advantages, rank_rewards
+from babylon_rl.types import Hindsight, Json, TrajectoryGroup
+from babylon_rl.windows import HourWindow
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+logger = logging.getLogger(__name__)
+
+Format = Literal["parquet", "jsonl"]
+What = Literal["turns", "groups"]
+
+ROWS_AT_ONCE: Final = 2_000
+CHARS_AT_ONCE: Final = 16_000_000  # a row group ends at whichever comes first; fixed, since it shapes the bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """What one export came to.
+
+    Attributes:
+        left_out: Grouped windows of the range that may not train: not judged, or kept out by a check.
+    """
+
+    windows: int
+    rows: int
+    left_out: int
+
+
+def export(
+    workspace: Workspace,
+    out: str,
+    *,
+    format: Format,  # the command line's word
+    what: What = "turns",
+    first: HourWindow | None = None,
+    last: HourWindow | None = None,
+    with_hindsight: bool = False,
+    on_start: Callable[[int], None] | None = None,
+    on_window: Callable[[], None] | None = None,
+) -> Exported:
+    """Write every window of a range that may train, in time order; memory holds one window and one row group.
+
+    Args:
+        workspace: Its ledger knows the required checks.
+        out: A path, or an fsspec URL such as `s3://bucket/turns.parquet`. It appears whole or not at all.
+        format: `parquet` or `jsonl`.
+        what: A row per turn, or a row per group.
+        first: First window; None: from the beginning.
+        last: Last window, included; None: to the end.
+        with_hindsight: Add what became of the agents, and the judge's explanations.
+        on_start: Told how many windows there are.
+        on_window: Told after each.
+
+    Raises:
+        DataError: No window of the range may train; nothing is written.
+        ConfigError: The path cannot be written to.
+    """
+    columns = schema(what, with_hindsight=with_hindsight)
+    # One snapshot: a window that is grouped anew meanwhile is exported as it stood when the export began.
+    snapshot = workspace.store.engine.connect().execution_options(isolation_level="REPEATABLE READ")
+    with snapshot as conn, conn.begin():
+        conn.execute(sa.text("SET TRANSACTION READ ONLY"))
+        windows, left_out = _windows(conn, workspace.ledger.required_checks, first, last)
+        if not windows:
+            raise DataError(_nothing(first, last, left_out), facts={"left_out": left_out})
+        if on_start is not None:
+            on_start(len(windows))
+        rows = _rows(conn, windows, what, with_hindsight, on_window)
+        with atomic_file(out) as file:
+            written = (_write_parquet if format == "parquet" else _write_jsonl)(file, columns, rows)
+    logger.info("exported windows=%d rows=%d left_out=%d format=%s", len(windows), written, left_out, format)
+    return Exported(windows=len(windows), rows=written, left_out=left_out)
+
+
+def judged_groups(conn: sa.Connection, windows: Sequence[str], *, with_hindsight: bool) -> Iterator[JudgedGroup]:
+    """The groups of judged windows, one at a time in the order asked for."""
+    for window_id in windows:
+        yield _judged(conn, window_id, with_hindsight=with_hindsight)
+
+
+def schema(what: What, *, with_hindsight: bool = False) -> "pa.Schema":
+    """Columns and types.
+
+    Parquet carries them. For JSONL give `datasets.Features.from_arrow_schema` of it to `load_dataset(features=…)`:
+    left alone, the JSON loader makes a column of nulls of one that begins with nulls. It reads `window_id` as a time
+    in any case; `group_id` begins with the same hour and stays text.
+    """
+    import pyarrow as pa
+
+    text, real, count = pa.string(), pa.float64(), pa.int64()
+    messages = pa.list_(pa.struct([("role", text), ("content", text)]))
+    spoken = [("policy_version", text), ("temperature", real)]
+    judged = [("judgment_key", text), ("judge", text)]
+    outcome = [("hindsight_start_balance_usd", real), ("hindsight_pnl_usd", real),
+               ("hindsight_game_knowledge_json", text), ("hindsight_explanation", text)]  # fmt: skip
+    if what == "groups":
+        turn = [("messages", messages), ("advantage", real), ("compared", count), *spoken]
+        member = [("trajectory_id", text), ("agent_id", text), ("score", real), ("reward", real)]
+        if with_hindsight:
+            turn.append(("hindsight_decision_json", text))
+            member += outcome
+        member.append(("turns", pa.list_(pa.struct(turn))))
+        columns = [("group_id", text), ("window_id", text), *judged, ("members", pa.list_(pa.struct(member)))]
+    else:
+        columns = [
+            ("data_source", text), ("prompt", messages), ("completion", messages), ("response", text),
+            ("score", real), ("reward", real), ("advantage", real), ("compared", count),
+            ("group_id", text), ("window_id", text), ("trajectory_id", text), ("agent_id", text),
+            ("turn_index", count), *spoken, *judged, ("ability", text),
+            ("reward_model", pa.struct([("style", text), ("ground_truth", text)])),
+            ("extra_info", pa.struct([("index", count), ("group_id", text), ("trajectory_id", text),
+                                      ("turn_index", count), ("response", text), ("reward", real)])),
+        ]  # fmt: skip
+        if with_hindsight:
+            columns += [*outcome, ("hindsight_decision_json", text)]
+    if with_hindsight:
+        columns.append(("hindsight_outcomes_json", text))
+    return pa.schema(columns)
+
+
+def _windows(
+    conn: sa.Connection, checks: Sequence[str], first: HourWindow | None, last: HourWindow | None
+) -> tuple[list[str], int]:
+    """Ids of the windows that may train, in time order, and how many groups of the range may not."""
+    query = sa.text("""
+        SELECT g.window_id, j.judgment_key IS NOT NULL AND coalesce(v.passed, 0) = :needed AS sound
+        FROM babylon_rl.trajectory_groups g
+        LEFT JOIN babylon_rl.window_judgments j ON j.window_id = g.window_id AND j.group_id = g.group_id
+        LEFT JOIN (SELECT window_id, count(*) FILTER (WHERE passed) AS passed FROM babylon_rl.window_verdicts
+                   WHERE check_name = ANY(:checks) GROUP BY window_id) v ON v.window_id = g.window_id
+        WHERE (CAST(:first AS text) IS NULL OR g.window_id >= :first)
+          AND (CAST(:last AS text) IS NULL OR g.window_id <= :last)
+        ORDER BY g.window_id COLLATE "C" """)
+    bounds = {"first": None if first is None else str(first), "last": None if last is None else str(last)}
+    found = conn.execute(query, {"checks": list(checks), "needed": len(checks), **bounds}).all()
+    sound = [w for w, ok in found if ok]
+    return sound, len(found) - len(sound)
+
+
+def _judged(conn: sa.Connection, window_id: str, *, with_hindsight: bool) -> JudgedGroup:
+    hindsight = "g.hindsight" if with_hindsight else "NULL"  # without the flag it is not even read
+    row = conn.execute(
+        sa.text(f"""
+            SELECT g.body, {hindsight} AS hindsight, j.judgment_key FROM babylon_rl.trajectory_groups g
+            JOIN babylon_rl.window_judgments j USING (window_id) WHERE g.window_id = :w"""),  # noqa: S608  # two constants
+        {"w": window_id},
+    ).one()
+    said = conn.execute(
+        sa.text("""SELECT trajectory_id, score, explanation, judge_model, judge_version FROM babylon_rl.judgments
+                   WHERE judgment_key = :k ORDER BY trajectory_id COLLATE "C" """),
+        {"k": row.judgment_key},
+    ).all()
+    group = unpack(row.body, TrajectoryGroup)
+    scores = {s.trajectory_id: s.score for s in said}
+    rewards = rank_rewards(scores)
+    decisions = max(len(m.turns) for m in group.members)
+    advantages: dict[str, list[float]] = {m.trajectory_id: [] for m in group.members}
+    compared = []
+    for i in range(decisions):
+        present = [m.trajectory_id for m in group.members if len(m.turns) > i]
+        compared.append(len(present))
+        for name, value in zip(present, grpo_advantages([rewards[p] for p in present]), strict=True):
+            advantages[name].append(value)
+    return JudgedGroup(
+        group=group,
+        judgment_key=row.judgment_key,
+        judge=f"{said[0].judge_model} {said[0].judge_version}",
+        scores=scores,
+        rewards=rewards,
+        explanations={s.trajectory_id: s.explanation for s in said},
+        advantages=advantages,
+        compared=tuple(compared),
+        hindsight=None if row.hindsight is None else unpack(row.hindsight, Hindsight),
+    )
+
+
+def _rows(
+    conn: sa.Connection,
+    windows: Sequence[str],
+    what: What,
+    with_hindsight: bool,
+    on_window: Callable[[], None] | None,
+) -> Iterator[Json]:
+    index = 0
+    for judged in judged_groups(conn, windows, with_hindsight=with_hindsight):
+        if what == "groups":
+            yield group_row(judged)
+        else:
+            for row in turn_rows(judged):
+                row["extra_info"] = {"index": index, **row["extra_info"]}
+                index += 1
+                yield row
+        if on_window is not None:
+            on_window()
+
+
+def _write_parquet(file: Any, columns: "pa.Schema", rows: Iterator[Json]) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    written = 0
+    with pq.ParquetWriter(file, columns, compression="zstd") as writer:
+        for batch in _batches(rows):
+            writer.write_table(pa.Table.from_pylist(batch, schema=columns))
+            written += len(batch)
+    return written
+
+
+def _write_jsonl(file: Any, columns: "pa.Schema", rows: Iterator[Json]) -> int:
+    import msgspec
+
+    encoder, written = msgspec.json.Encoder(), 0
+    for row in rows:
+        file.write(encoder.encode({name: row[name] for name in columns.names}) + b"\n")
+        written += 1
+    return written
+
+
+def _batches(rows: Iterator[Json]) -> Iterator[list[Json]]:
+    batch: list[Json] = []
+    chars = 0
+    for row in rows:
+        batch.append(row)
+        chars += _chars(row)
+        if len(batch) >= ROWS_AT_ONCE or chars >= CHARS_AT_ONCE:
+            yield batch
+            batch, chars = [], 0
+    if batch:
+        yield batch
+
+
+def _chars(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_chars, value.values()))
+    return sum(map(_chars, value)) if isinstance(value, list) else 8
+
+
+def _nothing(first: HourWindow | None, last: HourWindow | None, left_out: int) -> str:
+    range_ = f"from {first or 'the beginning'} to {last or 'the end'}"
+    if left_out:
+        return (
+            f"no window {range_} may train: {left_out} are grouped but not judged, or kept out by a check; "
+            "`babylon-rl check-windows` says which, `babylon-rl materialize --from … --to …` judges them"
+        )
+    return (
+        f"no window {range_} is grouped; run `babylon-rl materialize --from … --to …` over the hours to export, "
+        "or choose other hours"
+    )

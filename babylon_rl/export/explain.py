@@ -1,0 +1,307 @@
+"""One source row's or trajectory's whole story, a sentence each: window, disposition, group, judgment, checkpoint.
+
+Reads what the assets kept and the row itself; decides nothing. A sentence that ends a story says what would go on
+with it.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import sqlalchemy as sa
+
+from babylon_rl.database import tables as t
+from babylon_rl.errors import DataError
+from babylon_rl.ingest.queries import find_spelling, select_named, window_of
+from babylon_rl.pipeline.workspace import Workspace
+from babylon_rl.report import formatting
+from babylon_rl.store.check_results import verdicts_of
+from babylon_rl.training.rewards import rank_rewards
+from babylon_rl.types import Disposition, Judgment, Trajectory, TrajectoryGroup, policy_name
+from babylon_rl.windows import HourWindow
+
+_REASONS: Final[Mapping[str, str]] = {
+    "stitched": "it was stitched into its agent's trajectory",
+    "too_few_agents": "too few distinct agents had anything to train on in that hour",
+    "no_turns": "it holds no call that decided anything, so no turn of its own",
+    "dropout": "its whole window was left out at random, before anything was judged",
+    "benchmark": "its scenario is a benchmark's",
+    "evaluation": "it was recorded as an evaluation",
+    "not_training_data": "it is marked as no training data",
+    "no_steps": "it holds no steps, as a crashed tick leaves behind",
+    "no_llm_calls": "no answered LLM call is logged for it, and none is invented",
+    "bad_json": "its stepsJson is no JSON, perhaps cut off",
+    "bad_shape": "its stepsJson is JSON of another shape than steps",
+    "bad_time": "it starts at no instant of a calendar (infinity, BC, after 9999)",
+    "lone_surrogate": "a text that would train holds half an emoji, which UTF-8 cannot carry",
+}
+_SET_ASIDE: Final = ("quarantined", "excluded")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _GameRow:
+    """A row of the game's `trajectories`, as far as its story needs it."""
+
+    source_id: str
+    trajectory_id: str
+    agent_id: str
+    own_window_id: str | None
+    start_at: datetime
+    end_at: datetime | None
+
+    @property
+    def window(self) -> HourWindow:
+        return window_of(self.own_window_id, self.start_at)
+
+
+def explain(workspace: Workspace, row_or_trajectory_id: str) -> list[str]:
+    """Tell what became of one row or trajectory.
+
+    Args:
+        workspace: The game's database and ours.
+        row_or_trajectory_id: `id` or `trajectoryId` of a source row, or a stitched trajectory's `<window>/<agent>`.
+
+    Returns:
+        Sentences in the order in which things happened.
+
+    Raises:
+        DataError: Nobody knows the id.
+    """
+    found = _rows_of(workspace, row_or_trajectory_id)
+    if found is not None:
+        row, end = found
+        return list(_row_story(workspace, row, end))
+    window_id, _, agent_id = row_or_trajectory_id.partition("/")
+    if agent_id:
+        try:
+            window = HourWindow.parse(window_id)
+        except DataError:
+            window = None
+        if window is not None:
+            ends = [e for e in workspace.store.dispositions(window) if e.agent_id == agent_id]
+            if ends:
+                return list(_trajectory_story(workspace, window, agent_id, ends))
+    raise DataError(
+        f"{row_or_trajectory_id!r} is neither the id nor the trajectoryId of a recorded row, nor a trajectory "
+        "'<window>/<agent>' that was stitched; take one from `trajectories` or from babylon_rl.row_dispositions",
+        facts={"id": row_or_trajectory_id},
+    )
+
+
+# ── the beginning: a row, or all rows of an agent ──────────────────────────────────────────────────
+
+
+def _row_story(workspace: Workspace, row: _GameRow | None, end: Disposition | None) -> Iterator[str]:
+    if row is not None:
+        ended = "ended at an unknown time" if row.end_at is None else f"ended {_minute(row.end_at)}"
+        yield (
+            f"Row {row.source_id} ({row.trajectory_id}) was recorded by agent {row.agent_id}; "
+            f"it started {_minute(row.start_at)} and {ended}."
+        )
+        yield _rule(row)
+    elif end is not None:
+        yield f"Row {end.source_id} ({end.trajectory_id}) of agent {end.agent_id} is no longer in the game's table."
+    window = row.window if row is not None else HourWindow.parse(end.window_id) if end is not None else None
+    if window is None:
+        return
+    if row is not None and (end is None or end.window_id != str(window)):
+        yield from _unread(workspace, window, end)
+        return
+    if end is None:
+        return
+    yield _disposed(end)
+    if end.disposition in _SET_ASIDE:
+        yield "So no group holds it, no judge saw it, and nothing trained on it."
+        return
+    yield from _trajectory_and_after(workspace, window, end.agent_id)
+
+
+def _trajectory_story(
+    workspace: Workspace, window: HourWindow, agent_id: str, ends: Sequence[Disposition]
+) -> Iterator[str]:
+    n = len(ends)
+    yield f"Agent {agent_id} has {n} row{'s' * (n > 1)} in window {window}: {_counted(ends)}."
+    if all(e.disposition in _SET_ASIDE for e in ends):
+        yield "So no trajectory was stitched, no judge saw it, and nothing trained on it."
+        return
+    yield from _trajectory_and_after(workspace, window, agent_id)
+
+
+def _rule(row: _GameRow) -> str:
+    hour_later = window_of(row.own_window_id, row.start_at + timedelta(hours=1))
+    if hour_later == row.window:  # the start has no say
+        also = HourWindow.containing(row.start_at)
+        differs = "" if also == row.window else f", although it started in {also}"
+        spelled = "" if row.own_window_id == str(row.window) else f" (a spelling of {row.window})"
+        return (
+            f"It belongs to window {row.window}, because its own window_id is {row.own_window_id!r}{spelled}{differs}."
+        )
+    own = "null" if row.own_window_id is None else f"{row.own_window_id!r}, which is no hour"
+    return f"It belongs to window {row.window}, the UTC hour of its start, because its own window_id is {own}."
+
+
+def _unread(workspace: Workspace, window: HourWindow, end: Disposition | None) -> Iterator[str]:
+    again = f"`babylon-rl materialize --from {window} --to {window}` reads it"
+    if end is not None:
+        yield f"It was read when it belonged to window {end.window_id}, and its times or window_id have changed since: {again}."
+    elif workspace.store.data_version(window) is None:
+        yield f"That window was not read yet: {again}."
+    else:
+        yield f"It arrived after that window was read, so nothing knows of it yet: {again}."
+
+
+def _disposed(end: Disposition) -> str:
+    why = _REASONS.get(end.reason, f"the reason is {end.reason!r}")
+    return f"It is {end.disposition} ({end.reason}): {why}."
+
+
+# ── the end: trajectory, group, judgment, checkpoint ───────────────────────────────────────────────
+
+
+def _trajectory_and_after(workspace: Workspace, window: HourWindow, agent_id: str) -> Iterator[str]:
+    trajectory = next((x for x in workspace.store.trajectories(window) if x.agent_id == agent_id), None)
+    if trajectory is None:
+        yield f"Agent {agent_id} has no trajectory in {window}: none of its rows holds a call of the policy."
+        return
+    yield _stitched(trajectory)
+    group = workspace.store.group(window)
+    if group is None or all(m.trajectory_id != trajectory.trajectory_id for m in group.members):
+        agents = len({x.agent_id for x in workspace.store.trajectories(window)})
+        yield (
+            f"No group holds it: {agents} agent{'s' * (agents != 1)} of {window} can train, a group needs "
+            f"{workspace.settings.min_agents} (BABYLON_MIN_AGENTS); or `trajectory_groups` was not materialized since."
+        )
+        return
+    yield f"It is one of {len(group.members)} members of group {group.group_id}."
+    judgment = workspace.store.judgment(window)
+    yield _judged(judgment, group, trajectory.trajectory_id)
+    yield from _trained(workspace, window, judgment)
+
+
+def _stitched(x: Trajectory) -> str:
+    rows, turns = len(x.row_ids), len(x.turns)
+    pnl = "unknown" if x.pnl_usd is None else formatting.money(x.pnl_usd)
+    spoke = ", ".join(sorted({v.policy_version or "an unnamed policy" for v in x.turns}))
+    return (
+        f"Trajectory {x.trajectory_id} is stitched from {rows} row{'s' * (rows != 1)}: {turns} "
+        f"turn{'s' * (turns != 1)} of {spoke}; its P&L inside the hour is {pnl}."
+    )
+
+
+def _judged(judgment: Judgment | None, group: TrajectoryGroup, trajectory_id: str) -> str:
+    if judgment is None:
+        return f"No judgment speaks for that group yet: `babylon-rl materialize --from {group.window_id} --to {group.window_id}` asks for one."
+    scores = {s.trajectory_id: s for s in judgment.scores}
+    judge = f"{judgment.judge_model} {judgment.judge_version}, judgment {judgment.key[:12]}"
+    if trajectory_id not in scores:
+        return f"The judgment ({judge}) has no score for it."
+    mine = scores[trajectory_id]
+    better = 1 + sum(s.value > mine.value for s in judgment.scores)
+    reward = rank_rewards({i: s.value for i, s in scores.items()})[trajectory_id]
+    said = mine.explanation.strip()
+    return (
+        f"The judge ({judge}) scored it {mine.value:.3f}, place {better} of {len(scores)}, which makes a reward of "
+        f"{reward:.2f}: {said}"
+    )
+
+
+def _trained(workspace: Workspace, window: HourWindow, judgment: Judgment | None) -> Iterator[str]:
+    used, planned = _consumers(workspace, window)
+    for lineage, step, key in used:
+        changed = "" if judgment is not None and judgment.key == key else (
+            f", with judgment {key[:12]}, which is not the current one: what it learned from was changed since"
+        )  # fmt: skip
+        yield f"Checkpoint {policy_name(lineage, step)} was trained on it{changed}."
+    own = workspace.settings.lineage
+    if any(lineage == own for lineage, _, _ in used):
+        return
+    for lineage, step in planned:
+        if lineage == own:
+            yield f"It is planned for checkpoint {policy_name(own, step)}, whose training is under way or was interrupted."
+            return
+    yield _waiting(workspace, window, judgment)
+
+
+def _waiting(workspace: Workspace, window: HourWindow, judgment: Judgment | None) -> str:
+    own = workspace.settings.lineage
+    if workspace.store.is_stale(window):
+        return (
+            f"Lineage {own} does not train on it: rows or outcomes of {window} changed since its group was made; "
+            f"`babylon-rl materialize --from {window} --to {window}` makes it anew."
+        )
+    if workspace.ledger.dropped(window):
+        return f"Lineage {own} does not train on it: dropout left {window} out."
+    verdicts = verdicts_of(workspace.store.engine, window)
+    failed = [v.check_name for v in verdicts if not v.passed]
+    if failed:
+        return f"Lineage {own} does not train on it: the window failed {', '.join(failed)}."
+    if judgment is None:
+        return f"Lineage {own} does not train on it: a window trains when it is judged."
+    if missing := sorted(set(workspace.ledger.required_checks) - {v.check_name for v in verdicts}):
+        return f"Lineage {own} does not train on it yet: {', '.join(missing)} did not run on the window."
+    ready = len(workspace.ledger.ready())
+    need = workspace.settings.min_windows
+    return (
+        f"No checkpoint of lineage {own} has used it yet: its window is ready, one of {ready}, and a training takes "
+        f"{need} (BABYLON_MIN_WINDOWS), oldest first."
+    )
+
+
+# ── looking up ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _rows_of(workspace: Workspace, name: str) -> tuple[_GameRow | None, Disposition | None] | None:
+    """The game's row of that id and its disposition; either may be gone."""
+    row = _game_row(workspace.game, name)
+    d = t.row_dispositions.c
+    match = d.source_id == row.source_id if row is not None else sa.or_(d.source_id == name, d.trajectory_id == name)
+    with workspace.store.engine.connect() as conn:
+        found = conn.execute(sa.select(t.row_dispositions).where(match)).mappings().first()
+    if row is None and found is None:
+        return None
+    return row, None if found is None else Disposition(**{k: found[k] for k in _DISPOSITION})
+
+
+_DISPOSITION: Final = ("source_id", "trajectory_id", "agent_id", "window_id", "disposition", "reason", "group_id")
+
+
+def _game_row(game: sa.Engine, name: str) -> _GameRow | None:
+    with game.connect() as conn:
+        found = conn.exec_driver_sql(select_named(find_spelling(conn)), {"name": name}).mappings().first()
+    if found is None:
+        return None
+    return _GameRow(
+        source_id=found["id"],
+        trajectory_id=found["trajectory_id"],
+        agent_id=found["agent_id"],
+        own_window_id=found["window_id"],
+        start_at=found["start_time"].replace(tzinfo=UTC),
+        end_at=None if found["end_time"] is None else found["end_time"].replace(tzinfo=UTC),
+    )
+
+
+def _consumers(workspace: Workspace, window: HourWindow) -> tuple[list[tuple[str, int, str]], list[tuple[str, int]]]:
+    """(lineage, step, judgment key) of each checkpoint that used the window; (lineage, step) of open plans for it."""
+    used, planned, made = t.consumed_windows.c, t.training_plans.c, t.checkpoints.c
+    consumed = sa.select(used.lineage, used.step, used.judgment_key).where(used.window_id == str(window))
+    open_ = (
+        sa.select(planned.lineage, planned.step)
+        .where(planned.windows.any(str(window)))
+        .where(~sa.exists().where(made.lineage == planned.lineage, made.step == planned.step))
+    )
+    with workspace.store.engine.connect() as conn:
+        return (
+            [(r.lineage, r.step, r.judgment_key) for r in conn.execute(consumed.order_by(used.lineage, used.step))],
+            [(r.lineage, r.step) for r in conn.execute(open_.order_by(planned.lineage, planned.step))],
+        )
+
+
+def _counted(ends: Sequence[Disposition]) -> str:
+    counts = Counter(f"{e.disposition} ({e.reason})" for e in ends)
+    return ", ".join(f"{n} {what}" for what, n in sorted(counts.items()))
+
+
+def _minute(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S} UTC"

@@ -1,0 +1,149 @@
+"""One judged group as rows of an export: the values of the columns that `export.schema` names.
+
+Hindsight comes from one class here, and only when the group was read with it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from babylon_rl.common.canonical import to_json
+from babylon_rl.types import Hindsight, Json, TrajectoryGroup
+
+DATA_SOURCE: Final = "babylon_rl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedGroup:
+    """A group as it leaves the house, each score, reward and explanation under its member's trajectory id.
+
+    Attributes:
+        advantages: Trajectory id → one per turn, over the turns of the same decision.
+        compared: How many members made each decision, by turn index.
+        hindsight: None unless it was asked for.
+    """
+
+    group: TrajectoryGroup
+    judgment_key: str
+    judge: str
+    scores: dict[str, float]
+    rewards: dict[str, float]
+    explanations: dict[str, str]
+    advantages: dict[str, list[float]]
+    compared: tuple[int, ...]
+    hindsight: Hindsight | None
+
+
+def turn_rows(j: JudgedGroup) -> Iterator[Json]:
+    """One row per decision of each member, in the group's order; the file adds `extra_info.index`."""
+    known = _known_later(j)
+    for m in j.group.members:
+        for i, turn in enumerate(m.turns):
+            where = {"group_id": j.group.group_id, "trajectory_id": m.trajectory_id, "turn_index": i}
+            yield {
+                "data_source": DATA_SOURCE,
+                "prompt": _prompt(turn.system, turn.user),
+                "completion": [{"role": "assistant", "content": turn.response}],
+                "response": turn.response,
+                "score": j.scores[m.trajectory_id],
+                "reward": j.rewards[m.trajectory_id],
+                "advantage": j.advantages[m.trajectory_id][i],
+                "compared": j.compared[i],
+                "group_id": j.group.group_id,
+                "window_id": j.group.window_id,
+                "trajectory_id": m.trajectory_id,
+                "agent_id": m.agent_id,
+                "turn_index": i,
+                "policy_version": turn.policy_version,
+                "temperature": turn.temperature,
+                "judgment_key": j.judgment_key,
+                "judge": j.judge,
+                "ability": "trading",
+                "reward_model": {"style": "recorded", "ground_truth": None},
+                "extra_info": {**where, "response": turn.response, "reward": j.rewards[m.trajectory_id]},
+                **known.of_member(m.trajectory_id),
+                **known.of_turn(m.trajectory_id, i),
+                **known.of_window(),
+            }
+
+
+def group_row(j: JudgedGroup) -> Json:
+    """The whole group in one row."""
+    known = _known_later(j)
+    return {
+        "group_id": j.group.group_id,
+        "window_id": j.group.window_id,
+        "judgment_key": j.judgment_key,
+        "judge": j.judge,
+        "members": [
+            {
+                "trajectory_id": m.trajectory_id,
+                "agent_id": m.agent_id,
+                "score": j.scores[m.trajectory_id],
+                "reward": j.rewards[m.trajectory_id],
+                **known.of_member(m.trajectory_id),
+                "turns": [
+                    {
+                        "messages": [
+                            *_prompt(turn.system, turn.user),
+                            {"role": "assistant", "content": turn.response},
+                        ],
+                        "advantage": j.advantages[m.trajectory_id][i],
+                        "compared": j.compared[i],
+                        "policy_version": turn.policy_version,
+                        "temperature": turn.temperature,
+                        **known.of_turn(m.trajectory_id, i),
+                    }
+                    for i, turn in enumerate(m.turns)
+                ],
+            }
+            for m in j.group.members
+        ],
+        **known.of_window(),
+    }
+
+
+def _prompt(system: str, user: str) -> list[dict[str, str]]:
+    """As training renders it: both messages always, an empty system prompt too."""
+    return [{"role": "system", "content": system}, {"role": "user", "content": user}]
+
+
+class _Hidden:
+    """Nothing that the future knew."""
+
+    def of_member(self, trajectory_id: str) -> Json:
+        return {}
+
+    def of_turn(self, trajectory_id: str, turn: int) -> Json:
+        return {}
+
+    def of_window(self) -> Json:
+        return {}
+
+
+class _Told(_Hidden):
+    """Columns of hindsight; objects of the game are ragged, so they travel as JSON text."""
+
+    def __init__(self, hindsight: Hindsight, explanations: dict[str, str]) -> None:
+        self._members = {m.trajectory_id: m for m in hindsight.members}
+        self._explanations = explanations
+        self._outcomes = to_json(hindsight.outcomes).decode()
+
+    def of_member(self, trajectory_id: str) -> Json:
+        m = self._members[trajectory_id]
+        return {
+            "hindsight_start_balance_usd": m.start_balance_usd,
+            "hindsight_pnl_usd": m.pnl_usd,
+            "hindsight_game_knowledge_json": to_json(m.game_knowledge).decode(),
+            "hindsight_explanation": self._explanations[trajectory_id],
+        }
+
+    def of_turn(self, trajectory_id: str, turn: int) -> Json:
+        return {"hindsight_decision_json": to_json(self._members[trajectory_id].decisions[turn]).decode()}
+
+    def of_window(self) -> Json:
+        return {"hindsight_outcomes_json": self._outcomes}
+
+
+def _known_later(j: JudgedGroup) -> _Hidden:
+    return _Hidden() if j.hindsight is None else _Told(j.hindsight, j.explanations)

@@ -1,0 +1,213 @@
+"""`stepsJson` as it is really found, into `Step`s, or one word why not.
+
+What belongs here: JSON and its faults (truncated, encoded twice, lone surrogates, NaN, odd shapes).
+No SQL. What a fault means for the row is decided in `ingest/reader.py`.
+"""
+
+import json
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from babylon_rl.types import END_OF_TIME_MS, NOTHING_SEEN, Json, LlmCall, Seen, Step
+
+JsonText = str | bytes | bytearray | memoryview
+
+
+class BadRowError(Exception):
+    """A row cannot be used; `reason` is the disposition's. It never leaves this room."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+# Straight into what is kept of a step; other keys (`providerAccesses`, most of the bytes) are never built.
+_SOUND = msgspec.json.Decoder(tuple[Step, ...])
+
+
+def parse_json(text: JsonText) -> Any:
+    """Decode JSON, once more when it was encoded twice. NaN becomes None: a number nobody knows.
+
+    msgspec is quick and refuses lone surrogates, which Python's own decoder reads: such text comes
+    back with the surrogates in it.
+
+    Raises:
+        BadRowError: `bad_json`.
+    """
+    value: Any = bytes(text) if isinstance(text, memoryview) else text
+    for _ in range(2):
+        try:
+            value = msgspec.json.decode(value)
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+            try:
+                value = json.loads(value, parse_constant=lambda _: None)
+            except (ValueError, RecursionError):  # not JSON, or not UTF-8
+                raise BadRowError("bad_json") from None
+        if not isinstance(value, str):
+            return value
+    return value
+
+
+def parse_steps(text: JsonText) -> tuple[Step, ...]:
+    """Read a row's steps, in the order they stand in.
+
+    A sound row is decoded straight into `Step`s. Whatever that decoder refuses (every lone surrogate, NaN, odd type) is
+    read again, key by key: slower, and more forgiving.
+
+    Raises:
+        BadRowError: `bad_json`, `bad_shape`, `no_steps`, or `lone_surrogate` in a text that could train.
+    """
+    try:
+        steps = _SOUND.decode(text)
+    except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError):
+        return parse_steps_slowly(text)
+    if not steps:
+        raise BadRowError("no_steps")
+    for step in steps:
+        if step.seen is NOTHING_SEEN or _is_encoded(step.action.get("parameters")):
+            return parse_steps_slowly(text)  # another writer says `observation`, or encodes `parameters`
+        for call in step.llm_calls:
+            if not (call.response.strip() and (call.user_prompt.strip() or call.system_prompt.strip())):
+                return parse_steps_slowly(text)
+    return steps
+
+
+def parse_steps_slowly(text: JsonText) -> tuple[Step, ...]:
+    """`parse_steps` without the quick way; the two give the same for every text."""
+    raw = parse_json(text)
+    if raw is None or raw == []:
+        raise BadRowError("no_steps")
+    if not isinstance(raw, list):
+        raise BadRowError("bad_shape")
+    return tuple([_step(s) for s in raw])
+
+
+def parse_metadata(text: str | None) -> Json:
+    """Read `metadataJson`; what cannot be read is empty, because nothing of it trains."""
+    try:
+        value = repaired(parse_json(text)) if text and text != "{}" else {}
+    except (BadRowError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def number(value: Any) -> float | None:
+    """A finite number, also one written as text; everything else is unknown. 0 is 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        x = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return x if math.isfinite(x) else None
+
+
+def instant_ms(value: Any) -> int | None:
+    """Milliseconds since 1970, from such a number or ISO text; everything else is unknown."""
+    try:
+        if isinstance(value, str) and not value.strip().isdigit():
+            at = datetime.fromisoformat(value)
+            ms = (at.replace(tzinfo=UTC) if at.tzinfo is None else at).timestamp() * 1000
+        else:
+            known = number(value)
+            if known is None:
+                return None
+            ms = known
+    except (ValueError, OverflowError):
+        return None
+    return round(ms) if 0 <= round(ms) < END_OF_TIME_MS else None
+
+
+def has_lone_surrogate(text: str) -> bool:
+    """Whether UTF-8 cannot hold `text` (an emoji was sliced in half)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def repaired(value: Any) -> Any:
+    """`value` with U+FFFD for each lone surrogate: for what a judge reads, never for what trains."""
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(value, dict):
+        return {repaired(k): repaired(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [repaired(v) for v in value]
+    return value
+
+
+def _is_encoded(value: Any) -> bool:
+    return isinstance(value, str) and value.lstrip().startswith("{")
+
+
+def _step(raw: Any) -> Step:
+    """One step read key by key, each value repaired or made what the quick decoder would have made of a sound one."""
+    if not isinstance(raw, dict):
+        raise BadRowError("bad_shape")
+    calls = raw.get("llmCalls")
+    if not isinstance(calls, list | None) or not all(isinstance(c, dict) for c in calls or ()):
+        raise BadRowError("bad_shape")
+    seen = _object(raw.get("environmentState", raw.get("observation")))
+    action = repaired(_object(raw.get("action")))
+    if _is_encoded(action.get("parameters")):
+        action = {**action, "parameters": _decoded(action["parameters"])}
+    made = (make_call(c) for c in calls or ())
+    return Step(
+        at_ms=instant_ms(raw.get("timestamp")),
+        seen=Seen(balance_usd=number(seen.get("agentBalance")), lifetime_pnl_usd=number(seen.get("agentPnL"))),
+        llm_calls=tuple(c for c in made if c is not None),
+        action=action,
+    )
+
+
+def _object(raw: Any) -> Json:
+    """A JSON object, also one encoded as text; a missing one is empty."""
+    if isinstance(raw, str):
+        raw = _decoded(raw)
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise BadRowError("bad_shape")
+    return raw
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return repaired(parse_json(text))
+    except BadRowError:
+        return repaired(text)
+
+
+def make_call(raw: Json) -> LlmCall | None:
+    """One logged call by its camelCase keys; None when it failed or was never answered.
+
+    Raises:
+        BadRowError: `bad_shape` when a text is no text, `lone_surrogate` when UTF-8 cannot hold one.
+    """
+    texts = (raw.get("systemPrompt"), raw.get("userPrompt"), raw.get("response"))
+    if any(t is not None and not isinstance(t, str) for t in texts):
+        raise BadRowError("bad_shape")
+    system, user, response = (t or "" for t in texts)
+    call = LlmCall(
+        purpose=_text(raw.get("purpose")) or "other",
+        system_prompt=system,
+        user_prompt=user,
+        response=response,
+        model_version=_text(raw.get("modelVersion")),
+        temperature=number(raw.get("temperature")),
+    )
+    # Nothing was asked or nothing was said: there is no turn here, and none is invented.
+    if not response.strip() or not (user.strip() or system.strip()):
+        return None
+    if any(map(has_lone_surrogate, (system, user, response))):
+        raise BadRowError("lone_surrogate")
+    return call
+
+
+def _text(value: Any) -> str | None:
+    return repaired(value) if isinstance(value, str) and value else None

@@ -1,0 +1,82 @@
+"""The one retry layer between us and a judge. The clients below it are told not to retry."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from babylon_rl.judging.ruler.endpoint import BusyError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Sleep = Callable[[float], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long to bear with a busy server.
+
+    Attributes:
+        tries: Requests at most, the first included.
+        first_wait_s: Wait before the second try; doubles from try to try, less a jitter of up to a half.
+        longest_wait_s: A server that names a longer time is taken at its word: we give up at once.
+        sleep: Waits; a test passes one that only writes down.
+    """
+
+    tries: int = 5
+    first_wait_s: float = 1.0
+    longest_wait_s: float = 60.0
+    sleep: Sleep = asyncio.sleep
+
+    async def see_through(self, attempt: Callable[[], Awaitable[T]], *, seed: str, what: str) -> T:
+        """Await `attempt` until it answers.
+
+        Args:
+            attempt: One request; raises `BusyError` for what may pass.
+            seed: Decides the jitter, so that many who failed together do not come back together.
+            what: Names the request in the log.
+
+        Raises:
+            BusyError: It was still busy at the last try, or asks for more time than we have.
+        """
+        jitter = random.Random(seed)  # noqa: S311  # spreads load, guards nothing
+        n = 1
+        while True:
+            try:
+                return await attempt()
+            except BusyError as e:
+                busy = e
+            wait = busy.retry_after_s
+            if wait is None:
+                wait = min(self.longest_wait_s, self.first_wait_s * 2 ** (n - 1)) * jitter.uniform(0.5, 1.0)
+            if n >= self.tries or wait > self.longest_wait_s:
+                raise BusyError(
+                    f"{busy}; gave up after {n} of {self.tries} tries; materialize the window again later",
+                    retry_after_s=busy.retry_after_s,
+                )
+            logger.info("judge was busy what=%s try=%d of=%d wait_s=%.2f", what, n, self.tries, wait)
+            await self.sleep(wait)
+            n += 1
+
+
+class Pace:
+    """Lets so many requests start in a minute, evenly; None: as many as there are."""
+
+    def __init__(self, per_minute: float | None, *, sleep: Sleep = asyncio.sleep) -> None:
+        self._apart_s = 60.0 / per_minute if per_minute else 0.0
+        self._sleep = sleep
+        self._next: tuple[asyncio.AbstractEventLoop, float] | None = None
+
+    async def turn(self) -> None:
+        """Wait for one's turn; turns are given out in the order asked for."""
+        if not self._apart_s:
+            return
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        due = now if self._next is None or self._next[0] is not loop else max(now, self._next[1])
+        self._next = (loop, due + self._apart_s)
+        if due > now:
+            await self._sleep(due - now)

@@ -1,0 +1,235 @@
+"""Does a checkpoint earn more than its base? Both play the same held-out windows, and the difference has an interval.
+
+Held-out markets come from a world of their own (`HELD_OUT_WORLD`): no seed of a training window can draw them.
+Every policy plays at the temperature it is served with, through the endpoint it is served from.
+"""
+
+import asyncio
+import base64
+import io
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+
+from babylon_rl.common.canonical import pack, unpack
+from babylon_rl.database import tables as t
+from babylon_rl.pipeline.workspace import Workspace
+from babylon_rl.types import Json, policy_name
+from babylon_rl.windows import HourWindow
+
+if TYPE_CHECKING:  # playing needs numpy and an HTTP client; a code location that only lists assets does not
+    from babylon_rl.common.statistics import Interval
+    from babylon_rl.simulator.market import Market
+
+logger = logging.getLogger(__name__)
+
+HELD_OUT_WORLD: Final = 2**40  # BABYLON_SEED stays below 1e9
+HELD_OUT_START: Final = HourWindow.parse("2000-01-01T00:00")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyResult:
+    """One policy on the held-out windows.
+
+    Attributes:
+        pnl_usd: P&L per window, in the suite's order; pairs with any other result of the suite.
+        invalid_rate: Share of answers that were no legal action.
+    """
+
+    name: str
+    pnl_usd: tuple[float, ...]
+    invalid_rate: float
+
+    @property
+    def mean_pnl_usd(self) -> float:
+        return sum(self.pnl_usd) / len(self.pnl_usd)
+
+    @property
+    def win_rate(self) -> float:
+        return sum(p > 0 for p in self.pnl_usd) / len(self.pnl_usd)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A checkpoint beside its base on the same windows."""
+
+    step: int
+    suite: str
+    base: PolicyResult
+    policy: PolicyResult
+    lift: "Interval"
+
+    def facts(self) -> Json:
+        """Small numbers for the asset's metadata."""
+        return {
+            "evaluated": True,
+            "policy": self.policy.name,
+            "suite": self.suite,
+            "mean_pnl_usd": round(self.policy.mean_pnl_usd, 2),
+            "base_mean_pnl_usd": round(self.base.mean_pnl_usd, 2),
+            "lift_usd": round(self.lift.mean, 2),
+            "lift_ci95_usd": f"[{self.lift.lo:.2f}, {self.lift.hi:.2f}]",
+            "win_rate": round(self.policy.win_rate, 4),
+            "invalid_rate": round(self.policy.invalid_rate, 4),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """Which windows are held out, and how they are played; the name says all of it."""
+
+    windows: int
+    temperature: float
+
+    @property
+    def name(self) -> str:
+        return f"held-out-{self.windows}w-T{self.temperature:g}"
+
+    def markets(self) -> "list[Market]":
+        """The same markets for every policy of every lineage."""
+        from babylon_rl.simulator.market import make_market
+
+        return [make_market(HELD_OUT_START.next(i), HELD_OUT_WORLD) for i in range(self.windows)]
+
+
+def suite_of(workspace: Workspace) -> Suite:
+    """The suite that the settings describe."""
+    s = workspace.settings
+    return Suite(windows=s.evaluation_windows, temperature=s.serve_temperature)
+
+
+def evaluate_checkpoint(
+    workspace: Workspace,
+    step: int,
+    *,
+    suite: Suite | None = None,
+    on_decision: Callable[[], None] | None = None,
+) -> Comparison:
+    """Play the suite with a checkpoint and with its base; what was played before is read back.
+
+    Args:
+        workspace: Its settings name the suite and the endpoint.
+        step: Checkpoint of the workspace's lineage; 0 compares the base with itself.
+        suite: None: the one that the settings describe.
+        on_decision: Called after every decision, for a progress bar.
+    """
+    from babylon_rl.common.statistics import paired_bootstrap
+    from babylon_rl.policy.process import running_server
+
+    suite = suite or suite_of(workspace)
+    missing = [s for s in sorted({0, step}) if _stored(workspace, s, suite) is None]
+    if missing:
+        with running_server(workspace.settings) as url:
+            for s in missing:
+                _keep(workspace, s, suite, asyncio.run(_play(url, workspace, s, suite, on_decision)))
+    base, policy = _stored(workspace, 0, suite), _stored(workspace, step, suite)
+    if base is None or policy is None:
+        raise AssertionError("an evaluation that was just written cannot be read")
+    return Comparison(
+        step=step, suite=suite.name, base=base, policy=policy, lift=paired_bootstrap(base.pnl_usd, policy.pnl_usd)
+    )
+
+
+def oracle_mean_pnl_usd(suite: Suite) -> float:
+    """What a player who knows the hidden state makes of the same windows, on average."""
+    from babylon_rl.simulator.play import oracle_pnl_usd
+
+    pnl = [oracle_pnl_usd(m) for m in suite.markets()]
+    return sum(pnl) / len(pnl)
+
+
+async def _play(
+    url: str, workspace: Workspace, step: int, suite: Suite, on_decision: Callable[[], None] | None
+) -> PolicyResult:
+    from babylon_rl.policy.client import PolicyClient
+    from babylon_rl.simulator.play import Seat, play
+    from babylon_rl.simulator.players import PolicyPlayer
+
+    name = policy_name(workspace.settings.lineage, step)
+    async with PolicyClient(url) as client:
+        seat = Seat("held-out", PolicyPlayer(client, name, suite.temperature))
+        played = await play(suite.markets(), [seat], seed=HELD_OUT_WORLD, on_decision=on_decision)
+    decisions = sum(len(p.moves) for p in played)
+    return PolicyResult(
+        name=name,
+        pnl_usd=tuple(round(p.pnl_usd, 4) for p in played),
+        invalid_rate=sum(p.invalid for p in played) / decisions,
+    )
+
+
+def _stored(workspace: Workspace, step: int, suite: Suite) -> PolicyResult | None:
+    c = t.evaluations.c
+    query = sa.select(c.body).where(c.lineage == workspace.settings.lineage, c.step == step, c.suite == suite.name)
+    with workspace.store.engine.connect() as conn:
+        body = conn.scalar(query)
+    return None if body is None else unpack(body, PolicyResult)
+
+
+def _keep(workspace: Workspace, step: int, suite: Suite, result: PolicyResult) -> None:
+    from babylon_rl.common.statistics import paired_bootstrap
+
+    base = result if step == 0 else _stored(workspace, 0, suite)
+    if base is None:
+        raise AssertionError("the base plays first")
+    lift = paired_bootstrap(base.pnl_usd, result.pnl_usd)
+    row = {
+        "lineage": workspace.settings.lineage,
+        "step": step,
+        "suite": suite.name,
+        "base_mean_pnl_usd": base.mean_pnl_usd,
+        "mean_pnl_usd": result.mean_pnl_usd,
+        "lift_usd": lift.mean,
+        "lift_lo_usd": lift.lo,
+        "lift_hi_usd": lift.hi,
+        "body": pack(result),
+    }
+    with workspace.store.engine.begin() as conn:
+        conn.execute(insert(t.evaluations).on_conflict_do_nothing(), [row])
+    logger.info("evaluated policy=%s suite=%s mean_pnl_usd=%.2f", result.name, suite.name, result.mean_pnl_usd)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurveRow:
+    """One evaluated checkpoint of the lineage."""
+
+    step: int
+    result: PolicyResult
+
+
+def curve(workspace: Workspace) -> list[CurveRow]:
+    """Every evaluated checkpoint of the lineage on the present suite, by step."""
+    c = t.evaluations.c
+    query = sa.select(c.step, c.body).where(
+        c.lineage == workspace.settings.lineage, c.suite == suite_of(workspace).name
+    )
+    with workspace.store.engine.connect() as conn:
+        rows = conn.execute(query.order_by(c.step)).all()
+    return [CurveRow(step=step, result=unpack(body, PolicyResult)) for step, body in rows]
+
+
+def curve_markdown(workspace: Workspace) -> str:
+    """The learning curve as a picture that Dagster's metadata can show."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib.figure import Figure
+
+    from babylon_rl.common.statistics import paired_bootstrap
+
+    rows = curve(workspace)
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.add_subplot()
+    steps = [r.step for r in rows]
+    lifts = [paired_bootstrap(rows[0].result.pnl_usd, r.result.pnl_usd, resamples=2000) for r in rows]
+    axes.axhline(0, color="0.6", linewidth=1)
+    axes.fill_between(steps, [i.lo for i in lifts], [i.hi for i in lifts], alpha=0.2)
+    axes.plot(steps, [i.mean for i in lifts], marker="o")
+    axes.set_xlabel("checkpoint")
+    axes.set_ylabel("lift over base, $ a window")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110, metadata={"Software": None})
+    return f"![learning curve](data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()})"

@@ -1,0 +1,170 @@
+"""Judge windows again with another judge or rubric: new judgments beside the old, and what would have been different.
+
+Nothing that trains changes unless asked: the current judgment of a window stays, and what a checkpoint was trained on
+is told, never rewritten.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from babylon_rl.database import tables as t
+from babylon_rl.judging.judge import Judge
+from babylon_rl.judging.ruler.call_log import Journaled
+from babylon_rl.judging.ruler.order import kendall
+from babylon_rl.judging.score import Item, ScoreReport, score_groups
+from babylon_rl.pipeline import checks
+from babylon_rl.store.check_results import write_verdict
+from babylon_rl.store.judge_audits import audit_of
+from babylon_rl.store.judge_calls import PostgresJournal, cost_of
+from babylon_rl.store.windows import Store
+from babylon_rl.types import Judgment, TrajectoryGroup, policy_name
+from babylon_rl.windows import HourWindow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """One window judged again.
+
+    Attributes:
+        old: The current judgment before; None: there was none.
+        new: None when the new judge could not judge it; `failed` says why.
+        tau: Rank agreement of the two, in [-1, 1]; None without two orders.
+        trained: Checkpoint name → which judgment it was trained on: `old`, `new`, or the key of a third.
+    """
+
+    window_id: str
+    old: Judgment | None
+    new: Judgment | None
+    failed: str | None
+    tau: float | None
+    trained: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RejudgeReport:
+    """All windows judged again, in time order. `calls`: groups asked about now; `cached`: known from before."""
+
+    windows: tuple[Replayed, ...]
+    calls: int
+    cached: int
+    cost_usd: float
+
+    @property
+    def mean_tau(self) -> float | None:
+        known = [w.tau for w in self.windows if w.tau is not None]
+        return sum(known) / len(known) if known else None
+
+
+def rejudge(
+    store: Store,
+    judge: Judge,
+    windows: Sequence[HourWindow],
+    *,
+    make_current: bool = False,
+    concurrency: int = 8,
+    budget_usd: float | None = None,
+) -> RejudgeReport:
+    """Judge the groups of `windows` with `judge`; what it judged before costs nothing.
+
+    Args:
+        store: Holds groups and judgments.
+        judge: The new judge; closed at the end.
+        windows: Those without a group are left out.
+        make_current: Let the new judgments speak for their windows, with the verdicts that training obeys.
+        concurrency: Groups in the judge's hands at a time.
+        budget_usd: US dollars a UTC day.
+
+    Raises:
+        TransientError: The judge is out of reach; what arrived is kept.
+        ConfigError: It refuses us.
+    """
+    items: dict[HourWindow, Item] = {}
+    for w in windows:
+        group, hindsight = store.group(w), store.hindsight(w)
+        if group is not None and hindsight is not None:
+            items[w] = (group, hindsight)
+    old = {w: store.judgment(w) for w in items}
+    if isinstance(judge, Journaled):
+        judge.keep_in(PostgresJournal(store.engine, budget_usd=budget_usd))
+    known_before = {w for w, (g, h) in items.items() if store.find_judgment(judge.key(g, h)) is not None}
+
+    async def ask() -> ScoreReport:
+        try:
+            return await score_groups(
+                judge,
+                list(items.values()),
+                cached=store.find_judgment,
+                store=store.write_judgment,
+                concurrency=concurrency,
+            )
+        finally:
+            await judge.close()
+
+    report = asyncio.run(ask())
+    used = _used(store.engine, [str(w) for w in items])
+    replayed = []
+    for w, (group, _) in items.items():
+        new = report.judgments.get(group.group_id)
+        before = old[w]
+        replayed.append(
+            Replayed(
+                window_id=str(w),
+                old=before,
+                new=new,
+                failed=report.failed.get(group.group_id),
+                tau=None if before is None or new is None else kendall(_values(before), _values(new)),
+                trained={name: _which(key, before, new) for name, key in used.get(str(w), ())},
+            )
+        )
+        if make_current and new is not None:
+            store.set_current_judgment(w, group.group_id, new.key)
+            _judge_verdicts(store, w, group, new)
+    return RejudgeReport(
+        windows=tuple(replayed),
+        calls=report.calls,
+        cached=report.cached,
+        cost_usd=sum(
+            j.cost_usd
+            for w, (g, _) in items.items()
+            if w not in known_before and (j := report.judgments.get(g.group_id))
+        ),
+    )
+
+
+def _judge_verdicts(store: Store, window: HourWindow, group: TrajectoryGroup, judgment: Judgment) -> None:
+    """The verdicts that speak of a judgment, for the new one: those of the old are void."""
+    audit = audit_of(store.engine, judgment.judge_model, judgment.judge_version)
+    for name, verdict in {
+        "scores_are_in_unit_interval": checks.scores_in_unit_interval(judgment),
+        "every_member_has_one_score": checks.one_score_per_member(group, judgment),
+        "scores_are_not_all_equal": checks.scores_spread(judgment),
+        "judge_is_fit": checks.judge_fit(judgment, None if audit is None else (audit.fit, audit.figures)),
+        "judging_stays_within_budget": checks.within_budget(
+            group, judgment, denied=False, cost_usd=cost_of(store.engine, str(window)).cost_usd, budget_usd=None
+        ),
+    }.items():
+        write_verdict(store.engine, window, name, verdict)
+
+
+def _used(engine: sa.Engine, windows: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+    """Checkpoint name and judgment key of each training that used a window, in all lineages."""
+    c = t.consumed_windows.c
+    query = sa.select(c.window_id, c.lineage, c.step, c.judgment_key).where(c.window_id.in_(list(windows)))
+    found: dict[str, list[tuple[str, str]]] = {}
+    with engine.connect() as conn:
+        for r in conn.execute(query.order_by(c.lineage, c.step)):
+            found.setdefault(r.window_id, []).append((policy_name(r.lineage, r.step), r.judgment_key))
+    return found
+
+
+def _which(key: str, old: Judgment | None, new: Judgment | None) -> str:
+    if old is not None and key == old.key:
+        return "old"
+    return "new" if new is not None and key == new.key else key[:12]
+
+
+def _values(judgment: Judgment) -> dict[str, float]:
+    return {s.trajectory_id: s.value for s in judgment.scores}

@@ -1,0 +1,71 @@
+"""Everything a command or an asset needs, opened once: settings, the game's database, our store, the ledger."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import sqlalchemy as sa
+
+from babylon_rl.database.connection import connect, game_url, platform_url
+from babylon_rl.database.tables import CREATED_GAME_TABLES
+from babylon_rl.settings import Settings
+from babylon_rl.store.ledger import Ledger
+from babylon_rl.store.windows import Store
+
+# Training uses a window only when each of these has passed on it (`defs/checks.py` runs them).
+REQUIRED_CHECKS: Final = (
+    "groups_have_enough_agents",
+    "groups_hold_only_what_was_logged",
+    "groups_have_trainable_tokens",
+    "every_row_is_accounted_for",
+    "scores_are_in_unit_interval",
+    "every_member_has_one_score",
+    "scores_are_not_all_equal",
+    "judge_is_fit",
+    "judging_stays_within_budget",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workspace:
+    """Open handles of one process.
+
+    Attributes:
+        game: The game's own tables; read, and written only where the database is ours.
+        store: What the assets keep.
+        owns_game: Whether the game's database is ours to write (embedded, or one that we migrated).
+    """
+
+    settings: Settings
+    game: sa.Engine
+    store: Store
+    ledger: Ledger
+
+    @property
+    def owns_game(self) -> bool:
+        if self.game is not self.store.engine:
+            return False  # our schema lives elsewhere so that the game's database stays untouched
+        with self.game.connect() as conn:
+            if conn.scalar(sa.text(f"SELECT to_regclass('babylon_rl.{CREATED_GAME_TABLES}')")) is None:
+                return False
+            created = f"SELECT count(*) FROM babylon_rl.{CREATED_GAME_TABLES} WHERE table_name = 'market_outcomes'"  # noqa: S608  a constant
+            return bool(conn.scalar(sa.text(created)))
+
+
+@contextmanager
+def open_workspace(settings: Settings) -> Iterator[Workspace]:
+    """Connect (starting the embedded database when it is the one) and close again."""
+    url, own_url = game_url(settings), platform_url(settings)
+    game = connect(url)
+    ours = game if own_url == url else connect(own_url)
+    try:
+        yield Workspace(
+            settings=settings,
+            game=game,
+            store=Store(ours),
+            ledger=Ledger(ours, settings.lineage, required_checks=REQUIRED_CHECKS),
+        )
+    finally:
+        game.dispose()
+        ours.dispose()
