@@ -5,7 +5,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from babylon_rl.judging.hindsight_judge import HindsightJudge
-from babylon_rl.pipeline import checks, stages
+from babylon_rl.pipeline import checks
+from babylon_rl.pipeline.group import group_window
+from babylon_rl.pipeline.ingest import ingest_window
+from babylon_rl.pipeline.outcomes import snapshot_outcomes
+from babylon_rl.pipeline.score import score_windows
 from babylon_rl.pipeline.workspace import REQUIRED_CHECKS, Workspace
 from babylon_rl.simulator.spawn import Cast, spawn
 from babylon_rl.store.check_results import write_verdict
@@ -25,14 +29,14 @@ def play(workspace: Workspace, windows: Sequence[HourWindow], *, agents: int = 6
 
 def prepare(workspace: Workspace, window: HourWindow, *, min_agents: int = 5) -> None:
     """Everything before the judge."""
-    stages.ingest(window, workspace.game, workspace.store)
-    stages.snapshot_outcomes(window, workspace.game, workspace.store, now=NOW, sync=True)
-    stages.group(window, workspace.store, min_agents=min_agents)
+    ingest_window(window, workspace.game, workspace.store)
+    snapshot_outcomes(window, workspace.game, workspace.store, now=NOW, sync=True)
+    group_window(window, workspace.store, min_agents=min_agents)
 
 
 def judge(workspace: Workspace, windows: Sequence[HourWindow], *, concurrency: int = 8) -> None:
     """Scores, then the verdict of every required check."""
-    asyncio.run(stages.score(windows, workspace.store, HindsightJudge(), concurrency=concurrency))
+    asyncio.run(score_windows(windows, workspace.store, HindsightJudge(), concurrency=concurrency))
     for w in windows:
         verify(workspace, w)
 

@@ -23,7 +23,7 @@ from babylon_rl.database import tables as t
 from babylon_rl.database.connection import connect
 from babylon_rl.export.dataset import export
 from babylon_rl.judging.hindsight_judge import HindsightJudge
-from babylon_rl.pipeline import stages
+from babylon_rl.pipeline.score import score_windows
 from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.settings import Settings
 from babylon_rl.windows import HourWindow
@@ -48,7 +48,7 @@ def copy_rows(source: sa.Engine, target: sa.Engine, r: random.Random) -> None:
 def build(workspace: Workspace, windows: Sequence[HourWindow], *, workers: int) -> None:
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(partial(prepare, workspace), windows))
-    asyncio.run(stages.score(windows, workspace.store, HindsightJudge(), concurrency=workers))
+    asyncio.run(score_windows(windows, workspace.store, HindsightJudge(), concurrency=workers))
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(partial(verify, workspace), windows))
 

@@ -1,90 +1,79 @@
-"""The order of the rooms, held by reading the imports: data and imports flow one way."""
+"""The order of the packages, held by reading the imports: data and imports flow one way.
+
+`python -m babylon_rl_tests.house` prints the same order, with its edges.
+"""
 
 import ast
-from pathlib import Path
 
-import babylon_rl
+import pytest
 
-PACKAGE = Path(babylon_rl.__file__).parent
-COMPOSERS = {"definitions", "cli", "demo", "train_command", "launch"}
+from babylon_rl_tests.house import MAX_LOOSE_FILES, ORDER, PACKAGE, main, read_house, room
 
-
-def imports_of(path: Path) -> set[str]:
-    """Every `babylon_rl.x.y` and top-level module that a file imports, also inside functions."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {a.name for a in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{a.name}" for a in node.names}
-    return found
+HOUSE = read_house()
 
 
-def modules() -> dict[str, set[str]]:
-    """Dotted name below `babylon_rl` → its imports."""
-    return {
-        ".".join(p.relative_to(PACKAGE).with_suffix("").parts): imports_of(p)
+def test_every_package_stands_in_the_order() -> None:
+    assert {room(m) for m in HOUSE.modules} == set(ORDER)
+
+
+def test_packages_use_only_those_before_them() -> None:
+    assert HOUSE.upward() == []
+
+
+def test_no_circle_between_packages() -> None:
+    assert HOUSE.package_circle() == []
+
+
+def test_no_circle_between_files() -> None:
+    assert HOUSE.module_circle() == []
+
+
+def test_the_root_is_short() -> None:
+    assert len(HOUSE.loose) <= MAX_LOOSE_FILES, HOUSE.loose
+
+
+def test_the_command_prints_the_order(capsys: pytest.CaptureFixture[str]) -> None:
+    main([])
+    said = capsys.readouterr().out
+    assert f"{len(ORDER)}: {', '.join(ORDER)}" in said
+    assert "arrows back up     0\n" in said
+
+
+def test_a_back_arrow_and_a_circle_are_found(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """What the tests above rest on: the same reading of a package that is wrong in both ways."""
+    package = tmp_path / "house"
+    (package / "common").mkdir(parents=True)
+    (package / "store").mkdir()
+    for file in ("__init__.py", "common/__init__.py", "store/__init__.py"):
+        (package / file).write_text("")
+    (package / "common/a.py").write_text("def f() -> None:\n    from house.store import b\n")
+    (package / "store/b.py").write_text("from house.common.a import f\n")
+    wrong = read_house(package)
+    assert wrong.upward() == [("common.a", "store.b")]
+    assert set(wrong.package_circle()) == {"common", "store"}
+    assert set(wrong.module_circle()) == {"common.a", "store.b"}
+
+
+def test_only_dagsters_own_packages_import_dagster() -> None:
+    guilty = {
+        str(p.relative_to(PACKAGE))
         for p in sorted(PACKAGE.rglob("*.py"))
-        if "versions" not in p.parts
+        for node in ast.walk(ast.parse(p.read_text()))
+        if (isinstance(node, ast.Import) and any(a.name.split(".")[0] == "dagster" for a in node.names))
+        or (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "dagster")
     }
+    assert {g for g in guilty if not g.startswith("defs/")} == {"definitions.py", "cli/runner.py"}
 
 
-def room_uses(room: str, other: str) -> list[str]:
-    return [
-        name
-        for name, imported in modules().items()
-        if (name == room or name.startswith(room + "."))
-        and any(i == f"babylon_rl.{other}" or i.startswith(f"babylon_rl.{other}.") for i in imported)
-    ]
+def test_hidden_market_state_stays_with_the_simulator() -> None:
+    """Making the base policy and evaluating play markets of their own; nothing between rows and weights may."""
+    users = {m for m, used in HOUSE.modules.items() if "simulator.market" in used}
+    assert {room(u) for u in users} <= {"simulator", "base_policy", "pipeline"}
+    assert {u for u in users if room(u) == "pipeline"} == {"pipeline.evaluate"}
 
 
-def test_the_domain_has_never_heard_of_dagster() -> None:
-    guilty = [
-        name
-        for name, imported in modules().items()
-        if not name.startswith("defs.")
-        and name != "definitions"
-        and any(i.split(".")[0] == "dagster" for i in imported)
-    ]
-    assert guilty == []
-
-
-def test_only_composers_use_the_definitions() -> None:
-    users = {
-        name
-        for name, imported in modules().items()
-        if not name.startswith("defs") and any(i.startswith("babylon_rl.defs") for i in imported)
-    }
-    assert users <= COMPOSERS
-
-
-def test_the_simulator_knows_neither_judging_nor_training() -> None:
-    assert room_uses("simulator", "judging") == []
-    assert room_uses("simulator", "training") == []
-
-
-def test_nobody_but_the_simulator_and_its_yardsticks_sees_hidden_market_state() -> None:
-    users = {
-        name
-        for name, imported in modules().items()
-        if not name.startswith("simulator.") and any(i.startswith("babylon_rl.simulator.market") for i in imported)
-    }
-    # Cloning and its exam make their own play; evaluation plays held-out windows. Nothing between rows and weights.
-    assert all(u.startswith(("policy.", "evaluation")) for u in users), users
-    assert not any(
-        u.startswith(("stages", "store", "grouping", "context", "judging", "training", "source")) for u in users
-    )
-
-
-def test_rooms_use_only_rooms_above_them() -> None:
-    for room, below in {
-        "source": ("judging", "training", "policy", "simulator", "grouping", "context", "stages", "store"),
-        "grouping": ("judging", "training", "policy", "simulator", "context"),
-        "judging": ("training", "policy", "simulator", "stages", "store"),
-        "policy": ("judging", "training", "stages", "store"),
-    }.items():
-        for other in below:
-            assert room_uses(room, other) == [], f"{room} imports {other}"
+def test_the_simulator_knows_no_judging_or_training() -> None:
+    assert not {b for a, b in HOUSE.edges if a == "simulator"} & {"judging", "store", "training"}
 
 
 def test_only_settings_reads_the_environment() -> None:

@@ -51,7 +51,8 @@ from babylon_rl.ingest.reader import stream_window
 from babylon_rl.ingest.recorder import TrajectoryRecorder
 from babylon_rl.ingest.stitching import stitch, usable
 from babylon_rl.ingest.window_summary import refresh
-from babylon_rl.pipeline import stages
+from babylon_rl.pipeline.group import group_window
+from babylon_rl.pipeline.ingest import ingest_window
 from babylon_rl.pipeline.readiness import readiness
 from babylon_rl.pipeline.workspace import open_workspace
 from babylon_rl.settings import Settings
@@ -302,9 +303,9 @@ def child(how: str, url: str, small: str, large: str) -> None:
 
     def work(window: HourWindow) -> None:
         if how == "ingest":
-            stages.ingest(window, engine, store)
+            ingest_window(window, engine, store)
         elif how == "group":
-            stages.group(window, store, min_agents=5)
+            group_window(window, store, min_agents=5)
         else:
             asyncio.run(straightforward(window))
 

@@ -17,7 +17,6 @@ PAD: Final = "<|pad|>"
 IM_START: Final = "<|im_start|>"
 IM_END: Final = "<|im_end|>"
 SENTINEL: Final = "<|sentinel|>"
-CONTEXT: Final = 2048
 CHATML: Final = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -38,6 +37,8 @@ def train_tokenizer(seed: int, *, windows: int = 800, vocabulary: int = 1024) ->
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
+
+    from babylon_rl.policy.model import CONTEXT_TOKENS  # not at the top: it brings torch along
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -70,7 +71,7 @@ def train_tokenizer(seed: int, *, windows: int = 800, vocabulary: int = 1024) ->
         pad_token=PAD,
         padding_side="left",
         clean_up_tokenization_spaces=False,
-        model_max_length=CONTEXT,
+        model_max_length=CONTEXT_TOKENS,
     )
     tokenizer.chat_template = CHATML
     return tokenizer

@@ -14,8 +14,13 @@ from babylon_rl.defs.failures import dagster_failures
 from babylon_rl.defs.partitions import HOURLY
 from babylon_rl.defs.resources import Progress
 from babylon_rl.judging.judge import Judge
-from babylon_rl.pipeline import evaluate, stages
-from babylon_rl.pipeline import train as training
+from babylon_rl.pipeline import evaluate
+from babylon_rl.pipeline.group import group_window
+from babylon_rl.pipeline.ingest import ingest_window
+from babylon_rl.pipeline.outcomes import snapshot_outcomes
+from babylon_rl.pipeline.score import score_windows
+from babylon_rl.pipeline.train import train_range
+from babylon_rl.pipeline.window_result import WindowResult
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.report import row_outcomes
 from babylon_rl.windows import HourWindow
@@ -40,7 +45,7 @@ class TrainingConfig(dg.Config):
     """Unset: BABYLON_LEARNING_RATE, or the trainer's own."""
 
 
-def _tell(context: dg.AssetExecutionContext, window: HourWindow, stage: stages.Stage) -> None:
+def _tell(context: dg.AssetExecutionContext, window: HourWindow, stage: WindowResult) -> None:
     """Metadata of one window, also inside a range run."""
     context.add_asset_metadata(
         {
@@ -81,7 +86,7 @@ def raw_trajectories(
     """One stitched trajectory per usable agent of the window; every source row is accounted for."""
     with dagster_failures():
         for window in HourWindow.parse_all(context.partition_keys):
-            _tell(context, window, stages.ingest(window, workspace.game, workspace.store))
+            _tell(context, window, ingest_window(window, workspace.game, workspace.store))
     return dg.MaterializeResult()
 
 
@@ -93,9 +98,7 @@ def market_outcomes(
     now, sync = datetime.now(UTC), workspace.owns_game
     with dagster_failures():
         for window in HourWindow.parse_all(context.partition_keys):
-            _tell(
-                context, window, stages.snapshot_outcomes(window, workspace.game, workspace.store, now=now, sync=sync)
-            )
+            _tell(context, window, snapshot_outcomes(window, workspace.game, workspace.store, now=now, sync=sync))
     return dg.MaterializeResult()
 
 
@@ -115,7 +118,7 @@ def trajectory_groups(
     with dagster_failures():
         windows = HourWindow.parse_all(context.partition_keys)
         for window in windows:
-            _tell(context, window, stages.group(window, workspace.store, min_agents=min_agents))
+            _tell(context, window, group_window(window, workspace.store, min_agents=min_agents))
         # Once a run, on its last window: a picture for each would swell the event log.
         context.add_asset_metadata(_where_rows_ended(workspace, windows), partition_key=str(windows[-1]))
     return dg.MaterializeResult()
@@ -143,7 +146,7 @@ def ruler_scores(
             windows, target=settings.dropout_target, cap=settings.dropout_cap, seed=settings.seed
         )
         scored = asyncio.run(
-            stages.score(
+            score_windows(
                 [w for w in windows if w not in out],
                 workspace.store,
                 judge,
@@ -176,7 +179,7 @@ def trained_checkpoint(
 ) -> dg.MaterializeResult[None]:
     """The policy as of the hour: trains when enough unused, judged windows wait, else has nothing to do."""
     with dagster_failures():
-        outcomes = training.train_range(
+        outcomes = train_range(
             workspace,
             HourWindow.parse_all(context.partition_keys),
             batch_size=config.windows_per_iteration,

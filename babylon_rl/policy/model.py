@@ -8,7 +8,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from babylon_rl.base_policy.tokenizer import CONTEXT
 from babylon_rl.errors import ConfigError, DataError
 from babylon_rl.policy.compat import undo_art_patch
 from babylon_rl.policy.shipped import require_base
@@ -27,6 +26,7 @@ class Shape:
     feed_forward: int
 
 
+CONTEXT_TOKENS: Final = 2048
 SIZES: Final = {
     "0.4M": Shape(96, 3, 4, 256),
     "1M": Shape(128, 4, 4, 384),
@@ -74,7 +74,7 @@ def new_model(tokenizer: "PreTrainedTokenizerFast", size: str, seed: int) -> Qwe
         num_key_value_heads=s.heads,
         head_dim=s.width // s.heads,
         intermediate_size=s.feed_forward,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=CONTEXT_TOKENS,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,

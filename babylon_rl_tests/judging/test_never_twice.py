@@ -16,7 +16,8 @@ from judging_factories import Pair, a_pair, a_ruler
 
 from babylon_rl.database import tables as t
 from babylon_rl.judging.ruler.call_log import BudgetSpentError, Call, Ended
-from babylon_rl.pipeline.stages import Stage, score
+from babylon_rl.pipeline.score import score_windows
+from babylon_rl.pipeline.window_result import WindowResult
 from babylon_rl.store.judge_calls import PostgresJournal
 from babylon_rl.store.windows import Store
 from babylon_rl.windows import HourWindow
@@ -156,11 +157,13 @@ def test_asks_of_an_attempt_cut_short_count_and_a_failed_attempt_may_be_tried_ag
 # ── budget and views ───────────────────────────────────────────────────────────────────────────────
 
 
-def run(engine: sa.Engine, server: JudgeServer, windows: list[HourWindow], **more: object) -> dict[HourWindow, Stage]:
-    async def go() -> dict[HourWindow, Stage]:
+def run(
+    engine: sa.Engine, server: JudgeServer, windows: list[HourWindow], **more: object
+) -> dict[HourWindow, WindowResult]:
+    async def go() -> dict[HourWindow, WindowResult]:
         judge = a_ruler(server.url)
         try:
-            return await score(windows, Store(engine), judge, **more)  # type: ignore[arg-type]
+            return await score_windows(windows, Store(engine), judge, **more)  # type: ignore[arg-type]
         finally:
             await judge.close()
 

@@ -13,7 +13,7 @@ from babylon_rl.errors import DataError
 from babylon_rl.judging.hindsight_judge import HindsightJudge
 from babylon_rl.judging.judge import Judge
 from babylon_rl.pipeline.rejudge import RejudgeReport, rejudge
-from babylon_rl.pipeline.stages import score
+from babylon_rl.pipeline.score import score_windows
 from babylon_rl.report.judges import rejudge_table
 from babylon_rl.store.check_results import verdicts_of
 from babylon_rl.store.windows import Store
@@ -22,7 +22,7 @@ from babylon_rl.windows import HourWindow
 
 def first_judged(engine: sa.Engine, count: int = 4) -> tuple[Store, list[HourWindow]]:
     store, windows = Store(engine), fill(engine, count)
-    asyncio.run(score(windows, store, HindsightJudge()))
+    asyncio.run(score_windows(windows, store, HindsightJudge()))
     with engine.begin() as conn:  # a checkpoint used the first two
         for w in windows[:2]:
             judgment = store.judgment(w)

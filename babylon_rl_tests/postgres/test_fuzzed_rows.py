@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from babylon_rl.database import game_tables
 from babylon_rl.database import tables as t
-from babylon_rl.pipeline import stages
+from babylon_rl.pipeline.group import group_window
+from babylon_rl.pipeline.ingest import ingest_window
 from babylon_rl.store.windows import Store
 from babylon_rl.types import Json
 from babylon_rl.windows import HourWindow
@@ -45,8 +46,8 @@ def go_through(engine: sa.Engine, store: Store, windows: Sequence[HourWindow]) -
     """Read, stitch, group and account; the rows read."""
     read = 0
     for w in windows:
-        read += int(stages.ingest(w, engine, store).facts["rows"])
-        stages.group(w, store, min_agents=5)
+        read += int(ingest_window(w, engine, store).facts["rows"])
+        group_window(w, store, min_agents=5)
     return read
 
 

@@ -12,8 +12,12 @@ from babylon_rl.database import game_tables
 from babylon_rl.ingest.facts import write_facts
 from babylon_rl.ingest.window_summary import refresh
 from babylon_rl.judging.hindsight_judge import HindsightJudge
-from babylon_rl.pipeline import checks, stages
+from babylon_rl.pipeline import checks
+from babylon_rl.pipeline.group import group_window
+from babylon_rl.pipeline.ingest import ingest_window
+from babylon_rl.pipeline.outcomes import snapshot_outcomes
 from babylon_rl.pipeline.readiness import readiness, recorded_but_not_judged
+from babylon_rl.pipeline.score import score_windows
 from babylon_rl.pipeline.workspace import REQUIRED_CHECKS, Workspace, open_workspace
 from babylon_rl.settings import Settings
 from babylon_rl.store.check_results import write_verdict
@@ -59,10 +63,10 @@ def w(settings: Settings) -> Iterator[Workspace]:
 def prepare(w: Workspace, judge: CountingJudge, windows: list[HourWindow] = WINDOWS) -> None:
     """What the four window assets and their checks do."""
     for h in windows:
-        stages.ingest(h, w.game, w.store)
-        stages.snapshot_outcomes(h, w.game, w.store, now=NOW, sync=True)
-        stages.group(h, w.store, min_agents=5)
-    asyncio.run(stages.score(windows, w.store, judge))
+        ingest_window(h, w.game, w.store)
+        snapshot_outcomes(h, w.game, w.store, now=NOW, sync=True)
+        group_window(h, w.store, min_agents=5)
+    asyncio.run(score_windows(windows, w.store, judge))
     for h in windows:
         for check in REQUIRED_CHECKS:
             write_verdict(w.store.engine, h, check, Verdict(passed=True, facts={}))
@@ -125,9 +129,9 @@ def test_a_stale_group_neither_trains_nor_is_judged_when_only_the_rows_were_read
 ) -> None:
     prepare(w, judge)
     insert_row(w.game, "late", window=WINDOWS[0])
-    stages.ingest(WINDOWS[0], w.game, w.store)
+    ingest_window(WINDOWS[0], w.game, w.store)
     assert ready(w) == [str(h) for h in WINDOWS[1:]]
-    scored = asyncio.run(stages.score(WINDOWS, w.store, judge))
+    scored = asyncio.run(score_windows(WINDOWS, w.store, judge))
     assert "materialize `trajectory_groups`" in scored[WINDOWS[0]].facts["failed"]
     for check in REQUIRED_CHECKS:
         write_verdict(w.store.engine, WINDOWS[0], check, Verdict(passed=True, facts={}))
@@ -153,9 +157,9 @@ def test_a_corrected_outcome_is_a_new_version_of_the_group_and_is_judged_anew(
     group = w.store.group(WINDOWS[3])
     with w.game.begin() as conn:
         write_facts(conn, prices=[("BTC", WINDOWS[3].start_at + timedelta(minutes=50), 55.0)])
-    stages.snapshot_outcomes(WINDOWS[3], w.game, w.store, now=NOW, sync=True)
+    snapshot_outcomes(WINDOWS[3], w.game, w.store, now=NOW, sync=True)
     assert ready(w) == [str(h) for h in WINDOWS if h != WINDOWS[3]]
-    assert stages.group(WINDOWS[3], w.store, min_agents=5).changed
+    assert group_window(WINDOWS[3], w.store, min_agents=5).changed
     assert w.store.group(WINDOWS[3]) == group  # what trains is the same: what it was worth is not
     prepare(w, judge)
     assert judge.asked[4:] == [str(WINDOWS[3])]
@@ -199,7 +203,7 @@ def test_a_row_that_moves_and_comes_back_is_accounted_for_in_both_windows(w: Wor
             {"to": str(WINDOWS[0]), "frm": str(WINDOWS[1]), "end": WINDOWS[0].end_at.replace(tzinfo=None)},
         )  # fmt: skip
     for h in WINDOWS[:2]:
-        stages.ingest(h, w.game, w.store)
+        ingest_window(h, w.game, w.store)
     assert (balanced(WINDOWS[0]), balanced(WINDOWS[1])) == (True, True)
 
 
@@ -275,9 +279,9 @@ def test_dropout_leaves_whole_windows_out_before_they_are_judged_and_decides_onc
     w: Workspace, judge: CountingJudge
 ) -> None:
     for h in WINDOWS:
-        stages.ingest(h, w.game, w.store)
-        stages.snapshot_outcomes(h, w.game, w.store, now=NOW, sync=True)
-        stages.group(h, w.store, min_agents=5)
+        ingest_window(h, w.game, w.store)
+        snapshot_outcomes(h, w.game, w.store, now=NOW, sync=True)
+        group_window(h, w.store, min_agents=5)
     out = w.ledger.drop_out(WINDOWS, target=1, cap=0.5, seed=1)
     assert len(out) == 2
     kept = [h for h in WINDOWS if h not in out]

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import sqlalchemy as sa
 
 from babylon_rl.ingest.reader import stream_window
-from babylon_rl.pipeline import stages
+from babylon_rl.pipeline.group import group_window
+from babylon_rl.pipeline.ingest import ingest_window
 from babylon_rl.store.windows import Store
 from babylon_rl.windows import HourWindow
 from babylon_rl_tests.factories import WINDOW, a_json_call, a_json_step, a_row, insert_rows
@@ -46,5 +47,5 @@ def test_reading_ten_times_the_agents_takes_no_more_memory(engine: sa.Engine) ->
 def test_grouping_holds_the_trajectories_and_no_second_copy_of_them(engine: sa.Engine) -> None:
     fill(engine, LARGE, 200)
     store = Store(engine)
-    stages.ingest(LARGE, engine, store)
-    assert peak(lambda: stages.group(LARGE, store, min_agents=5)) < 1.5 * 200 * PROMPT_BYTES
+    ingest_window(LARGE, engine, store)
+    assert peak(lambda: group_window(LARGE, store, min_agents=5)) < 1.5 * 200 * PROMPT_BYTES

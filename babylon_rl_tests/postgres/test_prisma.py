@@ -15,7 +15,10 @@ from babylon_rl.database.migrate import upgrade
 from babylon_rl.errors import ConfigError
 from babylon_rl.ingest.queries import find_spelling
 from babylon_rl.ingest.window_summary import refresh
-from babylon_rl.pipeline import checks, stages
+from babylon_rl.pipeline import checks
+from babylon_rl.pipeline.group import group_window
+from babylon_rl.pipeline.ingest import ingest_window
+from babylon_rl.pipeline.outcomes import snapshot_outcomes
 from babylon_rl.pipeline.readiness import readiness
 from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.settings import Settings
@@ -120,9 +123,9 @@ def over_prisma(prisma: str, empty_database_url: str, tmp_path: Any) -> Iterator
 
 def made(w: Workspace) -> list[str]:
     """Data versions of everything that one window becomes, and its group's id."""
-    ingested = stages.ingest(WINDOW, w.game, w.store)
-    outcomes = stages.snapshot_outcomes(WINDOW, w.game, w.store, now=NOW, sync=w.owns_game)
-    grouped = stages.group(WINDOW, w.store, min_agents=5)
+    ingested = ingest_window(WINDOW, w.game, w.store)
+    outcomes = snapshot_outcomes(WINDOW, w.game, w.store, now=NOW, sync=w.owns_game)
+    grouped = group_window(WINDOW, w.store, min_agents=5)
     assert grouped.facts["group_id"] is not None
     return [ingested.data_version, outcomes.data_version, grouped.data_version, grouped.facts["group_id"]]
 

@@ -1,0 +1,33 @@
+"""`contextualized_groups`: the group of a window and, stored apart, the hindsight for the judge."""
+
+from babylon_rl.grouping.groups import account, make_group
+from babylon_rl.grouping.hindsight import hindsight_for
+from babylon_rl.pipeline.window_result import WindowResult
+from babylon_rl.store.windows import Store
+from babylon_rl.types import Hindsight
+from babylon_rl.windows import HourWindow
+
+
+def group_window(window: HourWindow, store: Store, *, min_agents: int) -> WindowResult:
+    """Make a window's group and, apart from it, the hindsight; say of each row whether it got in."""
+    trajectories = store.trajectories(window)
+    made = make_group(window, trajectories, min_agents=min_agents)
+    hindsight: Hindsight | None = None
+    if made is not None:
+        hindsight = hindsight_for(made, trajectories, store.outcomes(window))
+    ends = account(store.dispositions(window), made)
+    version, changed = store.write_group(window, made, hindsight, ends)
+    members = 0 if made is None else len(made.members)
+    turns = 0 if made is None else sum(len(m.turns) for m in made.members)
+    return WindowResult(
+        data_version=version,
+        changed=changed,
+        count=members,
+        facts={
+            "group_id": None if made is None else made.group_id,
+            "members": members,
+            "turns": turns,
+            "agents_seen": len({t.agent_id for t in trajectories}),
+            "outcomes_known": hindsight is not None and hindsight.outcomes.known,
+        },
+    )

@@ -1,0 +1,100 @@
+"""`ruler_scores`: every group judged once; a group that cannot be judged costs its siblings nothing."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from babylon_rl.judging.judge import Judge
+from babylon_rl.judging.ruler.call_log import Journaled
+from babylon_rl.judging.score import score_groups
+from babylon_rl.pipeline.window_result import WindowResult
+from babylon_rl.store.judge_calls import PostgresJournal, cost_of
+from babylon_rl.store.windows import Store
+from babylon_rl.types import Hindsight, Json, Judgment, TrajectoryGroup
+from babylon_rl.windows import HourWindow
+
+logger = logging.getLogger(__name__)
+
+STALE: Final = "rows or outcomes changed since the group was made; materialize `trajectory_groups` first"
+
+
+async def score_windows(
+    windows: Sequence[HourWindow],
+    store: Store,
+    judge: Judge,
+    *,
+    concurrency: int = 8,
+    budget_usd: float | None = None,
+    on_done: Callable[[str], None] | None = None,
+) -> dict[HourWindow, WindowResult]:
+    """Judge every group of `windows` once; a group judged before costs nothing.
+
+    Requests of a judge that costs money are kept in the journal, under `budget_usd` a UTC day. A group that cannot be judged fails alone: its window has no current judgment, and its facts say why.
+    """
+    items: dict[HourWindow, tuple[TrajectoryGroup, Hindsight]] = {}
+    stale = {w for w in windows if store.is_stale(w)}
+    for w in windows:
+        if w in stale:
+            continue
+        made, hindsight = store.group(w), store.hindsight(w)
+        if made is not None and hindsight is not None:
+            items[w] = (made, hindsight)
+    if isinstance(judge, Journaled):
+        judge.keep_in(PostgresJournal(store.engine, budget_usd=budget_usd))
+    report = await score_groups(
+        judge,
+        list(items.values()),
+        cached=store.find_judgment,
+        store=store.write_judgment,
+        concurrency=concurrency,
+        on_done=on_done,
+    )
+    results: dict[HourWindow, WindowResult] = {}
+    for w in windows:
+        if w not in items:
+            store.set_current_judgment(w, "", None)
+            facts: Json = {"failed": STALE} if w in stale else {"members": 0}
+            results[w] = WindowResult(data_version="none", changed=False, count=0, facts=facts)
+            continue
+        group_id = items[w][0].group_id
+        judgment = report.judgments.get(group_id)
+        news = store.set_current_judgment(w, group_id, None if judgment is None else judgment.key)
+        results[w] = (
+            WindowResult(
+                data_version="none",
+                changed=False,
+                count=0,
+                facts={"failed": report.failed.get(group_id, "unknown"), "over_budget": group_id in report.over_budget},
+            )
+            if judgment is None
+            else WindowResult(
+                data_version=judgment.key, changed=news, count=len(judgment.scores), facts=spread(judgment)
+            )
+        )
+        if isinstance(judge, Journaled):
+            cost = cost_of(store.engine, str(w))
+            results[w].facts.update({"window_calls": cost.calls, "window_cost_usd": cost.cost_usd})
+    logger.info(
+        "scored windows=%d groups=%d calls=%d cached=%d failed=%d",
+        len(windows),
+        len(items),
+        report.calls,
+        report.cached,
+        len(report.failed),
+    )
+    return results
+
+
+def spread(judgment: Judgment) -> Json:
+    """The numbers of a judgment that tell at a glance whether it ranks."""
+    values = [s.value for s in judgment.scores]
+    best = max(judgment.scores, key=lambda s: (s.value, s.trajectory_id))
+    return {
+        "judge": f"{judgment.judge_model} {judgment.judge_version}",
+        "min": min(values),
+        "max": max(values),
+        "mean": sum(values) / len(values),
+        "best": best.trajectory_id,
+        "cost_usd": judgment.cost_usd,
+        **judgment.details,
+    }
