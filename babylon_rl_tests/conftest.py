@@ -55,7 +55,7 @@ def server_url() -> Iterator[str]:
 def template_database(server_url: str) -> Iterator[str]:
     """Name of a database with all our tables, which tests copy."""
     name = f"babylon_test_{os.getpid()}_template"
-    upgrade(Settings.load(DATABASE_URL=ensure_database(server_url, name), BABYLON_PLATFORM_URL=None))
+    upgrade(Settings.load(DATABASE_URL=ensure_database(server_url, name), BABYLON_PLATFORM_URL=None).database)
     yield name
     drop_database(server_url, name)
 
@@ -95,12 +95,12 @@ def settings(tmp_path: Path, database_url: str) -> Settings:
 @pytest.fixture
 def house(settings: Settings, server_url: str) -> Iterator[dict[str, str]]:
     """The environment of a command that works on this test's database."""
-    assert settings.database_url is not None
+    assert settings.database.url is not None
     database = f"babylon_test_{os.getpid()}_{next(_serial)}_dagster"
     yield {
         "PATH": os.environ["PATH"],
         "BABYLON_HOME": str(settings.home),
-        "DATABASE_URL": settings.database_url.get_secret_value(),
+        "DATABASE_URL": settings.database.url.get_secret_value(),
         "BABYLON_DAGSTER_URL": ensure_database(server_url, database, options={"synchronous_commit": "off"}),
     }
     drop_database(server_url, database)

@@ -59,7 +59,7 @@ def verify(workspace: Workspace, window: HourWindow) -> None:
             "scores_are_not_all_equal": checks.scores_spread(judgment),
             "judge_is_fit": checks.judge_fit(judgment, None),
             "judging_stays_within_budget": checks.within_budget(
-                group, judgment, denied=0, cost_usd=0.0, budget_usd=workspace.settings.judge_budget_usd
+                group, judgment, denied=0, cost_usd=0.0, budget_usd=workspace.settings.judge.budget_usd
             ),
         }
     assert set(REQUIRED_CHECKS) <= verdicts.keys()

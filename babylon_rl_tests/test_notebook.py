@@ -81,8 +81,8 @@ def test_it_reads_the_environments_database(
     workspace: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play_and_judge(workspace, hours(1))
-    assert settings.database_url is not None
-    monkeypatch.setenv("DATABASE_URL", settings.database_url.get_secret_value())
+    assert settings.database.url is not None
+    monkeypatch.setenv("DATABASE_URL", settings.database.url.get_secret_value())
     assert len(babylon_rl.read_window(str(FIRST))) == 18
 
 

@@ -65,8 +65,8 @@ def test_one_hash_over_hash_seeds_time_zones_row_orders_and_worker_counts(
     settings: Settings, engine: sa.Engine, targets: list[str], tmp_path: Path
 ) -> None:
     make_game(settings)
-    assert settings.database_url is not None
-    source = settings.database_url.get_secret_value()
+    assert settings.database.url is not None
+    source = settings.database.url.get_secret_value()
 
     def run(number: int) -> list[dict[str, str]]:
         hash_seed, zone = STARTS[number]

@@ -393,7 +393,7 @@ def fresh_database(home: Path, server: str, name: str) -> str:
     url = ensure_database(server, name)
     drop_database(server, url)
     ensure_database(server, name)
-    upgrade(settings_for(home, url))
+    upgrade(settings_for(home, url).database)
     return url
 
 

@@ -94,7 +94,7 @@ def throughput(latency_s: float, in_flight: int, rounds: int) -> None:
     remote = Remote(latency_s)
     try:
         url = ensure_database(ensure_server(home), "bench")
-        upgrade(Settings.load(DATABASE_URL=url))
+        upgrade(Settings.load(DATABASE_URL=url).database)
         journal = PostgresJournal(connect(url), budget_usd=1e6)
         exams = [logged_size_exam(s % 40).again(s) for s in range(in_flight * rounds)]
         counts = {}

@@ -49,7 +49,7 @@ def export(
     begin = None if first is None else HourWindow.parse(first)
     end = None if last is None else HourWindow.parse(last)
     settings = Settings.load()
-    upgrade(settings)
+    upgrade(settings.database)
     with open_workspace(settings) as workspace, progress(console) as shown, shown.phase("export", out) as phase:
         done = run(
             workspace, out, format=format.value, what=what.value, first=begin, last=end,
@@ -84,7 +84,7 @@ def explain(
     from babylon_rl.pipeline.workspace import open_workspace
 
     settings = Settings.load()
-    upgrade(settings)
+    upgrade(settings.database)
     with open_workspace(settings) as workspace:
         for sentence in run(workspace, row_or_trajectory_id):
             console.print(sentence, highlight=False, markup=False, soft_wrap=True)
@@ -97,7 +97,7 @@ def db_url(
     """Print the game database's URL, for psql "$(babylon-rl db-url)"."""
     from babylon_rl.database.connection import game_url, platform_url
 
-    sys.stdout.write((platform_url if platform else game_url)(Settings.load()) + "\n")
+    sys.stdout.write((platform_url if platform else game_url)(Settings.load().database) + "\n")
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
@@ -113,4 +113,4 @@ def psql(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> Non
     url = game_url
     if through[:1] == ["--platform"]:
         url, through = platform_url, through[1:]
-    os.execv(program, [program, url(Settings.load()), *through])  # noqa: S606  no shell on purpose
+    os.execv(program, [program, url(Settings.load().database), *through])  # noqa: S606  no shell on purpose

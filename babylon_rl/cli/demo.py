@@ -19,8 +19,7 @@ from babylon_rl.database.migrate import upgrade
 from babylon_rl.errors import ConfigError
 from babylon_rl.judging.factory import open_judge
 from babylon_rl.pipeline import evaluate
-from babylon_rl.pipeline.workspace import Workspace, open_workspace
-from babylon_rl.policy.process import running_server
+from babylon_rl.pipeline.workspace import Workspace, open_workspace, running_policy_server
 from babylon_rl.report import formatting
 from babylon_rl.report.data import (
     CurvePoint,
@@ -111,12 +110,12 @@ def run_demo(settings: Settings, plan: DemoPlan, console: Console, *, out: Path)
 
     with progress(console) as run:
         with run.phase("start", "database, Dagster, policy server"):
-            upgrade(settings)
+            upgrade(settings.database)
             prepare_dagster(settings)
-            server = running_server(settings)
+            server = running_policy_server(settings)
             url = server.__enter__()
         try:
-            with open_workspace(settings.model_copy(update={"inference_url": url})) as workspace:
+            with open_workspace(settings.changed(serving={"inference_url": url})) as workspace:
                 _refuse_foreign_training(workspace, plan)
                 with open_runner() as runner:
                     loop = _Loop(workspace, plan, run, runner)
@@ -146,7 +145,7 @@ class _Loop:
 
     def evaluate_base(self) -> None:
         """The base plays the held-out windows before anything is trained."""
-        decisions = self.workspace.settings.evaluation_windows * 3
+        decisions = self.workspace.settings.serving.evaluation_windows * 3
         with self.run.phase("evaluate", "base policy", total=decisions) as phase:
             self.watch.phase = phase
             result = evaluate.evaluate_checkpoint(self.workspace, 0, on_decision=self.watch.decided)
@@ -155,9 +154,11 @@ class _Loop:
     def evaluate_sampled(self) -> evaluate.Comparison | None:
         """Base and last checkpoint once more at the exploring temperature, where they differ from greedy play."""
         settings, latest = self.workspace.settings, self.workspace.ledger.latest()
-        if latest is None or settings.explore_temperature == settings.serve_temperature:
+        if latest is None or settings.serving.explore_temperature == settings.serving.serve_temperature:
             return None
-        suite = evaluate.Suite(windows=settings.evaluation_windows, temperature=settings.explore_temperature)
+        suite = evaluate.Suite(
+            windows=settings.serving.evaluation_windows, temperature=settings.serving.explore_temperature
+        )
         with self.run.phase("evaluate", "as explored", total=2 * suite.windows * 3) as phase:
             self.watch.phase = phase
             result = evaluate.evaluate_checkpoint(
@@ -186,7 +187,7 @@ class _Loop:
                     config={"trained_checkpoint": {"windows_per_iteration": plan.windows}},
                     resources=self.resources,
                 )
-        decisions = workspace.settings.evaluation_windows * 3
+        decisions = workspace.settings.serving.evaluation_windows * 3
         with self.run.phase("evaluate", of, total=decisions) as phase:
             self.watch.phase = phase
             self.runner.materialize("policy", last, last, assets=["policy_evaluation"], resources=self.resources)
@@ -206,7 +207,7 @@ class _Loop:
             learners=plan.learners,
             policy=policy_name(workspace.settings.lineage, iteration - 1),
             rivals=plan.rivals,
-            temperature=workspace.settings.explore_temperature,
+            temperature=workspace.settings.serving.explore_temperature,
         )
         decisions = len(windows) * (plan.learners + 5 * plan.rivals) * 3
         with self.run.phase("play", of, total=decisions) as phase:
@@ -216,7 +217,7 @@ class _Loop:
                 windows,
                 cast,
                 seed=workspace.settings.seed,
-                inference_url=workspace.settings.inference_url,
+                inference_url=workspace.settings.serving.inference_url,
                 windows_at_once=len(windows),
                 on_decision=self.watch.decided,
             )
@@ -266,9 +267,9 @@ def build_report(
         training_windows=sum(len(c.windows) for c in checkpoints.values()),
         iterations=len(checkpoints),
         seed=settings.seed,
-        temperature=settings.serve_temperature,
-        explore_temperature=settings.explore_temperature,
-        judge=open_judge(settings).model,
+        temperature=settings.serving.serve_temperature,
+        explore_temperature=settings.serving.explore_temperature,
+        judge=open_judge(settings.judge).model,
         base=_figures(base),
         final=_figures(final),
         oracle_mean_pnl=oracle,
@@ -281,7 +282,7 @@ def build_report(
         exploring=None
         if sampled is None
         else Exploring(
-            temperature=settings.explore_temperature,
+            temperature=settings.serving.explore_temperature,
             base_mean_pnl=sampled.base.mean_pnl_usd,
             final_mean_pnl=sampled.policy.mean_pnl_usd,
             lift=_lift(sampled.base, sampled.policy, oracle),

@@ -32,11 +32,11 @@ def rejudge(
 
     settings = Settings.load() if rubric is None else Settings.load(JUDGE_RUBRIC=str(rubric))
     span = HourWindow.parse_range(windows)
-    upgrade(settings)
+    upgrade(settings.database)
     with open_workspace(settings) as workspace:
         report = run(
-            workspace.store, open_judge(settings, model=judge), span, make_current=make_current,
-            concurrency=2 * settings.judge_concurrency, budget_usd=settings.judge_budget_usd,
+            workspace.store, open_judge(settings.judge, model=judge), span, make_current=make_current,
+            concurrency=2 * settings.judge.concurrency, budget_usd=settings.judge.budget_usd,
         )  # fmt: skip
     table, lines = rejudge_table(report, last=last, made_current=make_current)
     if report.windows:
@@ -66,12 +66,12 @@ def audit_judge(
     from babylon_rl.store.judge_calls import PostgresJournal
 
     settings = Settings.load()
-    opened = open_judge(settings, model=judge)
-    upgrade(settings)
+    opened = open_judge(settings.judge, model=judge)
+    upgrade(settings.database)
     with open_workspace(settings) as workspace:
         engine = workspace.store.engine
         if isinstance(opened, Journaled):
-            opened.keep_in(PostgresJournal(engine, budget_usd=settings.judge_budget_usd))
+            opened.keep_in(PostgresJournal(engine, budget_usd=settings.judge.budget_usd))
         figures = asyncio.run(audit(opened, groups=groups, seed=seed))
         write_audit(engine, figures)
     console.print(audit_table(figures), highlight=False)

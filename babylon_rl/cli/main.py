@@ -58,10 +58,10 @@ def migrate(direction: Annotated[Direction, typer.Argument()] = Direction.UP) ->
 
     settings = _settings()
     if direction is Direction.UP:
-        m.upgrade(settings)
+        m.upgrade(settings.database)
     elif direction is Direction.DOWN:
-        m.downgrade(settings)
-    console.print(f"database stands at revision {m.current(settings)}", highlight=False)
+        m.downgrade(settings.database)
+    console.print(f"database stands at revision {m.current(settings.database)}", highlight=False)
 
 
 @app.command("spawn-test-agents")
@@ -86,19 +86,18 @@ def spawn_test_agents(
     from contextlib import ExitStack
 
     from babylon_rl.database.migrate import upgrade
-    from babylon_rl.pipeline.workspace import open_workspace
-    from babylon_rl.policy.process import running_server
+    from babylon_rl.pipeline.workspace import open_workspace, running_policy_server
     from babylon_rl.report.screen import progress
     from babylon_rl.simulator.spawn import Cast, free_windows, spawn
     from babylon_rl.types import policy_name
 
     settings = _settings(seed=seed)
-    upgrade(settings)
+    upgrade(settings.database)
     with open_workspace(settings) as workspace, ExitStack() as stack:
         if policy == "current":
             latest = workspace.ledger.latest()
             policy = policy_name(settings.lineage, 0 if latest is None else latest.step)
-        warm = settings.explore_temperature if temperature is None else temperature
+        warm = settings.serving.explore_temperature if temperature is None else temperature
         cast = Cast(learners=agents, policy=policy, temperature=warm)
         first = None if start is None else HourWindow.parse(start)
         chosen = free_windows(workspace.game, windows, now=datetime.now(UTC), start=first)
@@ -107,7 +106,7 @@ def spawn_test_agents(
         url = None
         if cast.needs_server:
             with run.phase("start", "policy server"):
-                url = stack.enter_context(running_server(settings))
+                url = stack.enter_context(running_policy_server(settings))
         with run.phase("play", f"{windows} windows", total=len(chosen) * agents * decisions) as phase:
             done = spawn(
                 workspace.game, chosen, cast, seed=settings.seed, decisions=decisions, inference_url=url,
@@ -131,7 +130,7 @@ def sync_outcomes(
     from babylon_rl.pipeline.workspace import open_workspace
 
     settings = _settings()
-    upgrade(settings)
+    upgrade(settings.database)
     with open_workspace(settings) as workspace, workspace.game.begin() as conn:
         report = sync_recent(conn, hours=hours, now=datetime.now(UTC))
     console.print(f"Synced {hours} hours: {report}", highlight=False)
@@ -150,11 +149,11 @@ def check_windows(
     from babylon_rl.pipeline.workspace import open_workspace
 
     settings = _settings()
-    upgrade(settings)
-    need = min_agents or settings.min_agents
+    upgrade(settings.database)
+    need = min_agents or settings.training.min_agents
     with open_workspace(settings) as workspace:
         found = readiness(
-            workspace, min_agents=need, min_windows=settings.min_windows, now=datetime.now(UTC),
+            workspace, min_agents=need, min_windows=settings.training.min_windows, now=datetime.now(UTC),
             last=last, recount=recount,
         )  # fmt: skip
     table = Table("window", "agents", "rows", "avg P&L", "outcomes", "state")
@@ -202,14 +201,14 @@ def train(
     from babylon_rl.pipeline.workspace import open_workspace
 
     settings = _settings()
-    upgrade(settings)
+    upgrade(settings.database)
     prepare_dagster(settings)
     with open_workspace(settings) as workspace:
         run(
             workspace,
             TrainOptions(
                 iterations=iterations,
-                min_agents=min_agents or settings.min_agents,
+                min_agents=min_agents or settings.training.min_agents,
                 windows_per_iteration=windows_per_iteration,
                 learning_rate=learning_rate,
                 evaluate=evaluate,
@@ -249,7 +248,7 @@ def materialize(
     from babylon_rl.errors import ConfigError
 
     settings = _settings()
-    upgrade(settings)
+    upgrade(settings.database)
     prepare_dagster(settings)
     start, end = HourWindow.parse(first), HourWindow.parse(last)
     names = [a.key.to_user_string() for a in WINDOW_ASSETS]
@@ -322,7 +321,7 @@ def serve(
     if port:
         console.print(f"OpenAI-compatible endpoint: http://{host}:{port}/v1   (Ctrl-C stops it)", highlight=False)
     run(
-        base=base_of(settings), root=settings.checkpoints_dir, default_temperature=settings.serve_temperature,
+        base=base_of(settings.training), root=settings.checkpoints_dir, default_temperature=settings.serving.serve_temperature,
         host=host, port=port,
     )  # fmt: skip
 
@@ -337,7 +336,7 @@ def up(
     from babylon_rl.database.migrate import upgrade
 
     settings = _settings()
-    upgrade(settings)
+    upgrade(settings.database)
     console.print(f"Dagster's UI: http://{host}:{port}   (Ctrl-C stops it)", highlight=False)
     raise typer.Exit(run(settings, port=port, host=host))
 
@@ -351,7 +350,7 @@ def env() -> None:
     from babylon_rl.database.migrate import upgrade
 
     settings = _settings()
-    upgrade(settings)
+    upgrade(settings.database)
     for name, value in prepare_dagster(settings).items():
         sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
 

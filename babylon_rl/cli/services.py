@@ -41,7 +41,7 @@ def prepare_dagster(settings: Settings) -> dict[str, str]:
     variables = {
         "BABYLON_HOME": str(settings.home),
         "DAGSTER_HOME": str(home),
-        "BABYLON_DAGSTER_URL": event_log_url(settings),
+        "BABYLON_DAGSTER_URL": event_log_url(settings.database),
         "DAGSTER_EVENT_BATCH_SIZE": "1000",
         "DAGSTER_DISABLE_TELEMETRY": "yes",
     }

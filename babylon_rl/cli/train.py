@@ -88,7 +88,7 @@ def _iterate(
     workspace: Workspace, options: TrainOptions, console: Console, runner: "Runner", iteration: int
 ) -> Checkpoint | None:
     ledger = workspace.ledger
-    size = options.windows_per_iteration or workspace.settings.min_windows
+    size = options.windows_per_iteration or workspace.settings.training.min_windows
     plan = ledger.open_plan()
     console.print(f"\nITERATION {iteration}/{options.iterations}\n{RULE}", highlight=False)
     with progress(console) as run:
@@ -123,7 +123,7 @@ def _iterate(
         if checkpoint is None:
             raise DataError(f"partition {target} trained nothing although {size} windows were ready; run it again")
         if options.evaluate:
-            decisions = workspace.settings.evaluation_windows * 3
+            decisions = workspace.settings.serving.evaluation_windows * 3
             with run.phase("evaluate", checkpoint.name, total=decisions) as phase:
                 runner.materialize("policy", target, target, assets=["policy_evaluation"],
                     resources={"workspace": workspace, "progress": _Bar(phase)},
@@ -171,7 +171,7 @@ def _tell_windows(workspace: Workspace, batch: list[str], console: Console) -> N
 
 
 def _missing(workspace: Workspace, options: TrainOptions) -> str:
-    size = options.windows_per_iteration or workspace.settings.min_windows
+    size = options.windows_per_iteration or workspace.settings.training.min_windows
     ready = len(workspace.ledger.ready())
     return (
         f"{ready} unused windows with {options.min_agents}+ agents are ready, {size} make one training; "

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 
 from babylon_rl.errors import ConfigError
-from babylon_rl.settings import Settings
+from babylon_rl.settings import DatabaseSettings
 
 # Prisma's own URL parameters, which libpq refuses.
 _PRISMA_ONLY: Final = (
@@ -25,27 +25,27 @@ _PRISMA_ONLY: Final = (
 )
 
 
-def game_url(settings: Settings) -> str:
+def game_url(settings: DatabaseSettings) -> str:
     """The game's database as a plain `postgresql://` URL: `DATABASE_URL`, else the embedded server, started.
 
     Raises:
         ConfigError: `DATABASE_URL` is no PostgreSQL URL, or the embedded server does not start.
     """
-    if settings.database_url is None:
+    if settings.url is None:
         from babylon_rl.database.embedded import ensure_server  # only who needs the server loads what starts it
 
         return ensure_server(settings.home)
-    return normalise(settings.database_url.get_secret_value(), "DATABASE_URL")
+    return normalise(settings.url.get_secret_value(), "DATABASE_URL")
 
 
-def platform_url(settings: Settings) -> str:
+def platform_url(settings: DatabaseSettings) -> str:
     """Where schema `babylon_rl` lives: `BABYLON_PLATFORM_URL`, else beside the game's tables."""
     if settings.platform_url is None:
         return game_url(settings)
     return normalise(settings.platform_url.get_secret_value(), "BABYLON_PLATFORM_URL")
 
 
-def event_log_url(settings: Settings) -> str:
+def event_log_url(settings: DatabaseSettings) -> str:
     """Dagster's own database: `BABYLON_DAGSTER_URL`, else `dagster` on the embedded server.
 
     Dagster's tables never go into the game's database, whoever owns that.

@@ -25,7 +25,7 @@ from alembic.script import ScriptDirectory
 from babylon_rl.database import game_tables, tables
 from babylon_rl.database.connection import connect, game_url, platform_url
 from babylon_rl.errors import ConfigError
-from babylon_rl.settings import Settings
+from babylon_rl.settings import DatabaseSettings
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ _LOCK: Final = 0x6261_6279_6C6F_6E  # "babylon"
 _SCRIPTS: Final = Path(__file__).parent / "migrations"
 
 
-def upgrade(settings: Settings) -> None:
+def upgrade(settings: DatabaseSettings) -> None:
     """Create or update what is missing; does nothing when all is up to date.
 
     With `BABYLON_PLATFORM_URL` set, the game's database is not touched at all.
@@ -46,7 +46,7 @@ def upgrade(settings: Settings) -> None:
         _run(config, "upgrade", "head")
 
 
-def downgrade(settings: Settings, revision: str = "base") -> None:
+def downgrade(settings: DatabaseSettings, revision: str = "base") -> None:
     """Go back to `revision`, dropping what later versions created, with its rows.
 
     Raises:
@@ -56,7 +56,7 @@ def downgrade(settings: Settings, revision: str = "base") -> None:
         _run(config, "downgrade", revision)
 
 
-def current(settings: Settings) -> str:
+def current(settings: DatabaseSettings) -> str:
     """The revision that the database stands at: `0002`, or `base` when it was never migrated."""
     engine = connect(platform_url(settings))
     try:
@@ -101,7 +101,7 @@ def configure_options() -> dict[str, Any]:
 
 
 @contextmanager
-def _locked(settings: Settings) -> Generator[Config]:
+def _locked(settings: DatabaseSettings) -> Generator[Config]:
     """One transaction that holds the migration lock, as Alembic's configuration."""
     url = platform_url(settings)
     engine = connect(url)

@@ -114,7 +114,7 @@ def trajectory_groups(
     context: dg.AssetExecutionContext, config: GroupingConfig, workspace: dg.ResourceParam[Workspace]
 ) -> dg.MaterializeResult[None]:
     """At most one group a window: what its agents saw and said and, stored apart, the hindsight for the judge."""
-    min_agents = config.min_agents or workspace.settings.min_agents
+    min_agents = config.min_agents or workspace.settings.training.min_agents
     with dagster_failures():
         windows = HourWindow.parse_all(context.partition_keys)
         for window in windows:
@@ -143,7 +143,7 @@ def ruler_scores(
         windows = HourWindow.parse_all(context.partition_keys)
         settings = workspace.settings
         out = workspace.ledger.drop_out(
-            windows, target=settings.dropout_target, cap=settings.dropout_cap, seed=settings.seed
+            windows, target=settings.training.dropout_target, cap=settings.training.dropout_cap, seed=settings.seed
         )
         scored = asyncio.run(
             score_windows(
@@ -151,8 +151,8 @@ def ruler_scores(
                 workspace.store,
                 judge,
                 # Twice what may be in flight: the next prompts are written while the judge works.
-                concurrency=2 * settings.judge_concurrency,
-                budget_usd=settings.judge_budget_usd,
+                concurrency=2 * settings.judge.concurrency,
+                budget_usd=settings.judge.budget_usd,
                 on_done=lambda _: progress.judged(),
             )
         )

@@ -61,7 +61,7 @@ def prepare_missed_windows(
     first_partition = HourWindow.parse(workspace.settings.start)
     pending = [
         w
-        for w in recorded_but_not_judged(workspace, min_agents=workspace.settings.min_agents)
+        for w in recorded_but_not_judged(workspace, min_agents=workspace.settings.training.min_agents)
         if first_partition <= w < open_hour
     ]
     if not pending:
@@ -98,7 +98,7 @@ def train_when_ready(
     context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.RunRequest | dg.SkipReason:
     """Requests one training when BABYLON_MIN_WINDOWS unused, judged windows wait."""
-    ledger, needed = workspace.ledger, workspace.settings.min_windows
+    ledger, needed = workspace.ledger, workspace.settings.training.min_windows
     due = ledger.next_partition(needed)
     if due is None:
         return dg.SkipReason(f"{len(ledger.ready())} of {needed} windows are ready; waiting for more")

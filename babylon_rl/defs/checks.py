@@ -83,7 +83,7 @@ def judging_stays_within_budget(window: HourWindow, workspace: Workspace) -> Ver
         workspace.store.judgment(window),
         denied=cost.denied,
         cost_usd=cost.cost_usd,
-        budget_usd=workspace.settings.judge_budget_usd,
+        budget_usd=workspace.settings.judge.budget_usd,
     )
 
 

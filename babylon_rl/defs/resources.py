@@ -53,7 +53,7 @@ class JudgeResource(dg.ConfigurableResource[Judge]):
         from babylon_rl.judging.factory import open_judge  # RULER brings numpy and an HTTP client along
 
         del context
-        return open_judge(Settings.load())
+        return open_judge(Settings.load().judge)
 
 
 class ProgressResource(dg.ConfigurableResource[Progress]):

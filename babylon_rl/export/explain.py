@@ -171,7 +171,7 @@ def _trajectory_and_after(workspace: Workspace, window: HourWindow, agent_id: st
         agents = len({x.agent_id for x in workspace.store.trajectories(window)})
         yield (
             f"No group holds it: {agents} agent{'s' * (agents != 1)} of {window} can train, a group needs "
-            f"{workspace.settings.min_agents} (BABYLON_MIN_AGENTS); or `trajectory_groups` was not materialized since."
+            f"{workspace.settings.training.min_agents} (BABYLON_MIN_AGENTS); or `trajectory_groups` was not materialized since."
         )
         return
     yield f"It is one of {len(group.members)} members of group {group.group_id}."
@@ -242,7 +242,7 @@ def _waiting(workspace: Workspace, window: HourWindow, judgment: Judgment | None
     if missing := sorted(set(workspace.ledger.required_checks) - {v.check_name for v in verdicts}):
         return f"Lineage {own} does not train on it yet: {', '.join(missing)} did not run on the window."
     ready = len(workspace.ledger.ready())
-    need = workspace.settings.min_windows
+    need = workspace.settings.training.min_windows
     return (
         f"No checkpoint of lineage {own} has used it yet: its window is ready, one of {ready}, and a training takes "
         f"{need} (BABYLON_MIN_WINDOWS), oldest first."

@@ -10,14 +10,14 @@ from babylon_rl.judging.ruler.endpoint import Endpoint, LiteLlmEndpoint, OpenAIE
 from babylon_rl.judging.ruler.judge import RulerJudge, trading_rubric
 from babylon_rl.judging.ruler.prices import Price
 from babylon_rl.judging.ruler.retry import Patience
-from babylon_rl.settings import Settings
+from babylon_rl.settings import JudgeSettings
 
 DEFAULT_MODEL: Final = "openai/gpt-4o-mini"
 TIMEOUT_S: Final = 120.0
 
 
 def open_judge(
-    settings: Settings, *, model: str | None = None, timeout_s: float = TIMEOUT_S, patience: Patience | None = None
+    settings: JudgeSettings, *, model: str | None = None, timeout_s: float = TIMEOUT_S, patience: Patience | None = None
 ) -> Judge:
     """Choose the judge that the settings ask for.
 
@@ -25,7 +25,7 @@ def open_judge(
     which asks no LLM. `JUDGE_MODEL=dice` is the control that must teach nothing. Opening connects to nothing.
 
     Args:
-        settings: The process's settings.
+        settings: The judge's part of the process's settings.
         model: Another judge than the one the settings name.
         timeout_s: Seconds allowed for one request.
         patience: How busy servers are borne with.
@@ -33,23 +33,23 @@ def open_judge(
     Raises:
         ConfigError: A judge is half configured: a model without a key, or an address without a model.
     """
-    key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
-    model = model or settings.judge_model or (DEFAULT_MODEL if key else None)
-    if model == "hindsight" or (model is None and settings.judge_base_url is None):
+    key = settings.api_key.get_secret_value() if settings.api_key else None
+    model = model or settings.model or (DEFAULT_MODEL if key else None)
+    if model == "hindsight" or (model is None and settings.base_url is None):
         return HindsightJudge()
     if model == "dice":
         return DiceJudge()
     if model is None:
         raise ConfigError("JUDGE_BASE_URL is set but no JUDGE_MODEL; name the model that answers there, or unset it")
     endpoint: Endpoint
-    if settings.judge_base_url is not None or model.startswith("openai/") or "/" not in model:
-        if settings.judge_base_url is None and key is None:
+    if settings.base_url is not None or model.startswith("openai/") or "/" not in model:
+        if settings.base_url is None and key is None:
             raise ConfigError(
                 f"JUDGE_MODEL is {model!r} but there is neither OPENAI_API_KEY nor JUDGE_BASE_URL; set one of them, "
                 "or JUDGE_MODEL=hindsight to judge without an LLM"
             )
         endpoint = OpenAIEndpoint(
-            model.removeprefix("openai/"), api_key=key, base_url=settings.judge_base_url, timeout_s=timeout_s
+            model.removeprefix("openai/"), api_key=key, base_url=settings.base_url, timeout_s=timeout_s
         )
     else:
         endpoint = LiteLlmEndpoint(model, timeout_s=timeout_s)
@@ -57,14 +57,14 @@ def open_judge(
         endpoint,
         model=model,
         rubric=_rubric(settings),
-        passes=settings.judge_passes,
-        max_concurrency=settings.judge_concurrency,
-        requests_per_minute=settings.judge_requests_per_minute,
-        context_tokens=settings.judge_context_tokens,
+        passes=settings.passes,
+        max_concurrency=settings.concurrency,
+        requests_per_minute=settings.requests_per_minute,
+        context_tokens=settings.context_tokens,
         price=_price(settings),
         patience=patience,
     )
-    if settings.judge_budget_usd is not None and judge.price is None:
+    if settings.budget_usd is not None and judge.price is None:
         raise ConfigError(
             f"JUDGE_BUDGET_USD is set but no table knows what {model!r} costs; set JUDGE_PRICE_USD_PER_MTOK, e.g. "
             "0.15/0.60 (0/0 for a model of your own), or unset the budget"
@@ -72,23 +72,23 @@ def open_judge(
     return judge
 
 
-def _price(settings: Settings) -> Price | None:
-    if settings.judge_price_usd_per_mtok is None:
+def _price(settings: JudgeSettings) -> Price | None:
+    if settings.price_usd_per_mtok is None:
         return None
-    prompt, completion = (float(x) / 1e6 for x in settings.judge_price_usd_per_mtok.split("/"))
+    prompt, completion = (float(x) / 1e6 for x in settings.price_usd_per_mtok.split("/"))
     return Price(prompt, completion)
 
 
-def _rubric(settings: Settings) -> str:
-    if settings.judge_rubric is None:
+def _rubric(settings: JudgeSettings) -> str:
+    if settings.rubric is None:
         return trading_rubric()
     try:
-        text = settings.judge_rubric.read_text(encoding="utf-8")
+        text = settings.rubric.read_text(encoding="utf-8")
     except (OSError, UnicodeError) as e:
         raise ConfigError(
-            f"JUDGE_RUBRIC names {str(settings.judge_rubric)!r}, which cannot be read ({type(e).__name__}); name a "
+            f"JUDGE_RUBRIC names {str(settings.rubric)!r}, which cannot be read ({type(e).__name__}); name a "
             "Markdown file, or unset it for the trading rubric"
         ) from None
     if not text.strip():
-        raise ConfigError(f"JUDGE_RUBRIC names {str(settings.judge_rubric)!r}, which is empty; say there what is good")
+        raise ConfigError(f"JUDGE_RUBRIC names {str(settings.rubric)!r}, which is empty; say there what is good")
     return text

@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from babylon_rl.common.canonical import pack, unpack
 from babylon_rl.database import tables as t
-from babylon_rl.pipeline.workspace import Workspace
+from babylon_rl.pipeline.workspace import Workspace, running_policy_server
 from babylon_rl.types import Json, policy_name
 from babylon_rl.windows import HourWindow
 
@@ -99,7 +99,7 @@ class Suite:
 def suite_of(workspace: Workspace) -> Suite:
     """The suite that the settings describe."""
     s = workspace.settings
-    return Suite(windows=s.evaluation_windows, temperature=s.serve_temperature)
+    return Suite(windows=s.serving.evaluation_windows, temperature=s.serving.serve_temperature)
 
 
 def evaluate_checkpoint(
@@ -118,12 +118,11 @@ def evaluate_checkpoint(
         on_decision: Called after every decision, for a progress bar.
     """
     from babylon_rl.common.statistics import paired_bootstrap
-    from babylon_rl.policy.process import running_server
 
     suite = suite or suite_of(workspace)
     missing = [s for s in sorted({0, step}) if _stored(workspace, s, suite) is None]
     if missing:
-        with running_server(workspace.settings) as url:
+        with running_policy_server(workspace.settings) as url:
             for s in missing:
                 _keep(workspace, s, suite, asyncio.run(_play(url, workspace, s, suite, on_decision)))
     base, policy = _stored(workspace, 0, suite), _stored(workspace, step, suite)

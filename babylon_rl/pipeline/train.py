@@ -69,8 +69,8 @@ def train_range(
         DataError: A batch cannot be trained; the message says why.
     """
     ledger, settings = workspace.ledger, workspace.settings
-    size = batch_size or settings.min_windows
-    rate = learning_rate or settings.learning_rate
+    size = batch_size or settings.training.min_windows
+    rate = learning_rate or settings.training.learning_rate
     outcomes: dict[HourWindow, HourOutcome] = {}
     for window in sorted(windows):
         made = None
@@ -95,13 +95,13 @@ async def _train(workspace: Workspace, plan: Plan, on_step: OnStep | None) -> Ch
         seed=settings.seed,
         parent_manifest=ledger.manifest(plan.step - 1),
     )
-    async with open_trainer(settings, on_step=on_step) as trainer:
+    async with open_trainer(settings.training, checkpoints=settings.checkpoints_dir, on_step=on_step) as trainer:
         trained = await trainer.train(batch)
         name = trainer.name
     checkpoint = ledger.record(
         plan,
         trainer=name,
-        base_model=settings.base_model or "shipped",
+        base_model=settings.training.base_model or "shipped",
         path=trained.path,
         manifest=trained.manifest,
         metrics=trained.metrics,

@@ -1,7 +1,7 @@
 """Everything a command or an asset needs, opened once: settings, the game's database, our store, the ledger."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from babylon_rl.database.connection import connect, game_url, platform_url
 from babylon_rl.database.tables import CREATED_GAME_TABLES
+from babylon_rl.policy.process import base_of, running_server
 from babylon_rl.settings import Settings
 from babylon_rl.store.ledger import Ledger
 from babylon_rl.store.windows import Store
@@ -53,10 +54,20 @@ class Workspace:
             return bool(conn.scalar(sa.text(created)))
 
 
+def running_policy_server(settings: Settings) -> AbstractContextManager[str]:
+    """The endpoint that serves the lineage's checkpoints, for as long as a block needs one."""
+    return running_server(
+        settings.serving,
+        base=base_of(settings.training),
+        checkpoints=settings.checkpoints_dir,
+        lineage=settings.lineage,
+    )
+
+
 @contextmanager
 def open_workspace(settings: Settings) -> Iterator[Workspace]:
     """Connect (starting the embedded database when it is the one) and close again."""
-    url, own_url = game_url(settings), platform_url(settings)
+    url, own_url = game_url(settings.database), platform_url(settings.database)
     game = connect(url)
     ours = game if own_url == url else connect(own_url)
     try:

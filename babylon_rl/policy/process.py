@@ -16,7 +16,7 @@ from babylon_rl.errors import ConfigError, TransientError
 from babylon_rl.policy.shipped import shipped_base
 
 if TYPE_CHECKING:
-    from babylon_rl.settings import Settings
+    from babylon_rl.settings import ServingSettings, TrainingSettings
 
 __all__ = ["base_of", "running_server"]
 
@@ -27,17 +27,23 @@ STOP_TIMEOUT_S: Final = 10.0
 _TAIL_CHARS: Final = 1500
 
 
-def base_of(settings: "Settings") -> Path:
+def base_of(settings: "TrainingSettings") -> Path:
     """Directory of the base policy that the settings name, or of the shipped one."""
     return Path(settings.base_model) if settings.base_model else shipped_base()
 
 
 @contextmanager
-def running_server(settings: "Settings") -> Iterator[str]:
+def running_server(settings: "ServingSettings", *, base: Path, checkpoints: Path, lineage: str) -> Iterator[str]:
     """Yield the base URL, ending in `/v1`, of an endpoint that serves the checkpoints.
 
     `settings.inference_url` where it is set; otherwise a server is started on a free loopback port and
     stopped with the block, and with this process however it ends.
+
+    Args:
+        settings: Says where an endpoint is, or at which temperature one is started.
+        base: Directory of the base policy.
+        checkpoints: Directory under which every checkpoint lies.
+        lineage: The one that answers to a name without a lineage.
 
     Raises:
         ConfigError: The server ended by itself; the message has the last lines of its log.
@@ -50,7 +56,11 @@ def running_server(settings: "Settings") -> Iterator[str]:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener, tempfile.TemporaryFile() as log:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        process = _start(settings, listener, log)
+        process = _start(
+            {"--base": base, "--root": checkpoints, "--temperature": settings.serve_temperature, "--lineage": lineage},
+            listener,
+            log,
+        )
         listener.close()
         try:
             _wait_until_ready(process, port, log)
@@ -60,17 +70,9 @@ def running_server(settings: "Settings") -> Iterator[str]:
             _stop(process)
 
 
-def _start(settings: "Settings", listener: socket.socket, log: IO[bytes]) -> "subprocess.Popen[bytes]":
-    arguments = {
-        "--base": base_of(settings),
-        "--root": settings.checkpoints_dir,
-        "--temperature": settings.serve_temperature,
-        "--lineage": settings.lineage,
-        "--fd": listener.fileno(),
-        "--parent": os.getpid(),
-    }
+def _start(arguments: dict[str, object], listener: socket.socket, log: IO[bytes]) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "babylon_rl.policy.server"]
-    for name, value in arguments.items():
+    for name, value in {**arguments, "--fd": listener.fileno(), "--parent": os.getpid()}.items():
         command += [name, str(value)]
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, pass_fds=[listener.fileno()]

@@ -34,7 +34,7 @@ with gentle_art_import():
 if TYPE_CHECKING:
     import art
 
-    from babylon_rl.settings import Settings
+    from babylon_rl.settings import TrainingSettings
 
 
 class CpuBackend(LocalBackend):  # type: ignore[misc]  # ART is not typed for us
@@ -164,10 +164,12 @@ class CpuEngine:
         self.backend = CpuBackend(root, base, config=self._config, on_step=on_step)
 
     @classmethod
-    def from_settings(cls, settings: "Settings", *, on_step: Progress | None = None) -> "CpuEngine":
+    def from_settings(
+        cls, settings: "TrainingSettings", checkpoints: Path, *, on_step: Progress | None = None
+    ) -> "CpuEngine":
         from babylon_rl.policy.process import base_of
 
-        return cls(settings.checkpoints_dir, base_of(settings), learning_rate=settings.learning_rate, on_step=on_step)
+        return cls(checkpoints, base_of(settings), learning_rate=settings.learning_rate, on_step=on_step)
 
     @cached_property
     def tokenizer(self) -> Any:

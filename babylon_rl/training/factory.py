@@ -2,9 +2,10 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from babylon_rl.settings import Settings
+from babylon_rl.settings import TrainingSettings
 from babylon_rl.training.trainer import Progress, Trainer
 
 if TYPE_CHECKING:
@@ -12,11 +13,14 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def open_trainer(settings: Settings, *, on_step: Progress | None = None) -> AsyncGenerator[Trainer]:
+async def open_trainer(
+    settings: TrainingSettings, *, checkpoints: Path, on_step: Progress | None = None
+) -> AsyncGenerator[Trainer]:
     """Open the trainer that `BABYLON_TRAINER` names and close it afterwards.
 
     Args:
-        settings: `trainer`, `base_model`, `learning_rate`, `checkpoints_dir` and the W&B fields are read.
+        settings: Which trainer, on which base, at which learning rate, and W&B's key.
+        checkpoints: Directory under which every checkpoint lies.
         on_step: Told of each gradient step; the remote trainer cannot tell.
 
     Raises:
@@ -24,24 +28,24 @@ async def open_trainer(settings: Settings, *, on_step: Progress | None = None) -
     """
     from babylon_rl.training.art_trainer import ArtTrainer
 
-    trainer = ArtTrainer(_engine(settings, on_step))
+    trainer = ArtTrainer(_engine(settings, checkpoints, on_step))
     try:
         yield trainer
     finally:
         await trainer.close()
 
 
-def _engine(settings: Settings, on_step: Progress | None) -> "Engine":
+def _engine(settings: TrainingSettings, checkpoints: Path, on_step: Progress | None) -> "Engine":
     match settings.trainer:
         case "cpu":
             from babylon_rl.training.cpu_backend import CpuEngine
 
-            return CpuEngine.from_settings(settings, on_step=on_step)
+            return CpuEngine.from_settings(settings, checkpoints, on_step=on_step)
         case "local":
             from babylon_rl.training.local import LocalEngine
 
-            return LocalEngine.from_settings(settings)
+            return LocalEngine.from_settings(settings, checkpoints)
         case "serverless":
             from babylon_rl.training.serverless import ServerlessEngine
 
-            return ServerlessEngine.from_settings(settings)
+            return ServerlessEngine.from_settings(settings, checkpoints)

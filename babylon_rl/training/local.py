@@ -25,7 +25,7 @@ from babylon_rl.training.trainer import TrainingBatch
 if TYPE_CHECKING:
     import art
 
-    from babylon_rl.settings import Settings
+    from babylon_rl.settings import TrainingSettings
 
 NEEDED: Final = ("unsloth", "unsloth_zoo", "trl")  # ART installs vLLM by itself, into an environment of its own
 
@@ -45,7 +45,7 @@ class LocalEngine:
         self.backend = LocalBackend(path=str(root))
 
     @classmethod
-    def from_settings(cls, settings: "Settings") -> "LocalEngine":
+    def from_settings(cls, settings: "TrainingSettings", checkpoints: Path) -> "LocalEngine":
         """Raises ConfigError where a package is missing or no base is named."""
         missing = [name for name in NEEDED if find_spec(name) is None]
         if missing:
@@ -57,7 +57,7 @@ class LocalEngine:
             raise ConfigError(
                 "BABYLON_TRAINER=local needs BABYLON_BASE_MODEL: a model that fits the GPU, such as Qwen/Qwen3-4B"
             )
-        return cls(settings.checkpoints_dir, settings.base_model, learning_rate=settings.learning_rate)
+        return cls(checkpoints, settings.base_model, learning_rate=settings.learning_rate)
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -23,7 +23,7 @@ from babylon_rl.training.trainer import TrainingBatch
 if TYPE_CHECKING:
     import art
 
-    from babylon_rl.settings import Settings
+    from babylon_rl.settings import TrainingSettings
 
 LEARNING_RATE: Final = 1e-5
 CONTEXT_TOKENS: Final = 32_768  # ART's own limit where a model names none
@@ -46,7 +46,7 @@ class ServerlessEngine:
         self.learning_rate = learning_rate or LEARNING_RATE
 
     @classmethod
-    def from_settings(cls, settings: "Settings") -> "ServerlessEngine":
+    def from_settings(cls, settings: "TrainingSettings", checkpoints: Path) -> "ServerlessEngine":
         """Raises ConfigError where the key or the base is not named."""
         if settings.wandb_api_key is None:
             raise ConfigError("BABYLON_TRAINER=serverless trains at W&B and needs WANDB_API_KEY; set it, or use cpu")
@@ -58,7 +58,7 @@ class ServerlessEngine:
         return cls(
             settings.wandb_api_key.get_secret_value(),
             settings.base_model,
-            settings.checkpoints_dir,
+            checkpoints,
             base_url=settings.wandb_base_url,
             learning_rate=settings.learning_rate,
         )

@@ -66,7 +66,7 @@ def test_windows_judged_by_an_unfit_judge_do_not_train(
 def test_a_window_left_because_the_budget_was_spent_fails_a_check_that_says_so(
     workspace: Workspace, runner: Runner, resources: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(workspace.settings.__dict__, "judge_budget_usd", 1.5)
+    monkeypatch.setitem(workspace.settings.judge.__dict__, "budget_usd", 1.5)
     spawn_windows(workspace, 2)
     ran = runner.materialize("windows", FIRST, FIRST.next(), resources=resources | {"judge": PricedJudge()})
     assert [r.window_id for r in workspace.ledger.ready()] in ([str(FIRST)], [str(FIRST.next())])

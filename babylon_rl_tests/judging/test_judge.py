@@ -14,7 +14,7 @@ from babylon_rl.judging.hindsight_judge import HindsightJudge
 from babylon_rl.judging.judge import validated
 from babylon_rl.judging.ruler.endpoint import LiteLlmEndpoint, OpenAIEndpoint
 from babylon_rl.judging.ruler.judge import RulerJudge
-from babylon_rl.settings import Settings
+from babylon_rl.settings import JudgeSettings, Settings
 from babylon_rl.types import Score
 
 NOWHERE = "http://127.0.0.1:9/v1"
@@ -116,8 +116,8 @@ def test_a_missing_unknown_or_doubled_id_fails_the_group(given: list[Score]) -> 
         validated(a_pair((1.0, 2.0))[0], given)
 
 
-def settings(**env: str) -> Settings:
-    return Settings.load(**env)
+def settings(**env: str) -> JudgeSettings:
+    return Settings.load(**env).judge
 
 
 def test_without_model_and_key_the_hindsight_judge_judges() -> None:

@@ -15,9 +15,9 @@ import openai
 import pytest
 
 from babylon_rl.errors import ConfigError, TransientError
+from babylon_rl.pipeline.workspace import running_policy_server
 from babylon_rl.policy.client import PolicyClient
 from babylon_rl.policy.model import LoadedPolicy
-from babylon_rl.policy.process import running_server
 from babylon_rl.policy.sampling import SampleRequest, sample
 from babylon_rl.settings import Settings
 from babylon_rl.simulator.observation import SYSTEM_PROMPT
@@ -28,14 +28,14 @@ LINEAGE = "mmo"
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     home = tmp_path_factory.mktemp("home")
-    return Settings(BABYLON_HOME=home, BABYLON_LINEAGE=LINEAGE, BABYLON_SERVE_TEMPERATURE=0.0)
+    return Settings.load(BABYLON_HOME=home, BABYLON_LINEAGE=LINEAGE, BABYLON_SERVE_TEMPERATURE=0.0)
 
 
 @pytest.fixture(scope="module")
 def url(settings: Settings, write_checkpoint: Callable[[Path, str, int], Path]) -> Iterator[str]:
     write_checkpoint(settings.checkpoints_dir, LINEAGE, 1)
     write_checkpoint(settings.checkpoints_dir, LINEAGE, 2)
-    with running_server(settings) as url:
+    with running_policy_server(settings) as url:
         yield url
 
 
@@ -239,15 +239,15 @@ def test_our_client_says_who_must_act(url: str) -> None:
 
 
 def test_a_named_endpoint_is_used_and_nothing_is_started(settings: Settings) -> None:
-    named = settings.model_copy(update={"inference_url": "http://127.0.0.1:9/v1/", "base_model": "/nowhere"})
-    with running_server(named) as url:
+    named = settings.changed(serving={"inference_url": "http://127.0.0.1:9/v1/"}, training={"base_model": "/nowhere"})
+    with running_policy_server(named) as url:
         assert url == "http://127.0.0.1:9/v1"
 
 
 def test_a_server_that_cannot_start_says_why(settings: Settings) -> None:
     with (
         pytest.raises(ConfigError, match=r"(?s)ended with status \d.*'/nowhere' has no config.json"),
-        running_server(settings.model_copy(update={"base_model": "/nowhere"})),
+        running_policy_server(settings.changed(training={"base_model": "/nowhere"})),
     ):
         pass
 
@@ -255,9 +255,9 @@ def test_a_server_that_cannot_start_says_why(settings: Settings) -> None:
 def test_the_server_dies_with_a_killed_parent(tmp_path: Path) -> None:
     script = f"""
 import time
-from babylon_rl.policy.process import running_server
+from babylon_rl.pipeline.workspace import running_policy_server
 from babylon_rl.settings import Settings
-with running_server(Settings(BABYLON_HOME={str(tmp_path)!r})) as url:
+with running_policy_server(Settings.load(BABYLON_HOME={str(tmp_path)!r})) as url:
     print(url, flush=True)
     time.sleep(60)
 """

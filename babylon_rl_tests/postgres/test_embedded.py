@@ -150,7 +150,7 @@ def test_dagster_has_a_database_of_its_own_even_beside_an_external_game(home: Pa
     settings = Settings.load(
         BABYLON_HOME=str(home),
         DATABASE_URL="postgresql+asyncpg://u:p@db.example:5432/game?schema=public&pgbouncer=true",
-    )
+    ).database
     assert game_url(settings) == platform_url(settings) == "postgresql://u:p@db.example:5432/game"
     url = event_log_url(settings)
     assert query(url, "SELECT current_database()") == "dagster"

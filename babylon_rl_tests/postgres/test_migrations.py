@@ -11,7 +11,7 @@ from babylon_rl.database import migrate, tables
 from babylon_rl.database.connection import connect
 from babylon_rl.database.embedded import ensure_database
 from babylon_rl.errors import ConfigError
-from babylon_rl.settings import Settings
+from babylon_rl.settings import DatabaseSettings, Settings
 from babylon_rl_tests.factories import GUIDE_SQL
 
 GAME = {"trajectories", "llm_call_logs", "market_outcomes", "training_batches", "trained_models", "reward_judgments"}
@@ -22,8 +22,8 @@ def table_names(url: str, schema: str = "public") -> set[str]:
         return {n for (n,) in conn.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", (schema,))}
 
 
-def load(url: str, tmp_path: Path, **more: object) -> Settings:
-    return Settings.load(BABYLON_HOME=str(tmp_path), DATABASE_URL=url, **more)
+def load(url: str, tmp_path: Path, **more: object) -> DatabaseSettings:
+    return Settings.load(BABYLON_HOME=str(tmp_path), DATABASE_URL=url, **more).database
 
 
 def test_a_migrated_database_is_exactly_what_tables_py_says(engine: sa.Engine) -> None:

@@ -116,7 +116,7 @@ def prisma(server_url: str, database_url: str, engine: sa.Engine) -> Iterator[st
 @pytest.fixture
 def over_prisma(prisma: str, empty_database_url: str, tmp_path: Any) -> Iterator[Workspace]:
     settings = Settings.load(BABYLON_HOME=str(tmp_path), DATABASE_URL=prisma, BABYLON_PLATFORM_URL=empty_database_url)
-    upgrade(settings)
+    upgrade(settings.database)
     with open_workspace(settings) as w:
         yield w
 
@@ -162,7 +162,7 @@ def test_a_polled_database_shows_late_and_rewritten_rows(over_prisma: Workspace,
     made(over_prisma)
     game, ours = over_prisma.game, over_prisma.store.engine
     refresh(game, ours)
-    writer = sa.make_url(str(over_prisma.settings.database_url.get_secret_value())).set(query={})  # type: ignore[union-attr]
+    writer = sa.make_url(str(over_prisma.settings.database.url.get_secret_value())).set(query={})  # type: ignore[union-attr]
     base = sa.make_url(server_url)
     with psycopg.connect(base.set(database=writer.database).render_as_string(hide_password=False)) as conn:
         conn.execute("""UPDATE trajectories SET "finalPnL" = 99 WHERE "agentId" = 'agent-2'""")

@@ -162,7 +162,9 @@ def test_open_trainer_trains_on_the_cpu_by_default_and_tells_each_step(tmp_path)
 
     async def run():
         settings = Settings.load(BABYLON_HOME=str(tmp_path))
-        async with open_trainer(settings, on_step=lambda *a: told.append(a)) as trainer:
+        async with open_trainer(
+            settings.training, checkpoints=settings.checkpoints_dir, on_step=lambda *a: told.append(a)
+        ) as trainer:
             return trainer.name, await trainer.train(a_batch())
 
     name, made = asyncio.run(run())

@@ -38,7 +38,7 @@ def settings(tmp_path, server) -> Settings:
 
 def train(settings, batch=BATCH):
     async def run():
-        async with open_trainer(settings) as trainer:
+        async with open_trainer(settings.training, checkpoints=settings.checkpoints_dir) as trainer:
             return await trainer.train(batch)
 
     return asyncio.run(run())
@@ -136,7 +136,7 @@ def test_a_refusal_says_who_must_act(server, settings, status, error) -> None:
 
 
 def test_no_server_is_a_transient_error(settings) -> None:
-    closed = settings.model_copy(update={"wandb_base_url": "http://127.0.0.1:9/v1"})
+    closed = settings.changed(training={"wandb_base_url": "http://127.0.0.1:9/v1"})
 
     with pytest.raises(TransientError, match="no connection"):
         train(closed)
@@ -186,7 +186,7 @@ def test_no_hindsight_reaches_the_body(server, settings) -> None:
     ],
 )
 def test_a_missing_key_base_or_package_is_named(settings, trainer, changes, names) -> None:
-    lacking = settings.model_copy(update={"trainer": trainer, **changes})
+    lacking = settings.changed(training={"trainer": trainer, **changes})
 
     with pytest.raises(ConfigError, match=names):
         train(lacking)
