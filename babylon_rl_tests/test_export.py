@@ -224,11 +224,12 @@ def test_an_export_that_fails_leaves_what_stood_there(played: Workspace, tmp_pat
     out = tmp_path / "x.jsonl"
     out.write_text("yesterday's")
 
-    def fail() -> None:
-        raise RuntimeError("the power went out")
+    def fail(steps: int = 1, **_: object) -> None:
+        if steps:
+            raise RuntimeError("the power went out")
 
     with pytest.raises(RuntimeError, match="power"):
-        export(played, str(out), format="jsonl", on_window=fail)
+        export(played, str(out), format="jsonl", progress=fail)
     assert out.read_text() == "yesterday's"
     assert [p.name for p in tmp_path.iterdir()] == ["x.jsonl"]
 

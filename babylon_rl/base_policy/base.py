@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 from babylon_rl.base_policy.base_evaluation import FLOOR, Exam, examine
 from babylon_rl.base_policy.corpus import habit_play
+from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from babylon_rl.base_policy.cloning import Progress
     from babylon_rl.policy.model import LoadedPolicy
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def make_base_policy(
     windows: int = 3200,
     batch: int = 16,
     lr: float = 3e-3,
-    progress: "Progress | None" = None,
+    progress: Progress = ignore_progress,
     exam_windows: int = 200,
 ) -> BaseReport:
     """Make a base policy from nothing: tokenizer, behaviour cloning, exam; about two minutes on one core.
@@ -66,7 +66,7 @@ def make_base_policy(
         windows: Windows of habit play to learn from, three decisions each.
         batch: Decisions per step.
         lr: Peak learning rate.
-        progress: Called with (step, steps, mean loss of answer tokens).
+        progress: Told how many steps there are, and every 20 of them.
         exam_windows: Held-out windows of the exam, six answers each; at least 34, for some 200 answers.
 
     Raises:
@@ -101,7 +101,7 @@ def make_base_policy(
 
 
 def clone_base(
-    *, size: str, seed: int, windows: int, batch: int, lr: float, progress: "Progress | None" = None
+    *, size: str, seed: int, windows: int, batch: int, lr: float, progress: Progress = ignore_progress
 ) -> "LoadedPolicy":
     """Train tokenizer and model, unexamined and unsaved."""
     import torch

@@ -4,7 +4,7 @@ Runs once per base. What comes after, by reward, is `training/`.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 
 from babylon_rl.base_policy.corpus import Example
+from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.policy.prompting import PromptRenderer
 from babylon_rl.simulator.observation import SYSTEM_PROMPT
 
@@ -20,8 +21,6 @@ logger = logging.getLogger(__name__)
 PROMPT_WEIGHT: Final = 0.02  # enough to learn what prompts look like, too little to crowd the answer out
 WARMUP_STEPS: Final = 30
 LAST_LR_SHARE: Final = 0.05
-
-Progress = Callable[[int, int, float], None]
 
 
 def clone(
@@ -32,7 +31,7 @@ def clone(
     seed: int,
     batch: int,
     lr: float,
-    progress: Progress | None = None,
+    progress: Progress = ignore_progress,
 ) -> None:
     """Train `model` in place to answer as the examples do, each seen once.
 
@@ -43,7 +42,7 @@ def clone(
         seed: Of the order in which they are seen.
         batch: Examples per step.
         lr: Peak learning rate of AdamW; 30 steps of warm-up, then linear decay to 5 %.
-        progress: Called every 20 steps, and after the last, with (step, steps, mean loss of answer tokens).
+        progress: Told every 20 steps, and after the last, with the mean loss of answer tokens.
     """
     renderer = PromptRenderer(tokenizer)
     prompts = [renderer.ids(SYSTEM_PROMPT, e.observation.text) for e in examples]
@@ -67,8 +66,9 @@ def clone(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-        if progress is not None and (step % 20 == 0 or step == steps):
-            progress(step, steps, float(losses.detach()[w == 1.0].mean()))
+        if step % 20 == 0 or step == steps:
+            loss_now = float(losses.detach()[w == 1.0].mean())
+            progress(step - (step - 1) // 20 * 20, total=steps, note=f"step {step}, loss {loss_now:.3f}")
     model.eval()
     logger.info("cloned examples=%d steps=%d", steps * batch, steps)
 

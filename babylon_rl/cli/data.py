@@ -44,16 +44,16 @@ def export(
     from babylon_rl.database.migrate import upgrade
     from babylon_rl.export.dataset import export as run
     from babylon_rl.pipeline.workspace import open_workspace
-    from babylon_rl.report.screen import progress
+    from babylon_rl.report.screen import run_progress
 
     begin = None if first is None else HourWindow.parse(first)
     end = None if last is None else HourWindow.parse(last)
     settings = Settings.load()
     upgrade(settings.database)
-    with open_workspace(settings) as workspace, progress(console) as shown, shown.phase("export", out) as phase:
+    with open_workspace(settings) as workspace, run_progress(console) as shown, shown.phase("export", out) as phase:
         done = run(
             workspace, out, format=format.value, what=what.value, first=begin, last=end,
-            with_hindsight=with_hindsight, on_start=phase.total, on_window=phase.advance,
+            with_hindsight=with_hindsight, progress=phase,
         )  # fmt: skip
     kept_out = f"; {done.left_out} grouped but not judged, or kept out by a check" if done.left_out else ""
     console.print(

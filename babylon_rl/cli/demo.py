@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import sqlalchemy as sa
 from rich.console import Console
 
+from babylon_rl.common.progress import Progress
 from babylon_rl.common.statistics import paired_bootstrap, share_of_gap
 from babylon_rl.database.migrate import upgrade
 from babylon_rl.errors import ConfigError
@@ -32,7 +33,7 @@ from babylon_rl.report.data import (
     to_json,
 )
 from babylon_rl.report.page import render
-from babylon_rl.report.screen import DemoProgress, Phase, progress, show
+from babylon_rl.report.screen import RunProgress, run_progress, show
 from babylon_rl.settings import Settings
 from babylon_rl.simulator.recording import recorded_windows
 from babylon_rl.simulator.spawn import Cast, spawn
@@ -75,30 +76,6 @@ class DemoPlan:
         return first, first.next(self.windows - 1)
 
 
-class _Watch:
-    """Moves the bar of whatever phase is at work; Dagster hands it to the assets as `progress`."""
-
-    def __init__(self) -> None:
-        self.phase: Phase | None = None
-
-    def judged(self) -> None:
-        self._advance()
-
-    def decided(self) -> None:
-        self._advance()
-
-    def trained(self, done: int, total: int, loss: float) -> None:
-        if self.phase is not None:
-            self.phase.total(total)
-            self.phase.note(f"loss {loss:+.3f}")
-            self._advance()
-        del done
-
-    def _advance(self) -> None:
-        if self.phase is not None:
-            self.phase.advance()
-
-
 def run_demo(settings: Settings, plan: DemoPlan, console: Console, *, out: Path) -> DemoReport:
     """Run the loop and write `report.html` and `report.json` into `out`.
 
@@ -108,7 +85,7 @@ def run_demo(settings: Settings, plan: DemoPlan, console: Console, *, out: Path)
     from babylon_rl.cli.runner import open_runner
     from babylon_rl.cli.services import prepare_dagster
 
-    with progress(console) as run:
+    with run_progress(console) as run:
         with run.phase("start", "database, Dagster, policy server"):
             upgrade(settings.database)
             prepare_dagster(settings)
@@ -138,18 +115,18 @@ def run_demo(settings: Settings, plan: DemoPlan, console: Console, *, out: Path)
 class _Loop:
     """One demo's moving parts."""
 
-    def __init__(self, workspace: Workspace, plan: DemoPlan, run: DemoProgress, runner: "Runner") -> None:
+    def __init__(self, workspace: Workspace, plan: DemoPlan, run: RunProgress, runner: "Runner") -> None:
         self.workspace, self.plan, self.run, self.runner = workspace, plan, run, runner
-        self.watch = _Watch()
-        self.resources: Mapping[str, object] = {"workspace": workspace, "progress": self.watch}
+
+    def _resources(self, phase: Progress) -> dict[str, object]:
+        return {"workspace": self.workspace, "progress": phase}
 
     def evaluate_base(self) -> None:
         """The base plays the held-out windows before anything is trained."""
         decisions = self.workspace.settings.serving.evaluation_windows * 3
         with self.run.phase("evaluate", "base policy", total=decisions) as phase:
-            self.watch.phase = phase
-            result = evaluate.evaluate_checkpoint(self.workspace, 0, on_decision=self.watch.decided)
-            phase.note(f"mean {formatting.money(result.base.mean_pnl_usd, digits=0)}")
+            result = evaluate.evaluate_checkpoint(self.workspace, 0, progress=phase)
+            phase(0, note=f"mean {formatting.money(result.base.mean_pnl_usd, digits=0)}")
 
     def evaluate_sampled(self) -> evaluate.Comparison | None:
         """Base and last checkpoint once more at the exploring temperature, where they differ from greedy play."""
@@ -160,11 +137,8 @@ class _Loop:
             windows=settings.serving.evaluation_windows, temperature=settings.serving.explore_temperature
         )
         with self.run.phase("evaluate", "as explored", total=2 * suite.windows * 3) as phase:
-            self.watch.phase = phase
-            result = evaluate.evaluate_checkpoint(
-                self.workspace, latest.step, suite=suite, on_decision=self.watch.decided
-            )
-            phase.note(f"lift {result.lift.mean:+,.0f} [{result.lift.lo:+,.0f}, {result.lift.hi:+,.0f}]")
+            result = evaluate.evaluate_checkpoint(self.workspace, latest.step, suite=suite, progress=phase)
+            phase(0, note=f"lift {result.lift.mean:+,.0f} [{result.lift.lo:+,.0f}, {result.lift.hi:+,.0f}]")
         return result
 
     def iterate(self, iteration: int) -> None:
@@ -175,26 +149,26 @@ class _Loop:
         self._play(iteration, of)
         if workspace.ledger.trained_in(last) is None:
             with self.run.phase("judge", of, total=plan.windows) as phase:
-                self.watch.phase = phase
-                self.runner.materialize("windows", first, last, resources=self.resources)
+                self.runner.materialize("windows", first, last, resources=self._resources(phase))
             with self.run.phase("train", of) as phase:
-                self.watch.phase = phase
                 self.runner.materialize(
                     "policy",
                     last,
                     last,
                     assets=["trained_checkpoint"],
                     config={"trained_checkpoint": {"windows_per_iteration": plan.windows}},
-                    resources=self.resources,
+                    resources=self._resources(phase),
                 )
         decisions = workspace.settings.serving.evaluation_windows * 3
         with self.run.phase("evaluate", of, total=decisions) as phase:
-            self.watch.phase = phase
-            self.runner.materialize("policy", last, last, assets=["policy_evaluation"], resources=self.resources)
+            self.runner.materialize(
+                "policy", last, last, assets=["policy_evaluation"], resources=self._resources(phase)
+            )
             rows = evaluate.curve(workspace)
             lift = paired_bootstrap(rows[0].result.pnl_usd, rows[-1].result.pnl_usd)
-            phase.note(
-                f"{formatting.money(rows[-1].result.mean_pnl_usd, digits=0)}, lift {lift.mean:+,.0f} [{lift.lo:+,.0f}, {lift.hi:+,.0f}]"
+            phase(
+                0,
+                note=f"{formatting.money(rows[-1].result.mean_pnl_usd, digits=0)}, lift {lift.mean:+,.0f} [{lift.lo:+,.0f}, {lift.hi:+,.0f}]",
             )
 
     def _play(self, iteration: int, of: str) -> None:
@@ -211,7 +185,6 @@ class _Loop:
         )
         decisions = len(windows) * (plan.learners + 5 * plan.rivals) * 3
         with self.run.phase("play", of, total=decisions) as phase:
-            self.watch.phase = phase
             spawned = spawn(
                 workspace.game,
                 windows,
@@ -219,9 +192,9 @@ class _Loop:
                 seed=workspace.settings.seed,
                 inference_url=workspace.settings.serving.inference_url,
                 windows_at_once=len(windows),
-                on_decision=self.watch.decided,
+                progress=phase,
             )
-            phase.note(f"{spawned.rows:,} rows, mean {formatting.money(spawned.mean_pnl_usd, digits=0)}")
+            phase(0, note=f"{spawned.rows:,} rows, mean {formatting.money(spawned.mean_pnl_usd, digits=0)}")
 
 
 def _refuse_foreign_training(workspace: Workspace, plan: DemoPlan) -> None:

@@ -87,7 +87,7 @@ def spawn_test_agents(
 
     from babylon_rl.database.migrate import upgrade
     from babylon_rl.pipeline.workspace import open_workspace, running_policy_server
-    from babylon_rl.report.screen import progress
+    from babylon_rl.report.screen import run_progress
     from babylon_rl.simulator.spawn import Cast, free_windows, spawn
     from babylon_rl.types import policy_name
 
@@ -102,7 +102,7 @@ def spawn_test_agents(
         first = None if start is None else HourWindow.parse(start)
         chosen = free_windows(workspace.game, windows, now=datetime.now(UTC), start=first)
         decisions = max(1, 60 // decision_minutes)
-        run = stack.enter_context(progress(console))
+        run = stack.enter_context(run_progress(console))
         url = None
         if cast.needs_server:
             with run.phase("start", "policy server"):
@@ -110,7 +110,7 @@ def spawn_test_agents(
         with run.phase("play", f"{windows} windows", total=len(chosen) * agents * decisions) as phase:
             done = spawn(
                 workspace.game, chosen, cast, seed=settings.seed, decisions=decisions, inference_url=url,
-                duration_s=duration * 60, on_decision=phase.advance,
+                duration_s=duration * 60, progress=phase,
             )  # fmt: skip
     console.print(
         f"{len(done.windows)} window{'s' * (len(done.windows) != 1)} played by {agents} agents ({policy}): "
@@ -295,16 +295,10 @@ def make_base_policy(
 ) -> None:
     """Make a base policy that reads its prompt and plays legal, unremarkable moves; refuses one that cannot read."""
     from babylon_rl.base_policy.base import make_base_policy as make
-    from babylon_rl.report.screen import progress
+    from babylon_rl.report.screen import run_progress
 
-    with progress(console) as run, run.phase("clone", f"{size}, seed {seed}") as phase:
-
-        def on_step(done: int, total: int, loss: float) -> None:
-            phase.total(total)
-            phase.note(f"step {done}, loss {loss:.3f}")
-            phase.advance()
-
-        report = make(out, size=size, seed=seed, windows=windows, progress=on_step)
+    with run_progress(console) as run, run.phase("clone", f"{size}, seed {seed}") as phase:
+        report = make(out, size=size, seed=seed, windows=windows, progress=phase)
     console.print(f"wrote {out}: {report}", highlight=False)
 
 

@@ -9,7 +9,7 @@ from babylon_rl.errors import DataError
 from babylon_rl.pipeline.readiness import contiguous, recorded_but_not_judged
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.report import formatting
-from babylon_rl.report.screen import DemoProgress, Phase, progress
+from babylon_rl.report.screen import RunProgress, run_progress
 from babylon_rl.types import Checkpoint
 from babylon_rl.windows import HourWindow
 
@@ -28,25 +28,6 @@ class TrainOptions:
     windows_per_iteration: int | None
     learning_rate: float | None
     evaluate: bool
-
-
-class _Bar:
-    """What the assets report to while a phase is on the screen."""
-
-    def __init__(self, phase: Phase) -> None:
-        self.phase = phase
-
-    def judged(self) -> None:
-        self.phase.advance()
-
-    def decided(self) -> None:
-        self.phase.advance()
-
-    def trained(self, done: int, total: int, loss: float) -> None:
-        del done
-        self.phase.total(total)
-        self.phase.note(f"loss {loss:+.3f}")
-        self.phase.advance()
 
 
 def train(workspace: Workspace, options: TrainOptions, console: Console) -> list[Checkpoint]:
@@ -91,7 +72,7 @@ def _iterate(
     size = options.windows_per_iteration or workspace.settings.training.min_windows
     plan = ledger.open_plan()
     console.print(f"\nITERATION {iteration}/{options.iterations}\n{RULE}", highlight=False)
-    with progress(console) as run:
+    with run_progress(console) as run:
         if plan is None:
             _prepare(workspace, options, run=run, runner=runner, need=size)
         else:
@@ -117,7 +98,7 @@ def _iterate(
                 target,
                 assets=["trained_checkpoint"],
                 config={"trained_checkpoint": {"windows_per_iteration": size, "learning_rate": options.learning_rate}},
-                resources={"workspace": workspace, "progress": _Bar(phase)},
+                resources={"workspace": workspace, "progress": phase},
             )
         checkpoint = ledger.trained_in(target)
         if checkpoint is None:
@@ -126,13 +107,13 @@ def _iterate(
             decisions = workspace.settings.serving.evaluation_windows * 3
             with run.phase("evaluate", checkpoint.name, total=decisions) as phase:
                 runner.materialize("policy", target, target, assets=["policy_evaluation"],
-                    resources={"workspace": workspace, "progress": _Bar(phase)},
+                    resources={"workspace": workspace, "progress": phase},
                 )  # fmt: skip
     console.print(f"✅ Iteration {iteration} complete! Checkpoint: step {checkpoint.step}", highlight=False)
     return checkpoint
 
 
-def _prepare(workspace: Workspace, options: TrainOptions, *, run: DemoProgress, runner: "Runner", need: int) -> None:
+def _prepare(workspace: Workspace, options: TrainOptions, *, run: RunProgress, runner: "Runner", need: int) -> None:
     """Materialize groups and scores of recorded windows that have none yet."""
     if len(workspace.ledger.ready()) >= need:
         return
@@ -142,7 +123,7 @@ def _prepare(workspace: Workspace, options: TrainOptions, *, run: DemoProgress, 
         with run.phase("judge", f"{first} to {last}" if first != last else str(first), total=total) as phase:
             runner.materialize("windows", first, last,
                 config={"trajectory_groups": {"min_agents": options.min_agents}},
-                resources={"workspace": workspace, "progress": _Bar(phase)},
+                resources={"workspace": workspace, "progress": phase},
             )  # fmt: skip
 
 

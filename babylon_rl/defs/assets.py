@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
+from babylon_rl.common.progress import Progress
 from babylon_rl.defs.failures import dagster_failures
 from babylon_rl.defs.partitions import HOURLY
-from babylon_rl.defs.resources import Progress
 from babylon_rl.judging.judge import Judge
 from babylon_rl.pipeline import evaluate
 from babylon_rl.pipeline.group import group_window
@@ -153,7 +153,7 @@ def ruler_scores(
                 # Twice what may be in flight: the next prompts are written while the judge works.
                 concurrency=2 * settings.judge.concurrency,
                 budget_usd=settings.judge.budget_usd,
-                on_done=lambda _: progress.judged(),
+                progress=progress,
             )
         )
         for window in out:
@@ -184,7 +184,7 @@ def trained_checkpoint(
             HourWindow.parse_all(context.partition_keys),
             batch_size=config.windows_per_iteration,
             learning_rate=config.learning_rate,
-            on_step=progress.trained,
+            progress=progress,
         )
         for window, outcome in outcomes.items():
             context.add_asset_metadata(outcome.facts(), partition_key=str(window))
@@ -211,7 +211,7 @@ def policy_evaluation(
             if checkpoint is None:
                 context.add_asset_metadata({"evaluated": False}, partition_key=str(window))
                 continue
-            result = evaluate.evaluate_checkpoint(workspace, checkpoint.step, on_decision=progress.decided)
+            result = evaluate.evaluate_checkpoint(workspace, checkpoint.step, progress=progress)
             context.add_asset_metadata(
                 {**result.facts(), "curve": dg.MetadataValue.md(evaluate.curve_markdown(workspace))},
                 partition_key=str(window),

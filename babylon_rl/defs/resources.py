@@ -2,36 +2,13 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Protocol
 
 import dagster as dg
 
+from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.judging.judge import Judge
 from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.settings import Settings
-
-
-class Progress(Protocol):
-    """Told how far long work has come; the demo draws it, everything else ignores it."""
-
-    def judged(self) -> None: ...
-
-    def trained(self, done: int, total: int, loss: float) -> None: ...
-
-    def decided(self) -> None: ...
-
-
-class NoProgress:
-    """The default: the run page shows the logs."""
-
-    def judged(self) -> None:
-        """Ignore."""
-
-    def trained(self, done: int, total: int, loss: float) -> None:
-        """Ignore."""
-
-    def decided(self) -> None:
-        """Ignore."""
 
 
 class WorkspaceResource(dg.ConfigurableResource[Workspace]):
@@ -62,4 +39,4 @@ class ProgressResource(dg.ConfigurableResource[Progress]):
     def create_resource(self, context: dg.InitResourceContext) -> Progress:
         """Ignore progress."""
         del context
-        return NoProgress()
+        return ignore_progress

@@ -21,7 +21,7 @@ and of `groups`, one row per window: its ids, and `members` with their score, re
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -29,6 +29,7 @@ import sqlalchemy as sa
 
 from babylon_rl.common.canonical import unpack
 from babylon_rl.common.files import atomic_file
+from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.errors import DataError
 from babylon_rl.export.rows import JudgedGroup, group_row, turn_rows
 from babylon_rl.pipeline.workspace import Workspace
@@ -70,8 +71,7 @@ def export(
     first: HourWindow | None = None,
     last: HourWindow | None = None,
     with_hindsight: bool = False,
-    on_start: Callable[[int], None] | None = None,
-    on_window: Callable[[], None] | None = None,
+    progress: Progress = ignore_progress,
 ) -> Exported:
     """Write every window of a range that may train, in time order; memory holds one window and one row group.
 
@@ -83,8 +83,7 @@ def export(
         first: First window; None: from the beginning.
         last: Last window, included; None: to the end.
         with_hindsight: Add what became of the agents, and the judge's explanations.
-        on_start: Told how many windows there are.
-        on_window: Told after each.
+        progress: Told how many windows there are, and after each.
 
     Raises:
         DataError: No window of the range may train; nothing is written.
@@ -98,9 +97,8 @@ def export(
         windows, left_out = _windows(conn, workspace.ledger.required_checks, first, last)
         if not windows:
             raise DataError(_nothing(first, last, left_out), facts={"left_out": left_out})
-        if on_start is not None:
-            on_start(len(windows))
-        rows = _rows(conn, windows, what, with_hindsight, on_window)
+        progress(0, total=len(windows))
+        rows = _rows(conn, windows, what, with_hindsight, progress)
         with atomic_file(out) as file:
             written = (_write_parquet if format == "parquet" else _write_jsonl)(file, columns, rows)
     logger.info("exported windows=%d rows=%d left_out=%d format=%s", len(windows), written, left_out, format)
@@ -214,7 +212,7 @@ def _rows(
     windows: Sequence[str],
     what: What,
     with_hindsight: bool,
-    on_window: Callable[[], None] | None,
+    progress: Progress,
 ) -> Iterator[Json]:
     index = 0
     for judged in judged_groups(conn, windows, with_hindsight=with_hindsight):
@@ -225,8 +223,7 @@ def _rows(
                 row["extra_info"] = {"index": index, **row["extra_info"]}
                 index += 1
                 yield row
-        if on_window is not None:
-            on_window()
+        progress()
 
 
 def _write_parquet(file: Any, columns: "pa.Schema", rows: Iterator[Json]) -> int:

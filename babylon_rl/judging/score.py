@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.errors import DataError
 from babylon_rl.judging.judge import Judge
 from babylon_rl.judging.ruler.call_log import BudgetSpentError
@@ -43,7 +44,7 @@ async def score_groups(
     cached: Callable[[str], Judgment | None],
     store: Callable[[Judgment], None],
     concurrency: int = 8,
-    on_done: Callable[[str], None] | None = None,
+    progress: Progress = ignore_progress,
 ) -> ScoreReport:
     """Judge each group once.
 
@@ -53,7 +54,7 @@ async def score_groups(
         cached: The stored judgment of a key, or None.
         store: Keeps one judgment; called the moment it arrives, before anything else is done with it.
         concurrency: Groups in the judge's hands at a time.
-        on_done: Told the group id when a group is settled: judged, cached or failed.
+        progress: Told after each group that is settled: judged, cached or failed.
 
     Returns:
         Judgments and failures by group id, in the order of `items`.
@@ -86,8 +87,7 @@ async def score_groups(
             if isinstance(e, BudgetSpentError):
                 over_budget.add(group.group_id)
             logger.warning("could not judge group=%s reason=%s", group.group_id, e)
-        if on_done is not None:
-            on_done(group.group_id)
+        progress()
 
     async def work(queue: Iterator[Item]) -> None:
         for group, hindsight in queue:

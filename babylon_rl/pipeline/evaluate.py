@@ -8,7 +8,6 @@ import asyncio
 import base64
 import io
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from babylon_rl.common.canonical import pack, unpack
+from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.database import tables as t
 from babylon_rl.pipeline.workspace import Workspace, running_policy_server
 from babylon_rl.types import Json, policy_name
@@ -107,7 +107,7 @@ def evaluate_checkpoint(
     step: int,
     *,
     suite: Suite | None = None,
-    on_decision: Callable[[], None] | None = None,
+    progress: Progress = ignore_progress,
 ) -> Comparison:
     """Play the suite with a checkpoint and with its base; what was played before is read back.
 
@@ -115,7 +115,7 @@ def evaluate_checkpoint(
         workspace: Its settings name the suite and the endpoint.
         step: Checkpoint of the workspace's lineage; 0 compares the base with itself.
         suite: None: the one that the settings describe.
-        on_decision: Called after every decision, for a progress bar.
+        progress: Told after each decision.
     """
     from babylon_rl.common.statistics import paired_bootstrap
 
@@ -124,7 +124,7 @@ def evaluate_checkpoint(
     if missing:
         with running_policy_server(workspace.settings) as url:
             for s in missing:
-                _keep(workspace, s, suite, asyncio.run(_play(url, workspace, s, suite, on_decision)))
+                _keep(workspace, s, suite, asyncio.run(_play(url, workspace, s, suite, progress)))
     base, policy = _stored(workspace, 0, suite), _stored(workspace, step, suite)
     if base is None or policy is None:
         raise AssertionError("an evaluation that was just written cannot be read")
@@ -141,9 +141,7 @@ def oracle_mean_pnl_usd(suite: Suite) -> float:
     return sum(pnl) / len(pnl)
 
 
-async def _play(
-    url: str, workspace: Workspace, step: int, suite: Suite, on_decision: Callable[[], None] | None
-) -> PolicyResult:
+async def _play(url: str, workspace: Workspace, step: int, suite: Suite, progress: Progress) -> PolicyResult:
     from babylon_rl.policy.client import PolicyClient
     from babylon_rl.simulator.play import Seat, play
     from babylon_rl.simulator.players import PolicyPlayer
@@ -151,7 +149,7 @@ async def _play(
     name = policy_name(workspace.settings.lineage, step)
     async with PolicyClient(url) as client:
         seat = Seat("held-out", PolicyPlayer(client, name, suite.temperature))
-        played = await play(suite.markets(), [seat], seed=HELD_OUT_WORLD, on_decision=on_decision)
+        played = await play(suite.markets(), [seat], seed=HELD_OUT_WORLD, progress=progress)
     decisions = sum(len(p.moves) for p in played)
     return PolicyResult(
         name=name,

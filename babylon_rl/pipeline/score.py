@@ -1,9 +1,10 @@
 """`ruler_scores`: every group judged once; a group that cannot be judged costs its siblings nothing."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
+from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.judging.judge import Judge
 from babylon_rl.judging.ruler.call_log import Journaled
 from babylon_rl.judging.score import score_groups
@@ -25,7 +26,7 @@ async def score_windows(
     *,
     concurrency: int = 8,
     budget_usd: float | None = None,
-    on_done: Callable[[str], None] | None = None,
+    progress: Progress = ignore_progress,
 ) -> dict[HourWindow, WindowResult]:
     """Judge every group of `windows` once; a group judged before costs nothing.
 
@@ -47,7 +48,7 @@ async def score_windows(
         cached=store.find_judgment,
         store=store.write_judgment,
         concurrency=concurrency,
-        on_done=on_done,
+        progress=progress,
     )
     results: dict[HourWindow, WindowResult] = {}
     for w in windows:

@@ -6,9 +6,10 @@ anywhere, the next run finds the plan and makes the same checkpoint from the sam
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.errors import DataError
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.ledger import Plan
@@ -19,8 +20,6 @@ from babylon_rl.types import Checkpoint, Json
 from babylon_rl.windows import HourWindow
 
 logger = logging.getLogger(__name__)
-
-OnStep = Callable[[int, int, float], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +52,7 @@ def train_range(
     *,
     batch_size: int | None = None,
     learning_rate: float | None = None,
-    on_step: OnStep | None = None,
+    progress: Progress = ignore_progress,
 ) -> dict[HourWindow, HourOutcome]:
     """Go through `windows` in time order; each trains when a full batch of unused windows waits by then.
 
@@ -62,7 +61,7 @@ def train_range(
         windows: Hours; a range over a month of history replays every iteration.
         batch_size: Windows per checkpoint; None: BABYLON_MIN_WINDOWS.
         learning_rate: None: BABYLON_LEARNING_RATE, or the trainer's own.
-        on_step: Told `(done, total, loss)` after each gradient step.
+        progress: Told after each gradient step.
 
     Raises:
         TransientError: The lineage is being trained elsewhere, or a remote trainer is out of reach.
@@ -78,13 +77,13 @@ def train_range(
             with ledger.training():
                 plan = ledger.plan(window, size, learning_rate=rate)
                 if plan is not None:
-                    made = asyncio.run(_train(workspace, plan, on_step))
+                    made = asyncio.run(_train(workspace, plan, progress))
         policy = made or ledger.latest(as_of=window)
         outcomes[window] = HourOutcome(policy=policy, trained=made is not None, waiting=ledger.waiting(window))
     return outcomes
 
 
-async def _train(workspace: Workspace, plan: Plan, on_step: OnStep | None) -> Checkpoint:
+async def _train(workspace: Workspace, plan: Plan, progress: Progress) -> Checkpoint:
     ledger, settings = workspace.ledger, workspace.settings
     batch = TrainingBatch(
         lineage=plan.lineage,
@@ -95,7 +94,7 @@ async def _train(workspace: Workspace, plan: Plan, on_step: OnStep | None) -> Ch
         seed=settings.seed,
         parent_manifest=ledger.manifest(plan.step - 1),
     )
-    async with open_trainer(settings.training, checkpoints=settings.checkpoints_dir, on_step=on_step) as trainer:
+    async with open_trainer(settings.training, checkpoints=settings.checkpoints_dir, progress=progress) as trainer:
         trained = await trainer.train(batch)
         name = trainer.name
     checkpoint = ledger.record(

@@ -93,31 +93,29 @@ def sparkline(values: list[float]) -> str:
 
 
 class Phase:
-    """One phase at work. `advance` moves its bar, `note` says a few words beside it."""
+    """One phase at work; calling it moves its bar and says a few words beside it."""
 
     def __init__(self, bar: Progress, task: TaskID) -> None:
         self._bar = bar
         self._task = task
         self._note = ""
 
-    def advance(self, by: float = 1) -> None:
-        self._bar.advance(self._task, by)
-
-    def total(self, total: float) -> None:
-        """Say how much there is to do, when that is known only later."""
-        self._bar.update(self._task, total=total)
-
-    def note(self, text: str) -> None:
-        """Replace the words beside the bar; the last ones stay on the finished line."""
-        self._note = text
-        self._bar.update(self._task, note=_Printer(self._bar.console).plain(text))
+    def __call__(self, steps: int = 1, *, total: int | None = None, note: str | None = None) -> None:
+        """Satisfies `common.progress.Progress`; the last note stays on the finished line."""
+        if total is not None:
+            self._bar.update(self._task, total=total)
+        if note is not None:
+            self._note = note
+            self._bar.update(self._task, note=_Printer(self._bar.console).plain(note))
+        if steps:
+            self._bar.advance(self._task, steps)
 
     @property
     def last_note(self) -> str:
         return self._note
 
 
-class DemoProgress:
+class RunProgress:
     """Phases of a run, one after the other, and the wall time each name took in all.
 
     Attributes:
@@ -155,16 +153,16 @@ class DemoProgress:
         self._bar.refresh()
 
     @contextmanager
-    def phase(self, name: str, detail: str = "", *, total: float | None = None) -> Iterator[Phase]:
+    def phase(self, name: str, detail: str = "", *, total: int | None = None) -> Iterator[Phase]:
         """Run one phase; the same `name` again adds to its seconds.
 
         Args:
             name: What is counted, e.g. `train`.
             detail: What is special about this time, e.g. `iteration 3 of 8`.
-            total: How many `advance` calls make it whole; None shows a pulsing bar.
+            total: How many steps make it whole; None shows a pulsing bar.
 
         Yields:
-            The phase, to advance and to note. An error ends it with a cross and goes on up.
+            The phase, to be called after each step. An error ends it with a cross and goes on up.
         """
         described = self._put.plain(f"{name} · {detail}" if detail else name)
         task = self._bar.add_task(described, total=total, note="")
@@ -185,18 +183,17 @@ class DemoProgress:
             self._put(line)
 
 
-def progress(console: Console) -> DemoProgress:
+def run_progress(console: Console) -> RunProgress:
     """Open the progress of a run on a console.
 
     ```python
-    with progress(console) as run:
+    with run_progress(console) as run:
         with run.phase("train", "iteration 1 of 8", total=64) as phase:
-            phase.advance()
-            phase.note("loss 0.12")
+            phase(note="loss 0.12")
     run.seconds  # {"train": 25.8}
     ```
     """
-    return DemoProgress(console)
+    return RunProgress(console)
 
 
 class _Printer:

@@ -1,10 +1,11 @@
 """Let agents play whole windows: observe, answer, trade, settle. Nothing is written here (`recording.py`)."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.simulator.market import Market, stable_seed
 from babylon_rl.simulator.observation import Observation, observe
 from babylon_rl.simulator.players import Player, Said
@@ -61,7 +62,7 @@ async def play(
     seats: Sequence[Seat],
     *,
     seed: int,
-    on_decision: Callable[[], None] | None = None,
+    progress: Progress = ignore_progress,
 ) -> list[Playthrough]:
     """Play every market with every seat, all at once; agents never see each other.
 
@@ -69,7 +70,7 @@ async def play(
         markets: The windows to play.
         seats: Agents of each window, the same in all of them.
         seed: With the window, agent and tick it fixes every player's own randomness.
-        on_decision: Called after each decision, for a progress bar.
+        progress: Told after each decision.
 
     Returns:
         `len(markets) * len(seats)` playthroughs, by market, then by seat.
@@ -94,8 +95,7 @@ async def play(
                     trades=portfolio.trades,
                 )
             )
-            if on_decision is not None:
-                on_decision()
+            progress()
         return done
 
     return list(await asyncio.gather(*(one(m, s) for m in markets for s in seats)))

@@ -5,7 +5,7 @@ Simulated hours pass in milliseconds: an hour of play costs its decisions, nothi
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,6 +13,7 @@ from time import monotonic
 
 import sqlalchemy as sa
 
+from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.errors import ConfigError
 from babylon_rl.simulator.market import make_market
 from babylon_rl.simulator.play import Playthrough, Seat, play
@@ -126,7 +127,7 @@ def spawn(
     inference_url: str | None = None,
     duration_s: float | None = None,
     windows_at_once: int = 64,
-    on_decision: Callable[[], None] | None = None,
+    progress: Progress = ignore_progress,
 ) -> Spawned:
     """Play `windows` with `cast` and write every batch in one transaction.
 
@@ -139,7 +140,7 @@ def spawn(
         inference_url: Endpoint of a served policy.
         duration_s: Wall time after which no further batch is begun; at least one is played.
         windows_at_once: Windows of one batch; all its agents play at once.
-        on_decision: Called after each decision.
+        progress: Told after each decision.
     """
     begun = monotonic()
     done: list[HourWindow] = []
@@ -148,7 +149,7 @@ def spawn(
         if done and duration_s is not None and monotonic() - begun > duration_s:
             break
         batch = windows[i : i + windows_at_once]
-        played = asyncio.run(_play_batch(batch, cast, seed, decisions, inference_url, on_decision))
+        played = asyncio.run(_play_batch(batch, cast, seed, decisions, inference_url, progress))
         rows += record_play(engine, played, seed=seed)
         learned = [p.pnl_usd for p in played if p.seat.learner]
         pnl = [pnl[0] + sum(learned), pnl[1] + len(learned)]
@@ -163,9 +164,9 @@ async def _play_batch(
     seed: int,
     decisions: int,
     inference_url: str | None,
-    on_decision: Callable[[], None] | None,
+    progress: Progress,
 ) -> list[Playthrough]:
     markets = [make_market(w, seed, decisions=decisions) for w in windows]
     async with AsyncExitStack() as stack:
         seats = await seats_of(cast, stack, inference_url)
-        return await play(markets, seats, seed=seed, on_decision=on_decision)
+        return await play(markets, seats, seed=seed, progress=progress)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils.logging import disable_progress_bar
 
+from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.errors import ConfigError, DataError
 from babylon_rl.policy.checkpoints import checkpoint_dir
 from babylon_rl.policy.compat import undo_art_patch
@@ -23,7 +24,7 @@ from babylon_rl.training.config import CpuTrainingConfig
 from babylon_rl.training.cpu_service import CpuJob, CpuService
 from babylon_rl.training.packing import pack_rows
 from babylon_rl.training.sequences import MAX_STALENESS, TrainingPlan
-from babylon_rl.training.trainer import Progress, TrainingBatch
+from babylon_rl.training.trainer import TrainingBatch
 
 with gentle_art_import():
     from art.local.backend import LocalBackend
@@ -46,13 +47,13 @@ class CpuBackend(LocalBackend):  # type: ignore[misc]  # ART is not typed for us
     """
 
     def __init__(
-        self, root: Path, base: Path, *, config: CpuTrainingConfig | None = None, on_step: Progress | None = None
+        self, root: Path, base: Path, *, config: CpuTrainingConfig | None = None, progress: Progress = ignore_progress
     ) -> None:
         super().__init__(in_process=True, path=str(root))
         undo_art_patch()
         disable_progress_bar()  # transformers draws one for every model it loads
         self._root, self._base = root, base
-        self._recipe, self._on_step = config or CpuTrainingConfig(), on_step
+        self._recipe, self._progress = config or CpuTrainingConfig(), progress
         self._job: CpuJob | None = None
 
     def begin(self, job: CpuJob) -> None:
@@ -64,7 +65,7 @@ class CpuBackend(LocalBackend):  # type: ignore[misc]  # ART is not typed for us
 
     async def _get_service(self, model: Any) -> CpuService:
         if model.name not in self._services:
-            self._services[model.name] = CpuService(self._root, self._base, self._recipe, self._on_step)
+            self._services[model.name] = CpuService(self._root, self._base, self._recipe, self._progress)
         return self._services[model.name]  # type: ignore[no-any-return]
 
     def _get_packed_tensors(
@@ -155,21 +156,21 @@ class CpuEngine:
         *,
         config: CpuTrainingConfig | None = None,
         learning_rate: float | None = None,
-        on_step: Progress | None = None,
+        progress: Progress = ignore_progress,
     ) -> None:
         self._root, self._base = root, base
         self._config = config or CpuTrainingConfig()
         self.base_model, self.base_path = str(base), root
         self.learning_rate = learning_rate or self._config.learning_rate
-        self.backend = CpuBackend(root, base, config=self._config, on_step=on_step)
+        self.backend = CpuBackend(root, base, config=self._config, progress=progress)
 
     @classmethod
     def from_settings(
-        cls, settings: "TrainingSettings", checkpoints: Path, *, on_step: Progress | None = None
+        cls, settings: "TrainingSettings", checkpoints: Path, *, progress: Progress = ignore_progress
     ) -> "CpuEngine":
         from babylon_rl.policy.process import base_of
 
-        return cls(checkpoints, base_of(settings), learning_rate=settings.learning_rate, on_step=on_step)
+        return cls(checkpoints, base_of(settings), learning_rate=settings.learning_rate, progress=progress)
 
     @cached_property
     def tokenizer(self) -> Any:

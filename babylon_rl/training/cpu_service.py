@@ -23,6 +23,7 @@ import torch.nn.functional as F  # noqa: N812  torch's own habit
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from babylon_rl.common.progress import Progress
 from babylon_rl.errors import ConfigError, DataError
 from babylon_rl.policy.checkpoints import checkpoint_dir
 from babylon_rl.policy.model import load_policy
@@ -32,7 +33,6 @@ from babylon_rl.training.art_import import gentle_art_import
 from babylon_rl.training.config import CpuTrainingConfig
 from babylon_rl.training.cpu_attention import layout_of, use_packed_attention
 from babylon_rl.training.sequences import PARENT, Behaviour
-from babylon_rl.training.trainer import Progress
 
 with gentle_art_import():
     from art.loss import loss_fn
@@ -72,8 +72,8 @@ class CpuService:
 
     job: CpuJob
 
-    def __init__(self, root: Path, base: Path, config: CpuTrainingConfig, on_step: Progress | None) -> None:
-        self._root, self._base, self._config, self._on_step = root, base, config, on_step
+    def __init__(self, root: Path, base: Path, config: CpuTrainingConfig, progress: Progress) -> None:
+        self._root, self._base, self._config, self._progress = root, base, config, progress
 
     async def start_openai_server(self, config: Any) -> tuple[str, int]:
         """Nothing is served here: `babylon-rl serve` does that, from the checkpoints this writes."""
@@ -116,8 +116,7 @@ class CpuService:
                 with _threads(c.threads):
                     metrics = learner.step(_take(rows, order[i : i + c.rows_per_step], lengths), _config)
                 done += 1
-                if self._on_step:
-                    self._on_step(done, total, metrics["loss/train"])
+                self._progress(total=total, note=f"loss {metrics['loss/train']:+.3f}")
                 yield {**metrics, TRAIN_GRADIENT_STEPS_KEY: float(total)}
                 await asyncio.sleep(0)  # whoever waits on this loop has waited for a whole step
         card = {

@@ -5,8 +5,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.settings import TrainingSettings
-from babylon_rl.training.trainer import Progress, Trainer
+from babylon_rl.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from babylon_rl.training.art_trainer import Engine
@@ -14,33 +15,33 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def open_trainer(
-    settings: TrainingSettings, *, checkpoints: Path, on_step: Progress | None = None
+    settings: TrainingSettings, *, checkpoints: Path, progress: Progress = ignore_progress
 ) -> AsyncGenerator[Trainer]:
     """Open the trainer that `BABYLON_TRAINER` names and close it afterwards.
 
     Args:
         settings: Which trainer, on which base, at which learning rate, and W&B's key.
         checkpoints: Directory under which every checkpoint lies.
-        on_step: Told of each gradient step; the remote trainer cannot tell.
+        progress: Told after each gradient step, with its loss; the remote trainer cannot tell.
 
     Raises:
         ConfigError: The chosen trainer lacks a key or a package.
     """
     from babylon_rl.training.art_trainer import ArtTrainer
 
-    trainer = ArtTrainer(_engine(settings, checkpoints, on_step))
+    trainer = ArtTrainer(_engine(settings, checkpoints, progress))
     try:
         yield trainer
     finally:
         await trainer.close()
 
 
-def _engine(settings: TrainingSettings, checkpoints: Path, on_step: Progress | None) -> "Engine":
+def _engine(settings: TrainingSettings, checkpoints: Path, progress: Progress) -> "Engine":
     match settings.trainer:
         case "cpu":
             from babylon_rl.training.cpu_backend import CpuEngine
 
-            return CpuEngine.from_settings(settings, checkpoints, on_step=on_step)
+            return CpuEngine.from_settings(settings, checkpoints, progress=progress)
         case "local":
             from babylon_rl.training.local import LocalEngine
 

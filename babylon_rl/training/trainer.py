@@ -5,15 +5,12 @@ batch (the ledger's), which backend is chosen (`open.py`), and how any of them t
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from babylon_rl.errors import DataError
 from babylon_rl.types import TrajectoryGroup
-
-Progress = Callable[[int, int, float], None]
-"""`on_step(done, total, loss)` after each gradient step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import pytest
 from dagster_factories import CountingJudge
 
 from babylon_rl.cli.runner import Runner
-from babylon_rl.defs.resources import NoProgress
+from babylon_rl.common.progress import ignore_progress
 from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.settings import Settings
 
@@ -37,4 +37,4 @@ def judge() -> CountingJudge:
 
 @pytest.fixture
 def resources(workspace: Workspace, judge: CountingJudge) -> dict[str, object]:
-    return {"workspace": workspace, "judge": judge, "progress": NoProgress()}
+    return {"workspace": workspace, "judge": judge, "progress": ignore_progress}

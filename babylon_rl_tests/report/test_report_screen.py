@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from babylon_rl.report.data import DemoReport, Lift
-from babylon_rl.report.screen import DemoProgress, progress, show, sparkline
+from babylon_rl.report.screen import RunProgress, run_progress, show, sparkline
 
 
 def printed(report: DemoReport, *, encoding: str = "utf-8", width: int = 100) -> str:
@@ -75,11 +75,11 @@ def ticking(*seconds: float) -> Iterator[float]:
 
 def test_off_a_terminal_each_finished_phase_is_one_plain_line() -> None:
     out = io.StringIO()
-    with progress(Console(file=out, width=100)) as run:
+    with run_progress(Console(file=out, width=100)) as run:
         with run.phase("play", "iteration 1 of 2", total=3) as phase:
             for _ in range(3):
-                phase.advance()
-            phase.note("64 windows [x]")
+                phase()
+            phase(0, note="64 windows [x]")
             assert out.getvalue() == ""  # quiet while it works
         with run.phase("train"):
             pass
@@ -93,7 +93,7 @@ def test_off_a_terminal_each_finished_phase_is_one_plain_line() -> None:
 
 def test_seconds_add_up_by_name_in_the_order_phases_began() -> None:
     clock = ticking(0.0, 2.0, 10.0, 15.0, 20.0, 23.0)
-    with DemoProgress(Console(file=io.StringIO()), clock=lambda: next(clock)) as run:
+    with RunProgress(Console(file=io.StringIO()), clock=lambda: next(clock)) as run:
         for name in ("play", "train", "play"):
             with run.phase(name):
                 pass
@@ -105,7 +105,7 @@ def test_a_phase_that_fails_is_marked_counted_and_passed_on() -> None:
     clock = ticking(0.0, 4.0)
     with (
         pytest.raises(OSError, match="disk full"),
-        DemoProgress(Console(file=out), clock=lambda: next(clock)) as run,
+        RunProgress(Console(file=out), clock=lambda: next(clock)) as run,
         run.phase("train"),
     ):
         raise OSError("disk full")
@@ -116,9 +116,9 @@ def test_a_phase_that_fails_is_marked_counted_and_passed_on() -> None:
 def test_on_a_terminal_the_phase_at_work_is_shown_and_only_its_line_stays() -> None:
     out = io.StringIO()
     console = Console(file=out, width=100, force_terminal=True, color_system=None)
-    with progress(console) as run, run.phase("train", "iteration 1 of 1", total=4) as phase:
-        phase.advance(3)
-        phase.note("loss 0.1")
+    with run_progress(console) as run, run.phase("train", "iteration 1 of 1", total=4) as phase:
+        phase(3)
+        phase(0, note="loss 0.1")
         run.refresh()
         assert "3/4" in out.getvalue()
         assert "loss 0.1" in out.getvalue()

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.policy.shipped import shipped_base
 from babylon_rl.simulator.market import make_market
 from babylon_rl.simulator.observation import SYSTEM_PROMPT, observe
 from babylon_rl.simulator.portfolio import Portfolio, parse_order
 from babylon_rl.simulator.strategies import habits
 from babylon_rl.training.config import CpuTrainingConfig
-from babylon_rl.training.trainer import Progress, ScoredGroup, TrainingBatch
+from babylon_rl.training.trainer import ScoredGroup, TrainingBatch
 from babylon_rl.types import GroupMember, TrajectoryGroup, Turn
 from babylon_rl.windows import HourWindow
 
@@ -85,13 +86,13 @@ def with_turns(scored: ScoredGroup, **changes: object) -> ScoredGroup:
     return replace(scored, group=replace(scored.group, members=members))
 
 
-def cpu_trainer(root: Path, *, on_step: Progress | None = None) -> "ArtTrainer":
+def cpu_trainer(root: Path, *, progress: Progress = ignore_progress) -> "ArtTrainer":
     """The CPU trainer on the shipped base, with gradient steps of one row so that a tiny batch has several."""
     from babylon_rl.training.art_trainer import ArtTrainer
     from babylon_rl.training.cpu_backend import CpuEngine
 
     config = CpuTrainingConfig(rows_per_step=1, threads=1)
-    return ArtTrainer(CpuEngine(root, shipped_base(), config=config, on_step=on_step))
+    return ArtTrainer(CpuEngine(root, shipped_base(), config=config, progress=progress))
 
 
 def batch_of(step: int) -> TrainingBatch:
@@ -106,11 +107,12 @@ def _main(root: str, *steps: str) -> None:
     """`python training_factories.py ROOT 1 2!`: train those steps; `!` dies by SIGKILL after one gradient step."""
     for name in steps:
 
-        def die(done: int, total: int, loss: float) -> None:
-            assert done < total, "killed too late to show anything"
+        def die(steps: int = 1, *, total: int | None = None, note: str | None = None) -> None:
+            assert total is not None
+            assert steps < total, "killed too late to show anything"
             os.kill(os.getpid(), signal.SIGKILL)
 
-        trainer = cpu_trainer(Path(root), on_step=die if name.endswith("!") else None)
+        trainer = cpu_trainer(Path(root), progress=die if name.endswith("!") else ignore_progress)
         asyncio.run(trainer.train(batch_of(int(name.rstrip("!")))))
 
 
