@@ -291,7 +291,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class CheckResult:
     """One check's word on one window; `facts` are small, for metadata."""
 
     passed: bool

@@ -12,7 +12,7 @@ from babylon_rl.pipeline.outcomes import snapshot_outcomes
 from babylon_rl.pipeline.score import score_windows
 from babylon_rl.pipeline.workspace import REQUIRED_CHECKS, Workspace
 from babylon_rl.simulator.spawn import Cast, spawn
-from babylon_rl.store.check_results import write_verdict
+from babylon_rl.store.check_results import write_check_result
 from babylon_rl.windows import HourWindow
 
 FIRST = HourWindow.parse("2025-01-15T00:00")
@@ -64,7 +64,7 @@ def verify(workspace: Workspace, window: HourWindow) -> None:
         }
     assert set(REQUIRED_CHECKS) <= verdicts.keys()
     for name in REQUIRED_CHECKS:
-        write_verdict(store.engine, window, name, verdicts[name])
+        write_check_result(store.engine, window, name, verdicts[name])
 
 
 def play_and_judge(workspace: Workspace, windows: Sequence[HourWindow], *, agents: int = 6) -> None:

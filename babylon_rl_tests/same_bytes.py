@@ -58,7 +58,7 @@ def digest_of(workspace: Workspace) -> dict[str, str]:
     queries = {
         "data versions": "SELECT window_id, data_version FROM babylon_rl.windows ORDER BY window_id",
         "outcomes": "SELECT window_id, data_version FROM babylon_rl.window_outcomes ORDER BY window_id",
-        "groups": "SELECT window_id, group_id, data_version FROM babylon_rl.trajectory_groups ORDER BY window_id",
+        "groups": "SELECT window_id, group_id, data_version FROM babylon_rl.contextualized_groups ORDER BY window_id",
         "trajectories": "SELECT trajectory_id, body FROM babylon_rl.window_trajectories ORDER BY trajectory_id",
         "dispositions": "SELECT source_id, disposition, reason, group_id FROM babylon_rl.row_dispositions ORDER BY source_id",
         "judgment keys": "SELECT window_id, judgment_key FROM babylon_rl.window_judgments ORDER BY window_id",

@@ -104,7 +104,7 @@ def test_why_nothing_trained_on_it_is_said(workspace: Workspace) -> None:
     assert "a window trains when it is judged" in story(workspace, row)
     judge(workspace, hours(3))
     assert "its window is ready, one of 3, and a training takes 3 (BABYLON_MIN_WINDOWS)" in story(workspace, row)
-    v = t.window_verdicts
+    v = t.check_results
     with workspace.store.engine.begin() as conn:
         conn.execute(sa.update(v).values(passed=False).where(v.c.check_name == "groups_hold_only_what_was_logged"))
     assert "the window failed groups_hold_only_what_was_logged." in story(workspace, row)

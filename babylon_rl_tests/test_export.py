@@ -185,15 +185,15 @@ def test_no_hindsight_leaves_the_house_unless_it_is_asked_for(
 def test_what_may_not_train_is_left_out_and_counted(played: Workspace, tmp_path: Path) -> None:
     out = str(tmp_path / "x.jsonl")
     with played.store.engine.begin() as conn:
-        v, j = t.window_verdicts.c, t.window_judgments.c
-        conn.execute(sa.update(t.window_verdicts).values(passed=False).where(
+        v, j = t.check_results.c, t.window_judgments.c
+        conn.execute(sa.update(t.check_results).values(passed=False).where(
             v.window_id == str(FIRST), v.check_name == "groups_hold_only_what_was_logged"))  # fmt: skip
         conn.execute(sa.delete(t.window_judgments).where(j.window_id == str(FIRST.next())))
     done = export(played, out, format="jsonl")
     assert (done.windows, done.left_out) == (1, 2)
     assert {r["window_id"] for r in lines(Path(out))} == {str(FIRST.next(2))}
     with played.store.engine.begin() as conn:
-        conn.execute(sa.delete(t.window_verdicts).where(t.window_verdicts.c.check_name == "scores_are_not_all_equal"))
+        conn.execute(sa.delete(t.check_results).where(t.check_results.c.check_name == "scores_are_not_all_equal"))
     Path(out).unlink()
     with pytest.raises(DataError, match="no window from the beginning to the end may train: 3 are grouped but"):
         export(played, out, format="jsonl")
@@ -294,7 +294,7 @@ def test_a_group_without_spread_has_no_advantage(workspace: Workspace, tmp_path:
 def _replace(workspace: Workspace, window_id: str, **columns: bytes) -> None:
     with workspace.store.engine.begin() as conn:
         conn.execute(
-            sa.update(t.trajectory_groups).values(**columns).where(t.trajectory_groups.c.window_id == window_id)
+            sa.update(t.contextualized_groups).values(**columns).where(t.contextualized_groups.c.window_id == window_id)
         )
 
 

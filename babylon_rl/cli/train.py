@@ -122,7 +122,7 @@ def _prepare(workspace: Workspace, options: TrainOptions, *, run: RunProgress, r
         total = sum(1 for _ in first.until(last))
         with run.phase("judge", f"{first} to {last}" if first != last else str(first), total=total) as phase:
             runner.materialize("windows", first, last,
-                config={"trajectory_groups": {"min_agents": options.min_agents}},
+                config={"contextualized_groups": {"min_agents": options.min_agents}},
                 resources={"workspace": workspace, "progress": phase},
             )  # fmt: skip
 

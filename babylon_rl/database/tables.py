@@ -103,8 +103,8 @@ window_outcomes = Table(
     Column("body", LargeBinary, nullable=False),  # types.WindowOutcomes
 )
 
-trajectory_groups = Table(
-    "trajectory_groups",
+contextualized_groups = Table(
+    "contextualized_groups",
     platform,
     Column("group_id", Text, primary_key=True),
     Column("window_id", Text, nullable=False, unique=True),
@@ -185,14 +185,14 @@ window_judgments = Table(  # which judgment is the current one of a window
     Column("judgment_key", Text, nullable=False),
 )
 
-window_verdicts = Table(  # asset checks as data: training leaves out a window with a failed verdict
-    "window_verdicts",
+check_results = Table(  # asset checks as data: training leaves out a window with a failed verdict
+    "check_results",
     platform,
     Column("window_id", Text, primary_key=True),
     Column("check_name", Text, primary_key=True),
     Column("passed", Boolean, nullable=False),
     Column("facts", Text, nullable=False),
-    Index("ix_window_verdicts_failed", "window_id", postgresql_where=text("NOT passed")),
+    Index("ix_check_results_failed", "window_id", postgresql_where=text("NOT passed")),
 )
 
 training_plans = Table(  # written before a training starts: a restart trains the same batch

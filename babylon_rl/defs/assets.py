@@ -1,7 +1,7 @@
 """The whole flow, one file. Each body serves one window or a range of them; the partition key is the windowId.
 
 raw_trajectories ─┐
-market_outcomes ──┴─► trajectory_groups ─► ruler_scores ─► trained_checkpoint ─► policy_evaluation
+market_outcomes ──┴─► contextualized_groups ─► ruler_scores ─► trained_checkpoint ─► policy_evaluation
 """
 
 import asyncio
@@ -110,7 +110,7 @@ def market_outcomes(
     kinds={"postgres"},
     code_version="1",
 )
-def trajectory_groups(
+def contextualized_groups(
     context: dg.AssetExecutionContext, config: GroupingConfig, workspace: dg.ResourceParam[Workspace]
 ) -> dg.MaterializeResult[None]:
     """At most one group a window: what its agents saw and said and, stored apart, the hindsight for the judge."""
@@ -126,7 +126,7 @@ def trajectory_groups(
 
 @dg.asset(
     partitions_def=HOURLY,
-    deps=[trajectory_groups],
+    deps=[contextualized_groups],
     backfill_policy=RANGE,  # each judgment is stored the moment it arrives, so a retry of a range costs nothing
     group_name="windows",
     kinds={"llm", "postgres"},
@@ -219,5 +219,5 @@ def policy_evaluation(
     return dg.MaterializeResult()
 
 
-ASSETS = [raw_trajectories, market_outcomes, trajectory_groups, ruler_scores, trained_checkpoint, policy_evaluation]
+ASSETS = [raw_trajectories, market_outcomes, contextualized_groups, ruler_scores, trained_checkpoint, policy_evaluation]
 WINDOW_ASSETS = ASSETS[:4]

@@ -3,24 +3,24 @@
 A window without a group fails nothing: there is nothing in it that could train (`members: 0`).
 """
 
-from babylon_rl.defs.assets import ruler_scores, trajectory_groups
+from babylon_rl.defs.assets import contextualized_groups, ruler_scores
 from babylon_rl.defs.per_window import per_window_check
 from babylon_rl.pipeline import checks
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.judge_audits import audit_of
 from babylon_rl.store.judge_calls import cost_of
-from babylon_rl.types import Verdict
+from babylon_rl.types import CheckResult
 from babylon_rl.windows import HourWindow
 
 
-@per_window_check(trajectory_groups)
-def groups_have_enough_agents(window: HourWindow, workspace: Workspace) -> Verdict:
+@per_window_check(contextualized_groups)
+def groups_have_enough_agents(window: HourWindow, workspace: Workspace) -> CheckResult:
     """A group of fewer distinct agents than BABYLON_MIN_AGENTS compares too little to teach anything."""
     return checks.enough_agents(workspace.store.group(window), workspace.store.trajectories(window))
 
 
-@per_window_check(trajectory_groups)
-def groups_hold_only_what_was_logged(window: HourWindow, workspace: Workspace) -> Verdict:
+@per_window_check(contextualized_groups)
+def groups_hold_only_what_was_logged(window: HourWindow, workspace: Workspace) -> CheckResult:
     """No leak: every message that may train is, to the byte, one the game logged before the decision's outcome."""
     with workspace.game.connect() as conn:
         return checks.only_what_was_logged(
@@ -28,14 +28,14 @@ def groups_hold_only_what_was_logged(window: HourWindow, workspace: Workspace) -
         )
 
 
-@per_window_check(trajectory_groups)
-def groups_have_trainable_tokens(window: HourWindow, workspace: Workspace) -> Verdict:
+@per_window_check(contextualized_groups)
+def groups_have_trainable_tokens(window: HourWindow, workspace: Workspace) -> CheckResult:
     """A group whose answers are empty would cost a training and move no weight."""
     return checks.trainable_tokens(workspace.store.group(window))
 
 
-@per_window_check(trajectory_groups)
-def every_row_is_accounted_for(window: HourWindow, workspace: Workspace) -> Verdict:
+@per_window_check(contextualized_groups)
+def every_row_is_accounted_for(window: HourWindow, workspace: Workspace) -> CheckResult:
     """Nothing lost: each row of the game's table in this window stands in `row_dispositions` once, and no other."""
     store = workspace.store
     with workspace.game.connect() as conn:
@@ -43,29 +43,29 @@ def every_row_is_accounted_for(window: HourWindow, workspace: Workspace) -> Verd
 
 
 @per_window_check(ruler_scores)
-def scores_are_in_unit_interval(window: HourWindow, workspace: Workspace) -> Verdict:
+def scores_are_in_unit_interval(window: HourWindow, workspace: Workspace) -> CheckResult:
     """A score outside [0, 1] means that the judge's reply was misread; never train on it."""
     return checks.scores_in_unit_interval(workspace.store.judgment(window))
 
 
 @per_window_check(ruler_scores)
-def every_member_has_one_score(window: HourWindow, workspace: Workspace) -> Verdict:
+def every_member_has_one_score(window: HourWindow, workspace: Workspace) -> CheckResult:
     """Scores match members by id, one each: a group judged in part is not judged."""
     if workspace.ledger.dropped(window):
-        return Verdict(
+        return CheckResult(
             passed=True, facts={"dropped_out": True}
         )  # not judged on purpose; without a judgment none trains
     return checks.one_score_per_member(workspace.store.group(window), workspace.store.judgment(window))
 
 
 @per_window_check(ruler_scores)
-def scores_are_not_all_equal(window: HourWindow, workspace: Workspace) -> Verdict:
+def scores_are_not_all_equal(window: HourWindow, workspace: Workspace) -> CheckResult:
     """Equal scores have no advantage in them; the window is kept out whole."""
     return checks.scores_spread(workspace.store.judgment(window))
 
 
 @per_window_check(ruler_scores)
-def judge_is_fit(window: HourWindow, workspace: Workspace) -> Verdict:
+def judge_is_fit(window: HourWindow, workspace: Workspace) -> CheckResult:
     """A judge that its audit found biased, talked to or blind to outcomes must not teach."""
     judgment = workspace.store.judgment(window)
     if judgment is None:
@@ -75,7 +75,7 @@ def judge_is_fit(window: HourWindow, workspace: Workspace) -> Verdict:
 
 
 @per_window_check(ruler_scores)
-def judging_stays_within_budget(window: HourWindow, workspace: Workspace) -> Verdict:
+def judging_stays_within_budget(window: HourWindow, workspace: Workspace) -> CheckResult:
     """The window was not left unjudged because JUDGE_BUDGET_USD was spent; what it cost is beside it."""
     cost = cost_of(workspace.store.engine, str(window))
     return checks.within_budget(

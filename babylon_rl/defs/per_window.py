@@ -15,15 +15,15 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 
 from babylon_rl.defs.failures import dagster_failures
 from babylon_rl.pipeline.workspace import Workspace
-from babylon_rl.store.check_results import write_verdict
-from babylon_rl.types import Verdict
+from babylon_rl.store.check_results import write_check_result
+from babylon_rl.types import CheckResult
 from babylon_rl.windows import HourWindow
 
-Claim = Callable[[HourWindow, Workspace], Verdict]
+Claim = Callable[[HourWindow, Workspace], CheckResult]
 
 
 def per_window_check(asset: dg.AssetsDefinition) -> Callable[[Claim], dg.AssetChecksDefinition]:
-    """Make an asset check of a function `(window, workspace) -> Verdict`; its name and docstring are the check's."""
+    """Make an asset check of a function `(window, workspace) -> CheckResult`; its name and docstring are the check's."""
 
     def make(claim: Claim) -> dg.AssetChecksDefinition:
         name = claim.__name__
@@ -44,7 +44,7 @@ def per_window_check(asset: dg.AssetsDefinition) -> Callable[[Claim], dg.AssetCh
                 for key in keys:
                     window = HourWindow.parse(key)
                     verdict = claim(window, workspace)
-                    write_verdict(workspace.store.engine, window, name, verdict)
+                    write_check_result(workspace.store.engine, window, name, verdict)
                     target = None
                     if key in latest:
                         target = AssetCheckEvaluationTargetMaterializationData(

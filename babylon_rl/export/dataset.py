@@ -157,9 +157,9 @@ def _windows(
     """Ids of the windows that may train, in time order, and how many groups of the range may not."""
     query = sa.text("""
         SELECT g.window_id, j.judgment_key IS NOT NULL AND coalesce(v.passed, 0) = :needed AS sound
-        FROM babylon_rl.trajectory_groups g
+        FROM babylon_rl.contextualized_groups g
         LEFT JOIN babylon_rl.window_judgments j ON j.window_id = g.window_id AND j.group_id = g.group_id
-        LEFT JOIN (SELECT window_id, count(*) FILTER (WHERE passed) AS passed FROM babylon_rl.window_verdicts
+        LEFT JOIN (SELECT window_id, count(*) FILTER (WHERE passed) AS passed FROM babylon_rl.check_results
                    WHERE check_name = ANY(:checks) GROUP BY window_id) v ON v.window_id = g.window_id
         WHERE (CAST(:first AS text) IS NULL OR g.window_id >= :first)
           AND (CAST(:last AS text) IS NULL OR g.window_id <= :last)
@@ -174,7 +174,7 @@ def _judged(conn: sa.Connection, window_id: str, *, with_hindsight: bool) -> Jud
     hindsight = "g.hindsight" if with_hindsight else "NULL"  # without the flag it is not even read
     row = conn.execute(
         sa.text(f"""
-            SELECT g.body, {hindsight} AS hindsight, j.judgment_key FROM babylon_rl.trajectory_groups g
+            SELECT g.body, {hindsight} AS hindsight, j.judgment_key FROM babylon_rl.contextualized_groups g
             JOIN babylon_rl.window_judgments j USING (window_id) WHERE g.window_id = :w"""),  # noqa: S608  # two constants
         {"w": window_id},
     ).one()

@@ -17,7 +17,7 @@ from babylon_rl.errors import DataError
 from babylon_rl.ingest.queries import find_spelling, select_named, window_of
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.report import formatting
-from babylon_rl.store.check_results import verdicts_of
+from babylon_rl.store.check_results import check_results_of
 from babylon_rl.training.rewards import rank_rewards
 from babylon_rl.types import Disposition, Judgment, Trajectory, TrajectoryGroup, policy_name
 from babylon_rl.windows import HourWindow
@@ -171,7 +171,7 @@ def _trajectory_and_after(workspace: Workspace, window: HourWindow, agent_id: st
         agents = len({x.agent_id for x in workspace.store.trajectories(window)})
         yield (
             f"No group holds it: {agents} agent{'s' * (agents != 1)} of {window} can train, a group needs "
-            f"{workspace.settings.training.min_agents} (BABYLON_MIN_AGENTS); or `trajectory_groups` was not materialized since."
+            f"{workspace.settings.training.min_agents} (BABYLON_MIN_AGENTS); or `contextualized_groups` was not materialized since."
         )
         return
     yield f"It is one of {len(group.members)} members of group {group.group_id}."
@@ -233,7 +233,7 @@ def _waiting(workspace: Workspace, window: HourWindow, judgment: Judgment | None
         )
     if workspace.ledger.dropped(window):
         return f"Lineage {own} does not train on it: dropout left {window} out."
-    verdicts = verdicts_of(workspace.store.engine, window)
+    verdicts = check_results_of(workspace.store.engine, window)
     failed = [v.check_name for v in verdicts if not v.passed]
     if failed:
         return f"Lineage {own} does not train on it: the window failed {', '.join(failed)}."

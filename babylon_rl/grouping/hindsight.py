@@ -25,7 +25,7 @@ def hindsight_for(group: TrajectoryGroup, trajectories: Iterable[Trajectory], ou
     by_id = {t.trajectory_id: t for t in trajectories}
     if missing := [m.trajectory_id for m in group.members if m.trajectory_id not in by_id]:
         raise DataError(
-            f"group {group.group_id!r} has member {missing[0]!r} without a trajectory; materialize `trajectory_groups` "
+            f"group {group.group_id!r} has member {missing[0]!r} without a trajectory; materialize `contextualized_groups` "
             "again after `raw_trajectories`",
             facts={"group_id": group.group_id, "trajectory_ids": missing[:20]},
         )

@@ -109,7 +109,7 @@ def _known_pnls(group: TrajectoryGroup, became: list[MemberHindsight]) -> list[f
     if unknown:
         raise DataError(
             f"group {group.group_id!r}: the P&L of {unknown[:5]!r} inside the window is unknown, and the hindsight "
-            "judge scores P&L; run `babylon-rl sync-outcomes` and rematerialize `trajectory_groups`, or set "
+            "judge scores P&L; run `babylon-rl sync-outcomes` and rematerialize `contextualized_groups`, or set "
             "JUDGE_MODEL to let an LLM judge without it",
             facts={"group_id": group.group_id, "trajectory_ids": unknown[:20]},
         )

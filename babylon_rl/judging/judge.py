@@ -53,7 +53,7 @@ def paired(group: TrajectoryGroup, hindsight: Hindsight) -> list[tuple[GroupMemb
         DataError: The two are not about the same trajectories, or a trajectory stands twice.
     """
     if not group.members:
-        raise DataError(f"group {group.group_id!r} has no members; rematerialize `trajectory_groups` for its hour")
+        raise DataError(f"group {group.group_id!r} has no members; rematerialize `contextualized_groups` for its hour")
     members = sorted(group.members, key=lambda m: m.trajectory_id)
     became = sorted(hindsight.members, key=lambda m: m.trajectory_id)
     seen, known = [m.trajectory_id for m in members], [h.trajectory_id for h in became]
@@ -61,7 +61,7 @@ def paired(group: TrajectoryGroup, hindsight: Hindsight) -> list[tuple[GroupMemb
         odd = sorted(set(seen) ^ set(known)) or [t for t, n in Counter(seen).items() if n > 1]
         raise DataError(
             f"group {group.group_id!r} and its hindsight do not name the same trajectories once each: {odd[:5]!r} "
-            f"differ; rematerialize `trajectory_groups` for its hour",
+            f"differ; rematerialize `contextualized_groups` for its hour",
             facts={"group_id": group.group_id, "trajectory_ids": odd[:20]},
         )
     return list(zip(members, became, strict=True))

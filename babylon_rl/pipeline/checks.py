@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from babylon_rl.ingest.reader import logged_messages, window_ids
-from babylon_rl.types import Disposition, Hindsight, Json, Judgment, Trajectory, TrajectoryGroup, Verdict
+from babylon_rl.types import CheckResult, Disposition, Hindsight, Json, Judgment, Trajectory, TrajectoryGroup
 from babylon_rl.windows import HourWindow
 
 EQUAL_WITHIN = 1e-6
@@ -19,12 +19,12 @@ LLM_EQUAL_WITHIN = 0.01  # an LLM's third decimal is no judgment; the hindsight 
 LEAK_MIN_CHARS = 12  # shorter hindsight texts ("YES", a ticker) stand in honest prompts too
 
 
-def enough_agents(group: TrajectoryGroup | None, trajectories: list[Trajectory], *, at_least: int = 2) -> Verdict:
+def enough_agents(group: TrajectoryGroup | None, trajectories: list[Trajectory], *, at_least: int = 2) -> CheckResult:
     """Members are distinct agents; grouping already asked for `min_agents`, here nothing may have slipped."""
     if group is None:
-        return Verdict(passed=True, facts={"members": 0, "agents_seen": len({t.agent_id for t in trajectories})})
+        return CheckResult(passed=True, facts={"members": 0, "agents_seen": len({t.agent_id for t in trajectories})})
     agents = {m.agent_id for m in group.members}
-    return Verdict(
+    return CheckResult(
         passed=len(agents) >= at_least and len(agents) == len(group.members),
         facts={"members": len(group.members), "distinct_agents": len(agents), "at_least": at_least},
     )
@@ -32,7 +32,7 @@ def enough_agents(group: TrajectoryGroup | None, trajectories: list[Trajectory],
 
 def every_row_accounted(
     conn: sa.Connection, window: HourWindow, rows_read: int | None, dispositions: Sequence[Disposition]
-) -> Verdict:
+) -> CheckResult:
     """Rows in the game's table now = rows read = rows accounted for, each id once."""
     there, accounted = window_ids(conn, window), [d.source_id for d in dispositions]
     ended = Counter(d.disposition for d in dispositions)
@@ -44,19 +44,19 @@ def every_row_accounted(
     }
     if differ := sorted(set(there) ^ set(accounted)):
         facts["differ"] = differ[:20]
-    return Verdict(passed=not differ and len(there) == len(accounted) == (rows_read or 0), facts=facts)
+    return CheckResult(passed=not differ and len(there) == len(accounted) == (rows_read or 0), facts=facts)
 
 
 def only_what_was_logged(
     conn: sa.Connection, window: HourWindow, group: TrajectoryGroup | None, hindsight: Hindsight | None
-) -> Verdict:
+) -> CheckResult:
     """Every trained (system, user, response) is a logged call of that agent; no hindsight text is in a prompt.
 
     The first half compares with the game's own rows, read again; the second looks for the hindsight's longer
     texts in what the agent was shown.
     """
     if group is None:
-        return Verdict(passed=True, facts={"members": 0})
+        return CheckResult(passed=True, facts={"members": 0})
     logged = logged_messages(conn, window)
     foreign = [
         f"{m.trajectory_id} turn {i}"
@@ -72,54 +72,54 @@ def only_what_was_logged(
         if any(text in turn.system or text in turn.user for text in told)
     ]
     turns = sum(len(m.turns) for m in group.members)
-    return Verdict(
+    return CheckResult(
         passed=not foreign and not leaks, facts={"turns": turns, "not_logged": foreign[:20], "leaks": leaks[:20]}
     )
 
 
-def trainable_tokens(group: TrajectoryGroup | None) -> Verdict:
+def trainable_tokens(group: TrajectoryGroup | None) -> CheckResult:
     """Counts the bytes of answers: each is at least one trainable token of any byte-level tokenizer's merge."""
     if group is None:
-        return Verdict(passed=True, facts={"members": 0})
+        return CheckResult(passed=True, facts={"members": 0})
     empty = [m.trajectory_id for m in group.members if not any(t.response for t in m.turns)]
     answer_bytes = sum(len(t.response.encode()) for m in group.members for t in m.turns)
-    return Verdict(passed=not empty, facts={"answer_bytes": answer_bytes, "without_answer": empty[:20]})
+    return CheckResult(passed=not empty, facts={"answer_bytes": answer_bytes, "without_answer": empty[:20]})
 
 
-def scores_in_unit_interval(judgment: Judgment | None) -> Verdict:
+def scores_in_unit_interval(judgment: Judgment | None) -> CheckResult:
     """Every score is a finite number in [0, 1]."""
     if judgment is None:
-        return Verdict(passed=True, facts={"scores": 0})
+        return CheckResult(passed=True, facts={"scores": 0})
     bad = [s.trajectory_id for s in judgment.scores if not (math.isfinite(s.value) and 0.0 <= s.value <= 1.0)]
-    return Verdict(passed=not bad, facts={"scores": len(judgment.scores), "trajectory_ids": bad[:20]})
+    return CheckResult(passed=not bad, facts={"scores": len(judgment.scores), "trajectory_ids": bad[:20]})
 
 
-def one_score_per_member(group: TrajectoryGroup | None, judgment: Judgment | None) -> Verdict:
+def one_score_per_member(group: TrajectoryGroup | None, judgment: Judgment | None) -> CheckResult:
     """The scored ids are exactly the members' ids, each once. A group without any judgment fails: it was not judged."""
     if group is None:
-        return Verdict(passed=True, facts={"members": 0})
+        return CheckResult(passed=True, facts={"members": 0})
     members = sorted(m.trajectory_id for m in group.members)
     scored = [] if judgment is None else sorted(s.trajectory_id for s in judgment.scores)
     facts: Json = {"members": len(members), "scores": len(scored)}
     if scored != members:
         facts["differ"] = sorted(set(members) ^ set(scored))[:20]
-    return Verdict(passed=scored == members, facts=facts)
+    return CheckResult(passed=scored == members, facts=facts)
 
 
-def scores_spread(judgment: Judgment | None) -> Verdict:
+def scores_spread(judgment: Judgment | None) -> CheckResult:
     """Scores that are equal within the judge's tolerance carry no advantage; the group stays out whole."""
     if judgment is None:
-        return Verdict(passed=True, facts={"scores": 0})
+        return CheckResult(passed=True, facts={"scores": 0})
     within = EQUAL_WITHIN if judgment.judge_model == "hindsight" else LLM_EQUAL_WITHIN
     values = [s.value for s in judgment.scores]
     spread = max(values) - min(values)
     facts: Json = {"spread": spread, "tolerance": within, **_consistency(judgment)}
     if spread <= within:
         facts["reason"] = f"all {len(values)} scores tie within {within:g}: no member did better than another"
-    return Verdict(passed=spread > within, facts=facts)
+    return CheckResult(passed=spread > within, facts=facts)
 
 
-def judge_fit(judgment: Judgment | None, audit: tuple[bool, Json] | None) -> Verdict:
+def judge_fit(judgment: Judgment | None, audit: tuple[bool, Json] | None) -> CheckResult:
     """The judge's newest audit found it fit. One that was never audited passes and says so: unknown is not unfit.
 
     Args:
@@ -127,17 +127,17 @@ def judge_fit(judgment: Judgment | None, audit: tuple[bool, Json] | None) -> Ver
         audit: `fit` and the figures of the newest audit of that judge's version, if there is one.
     """
     if judgment is None:
-        return Verdict(passed=True, facts={"scores": 0})
+        return CheckResult(passed=True, facts={"scores": 0})
     judge = {"judge": f"{judgment.judge_model} {judgment.judge_version}"}
     if audit is None:
-        return Verdict(passed=True, facts={**judge, "audited": False, "next": "babylon-rl audit-judge"})
+        return CheckResult(passed=True, facts={**judge, "audited": False, "next": "babylon-rl audit-judge"})
     fit, figures = audit
-    return Verdict(passed=fit, facts={**judge, "audited": True, **figures})
+    return CheckResult(passed=fit, facts={**judge, "audited": True, **figures})
 
 
 def within_budget(
     group: TrajectoryGroup | None, judgment: Judgment | None, *, denied: bool, cost_usd: float, budget_usd: float | None
-) -> Verdict:
+) -> CheckResult:
     """The window was not left unjudged because the day's budget was spent.
 
     Args:
@@ -151,7 +151,7 @@ def within_budget(
     facts: Json = {"window_cost_usd": cost_usd, "budget_usd": budget_usd}
     if left:
         facts["reason"] = "JUDGE_BUDGET_USD is spent; raise it, or materialize ruler_scores again tomorrow (UTC)"
-    return Verdict(passed=not left, facts=facts)
+    return CheckResult(passed=not left, facts=facts)
 
 
 def _consistency(judgment: Judgment) -> Json:

@@ -98,7 +98,7 @@ _COUNTS = sa.text("""
 _SPENT_WINDOWS = """
     SELECT window_id FROM babylon_rl.consumed_windows WHERE lineage = :lineage
     UNION SELECT window_id FROM babylon_rl.dropped_windows WHERE lineage = :lineage
-    UNION SELECT window_id FROM babylon_rl.window_verdicts WHERE NOT passed"""
+    UNION SELECT window_id FROM babylon_rl.check_results WHERE NOT passed"""
 _SPENT = sa.text(f"""
     SELECT count(*)::int, count(*) FILTER (WHERE NOT s.outcomes)::int
     FROM ({_SPENT_WINDOWS}) x CROSS JOIN LATERAL (
@@ -112,11 +112,11 @@ _LINES = sa.text("""
     SELECT s.window_id, s.rows, s.agents, s.avg_pnl_usd, s.outcomes, c.step,
            d.window_id IS NOT NULL AS dropped, g.group_id IS NOT NULL AS grouped,
            j.judgment_key IS NOT NULL AS judged, s.changes > w.changes_seen AS changed,
-           ARRAY(SELECT check_name FROM babylon_rl.window_verdicts v
+           ARRAY(SELECT check_name FROM babylon_rl.check_results v
                  WHERE v.window_id = s.window_id AND NOT v.passed ORDER BY check_name) AS failed
     FROM (SELECT * FROM babylon_rl.window_summary WHERE rows > 0 ORDER BY window_id DESC LIMIT :last) s
     LEFT JOIN babylon_rl.windows w USING (window_id)
-    LEFT JOIN babylon_rl.trajectory_groups g USING (window_id)
+    LEFT JOIN babylon_rl.contextualized_groups g USING (window_id)
     LEFT JOIN babylon_rl.window_judgments j USING (window_id)
     LEFT JOIN babylon_rl.consumed_windows c ON c.window_id = s.window_id AND c.lineage = :lineage
     LEFT JOIN babylon_rl.dropped_windows d ON d.window_id = s.window_id AND d.lineage = :lineage
@@ -162,7 +162,7 @@ def recorded_but_not_judged(workspace: Workspace, *, min_agents: int) -> list[Ho
                           WHERE d.window_id = s.window_id AND d.lineage = :lineage)
           AND (s.changes > w.changes_seen
                OR NOT EXISTS (SELECT 1 FROM babylon_rl.window_judgments j WHERE j.window_id = s.window_id)
-                  AND NOT EXISTS (SELECT 1 FROM babylon_rl.window_verdicts v
+                  AND NOT EXISTS (SELECT 1 FROM babylon_rl.check_results v
                                   WHERE v.window_id = s.window_id AND NOT v.passed))""")
     with workspace.store.engine.connect() as conn:
         found = list(conn.scalars(query, {"n": min_agents, "lineage": workspace.ledger.lineage}))

@@ -16,7 +16,7 @@ from babylon_rl.judging.ruler.call_log import Journaled
 from babylon_rl.judging.ruler.order import kendall
 from babylon_rl.judging.score import Item, ScoreReport, score_groups
 from babylon_rl.pipeline import checks
-from babylon_rl.store.check_results import write_verdict
+from babylon_rl.store.check_results import write_check_result
 from babylon_rl.store.judge_audits import audit_of
 from babylon_rl.store.judge_calls import PostgresJournal, cost_of
 from babylon_rl.store.windows import Store
@@ -121,7 +121,7 @@ def rejudge(
         )
         if make_current and new is not None:
             store.set_current_judgment(w, group.group_id, new.key)
-            _judge_verdicts(store, w, group, new)
+            _write_judge_results(store, w, group, new)
     return RejudgeReport(
         windows=tuple(replayed),
         calls=report.calls,
@@ -134,7 +134,7 @@ def rejudge(
     )
 
 
-def _judge_verdicts(store: Store, window: HourWindow, group: TrajectoryGroup, judgment: Judgment) -> None:
+def _write_judge_results(store: Store, window: HourWindow, group: TrajectoryGroup, judgment: Judgment) -> None:
     """The verdicts that speak of a judgment, for the new one: those of the old are void."""
     audit = audit_of(store.engine, judgment.judge_model, judgment.judge_version)
     for name, verdict in {
@@ -146,7 +146,7 @@ def _judge_verdicts(store: Store, window: HourWindow, group: TrajectoryGroup, ju
             group, judgment, denied=False, cost_usd=cost_of(store.engine, str(window)).cost_usd, budget_usd=None
         ),
     }.items():
-        write_verdict(store.engine, window, name, verdict)
+        write_check_result(store.engine, window, name, verdict)
 
 
 def _used(engine: sa.Engine, windows: Sequence[str]) -> dict[str, list[tuple[str, str]]]:

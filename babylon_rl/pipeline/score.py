@@ -16,7 +16,7 @@ from babylon_rl.windows import HourWindow
 
 logger = logging.getLogger(__name__)
 
-STALE: Final = "rows or outcomes changed since the group was made; materialize `trajectory_groups` first"
+STALE: Final = "rows or outcomes changed since the group was made; materialize `contextualized_groups` first"
 
 
 async def score_windows(

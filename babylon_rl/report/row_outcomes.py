@@ -1,4 +1,4 @@
-"""Where the rows of some windows ended, counted and drawn: for the metadata of `trajectory_groups`.
+"""Where the rows of some windows ended, counted and drawn: for the metadata of `contextualized_groups`.
 
 A picture is one small SVG, drawn by hand, so that a run pays neither for a plotting library nor for a picture per
 window.

@@ -64,7 +64,7 @@ class Ledger:
         query = sa.text("""
             SELECT j.window_id, j.judgment_key
             FROM babylon_rl.window_judgments j
-            JOIN (SELECT window_id FROM babylon_rl.window_verdicts WHERE check_name = ANY(:checks)
+            JOIN (SELECT window_id FROM babylon_rl.check_results WHERE check_name = ANY(:checks)
                   GROUP BY window_id HAVING count(*) FILTER (WHERE passed) = :needed) v USING (window_id)
             WHERE NOT EXISTS (SELECT 1 FROM babylon_rl.consumed_windows c
                               WHERE c.lineage = :lineage AND c.window_id = j.window_id)
@@ -207,7 +207,7 @@ class Ledger:
         """
         query = sa.text("""
             SELECT c.window_id FROM babylon_rl.consumed_windows c
-            LEFT JOIN LATERAL (SELECT data_version FROM babylon_rl.trajectory_groups
+            LEFT JOIN LATERAL (SELECT data_version FROM babylon_rl.contextualized_groups
                                WHERE window_id = c.window_id OFFSET 0) g ON true
             LEFT JOIN LATERAL (SELECT changes_seen FROM babylon_rl.windows
                                WHERE window_id = c.window_id OFFSET 0) w ON true
@@ -263,7 +263,7 @@ class Ledger:
             d = t.dropped_windows.c
             out = set(conn.scalars(sa.select(d.window_id).where(d.lineage == self.lineage)))
             if target is not None:
-                grouped = set(conn.scalars(sa.select(t.trajectory_groups.c.window_id)))
+                grouped = set(conn.scalars(sa.select(t.contextualized_groups.c.window_id)))
                 k = dropout_count(len(grouped), target=target, cap=cap)
                 settled = set(conn.scalars(sa.select(t.window_judgments.c.window_id))) | set(
                     conn.scalars(
@@ -347,7 +347,7 @@ class Ledger:
                         }
                     ],
                 )
-                g = t.trajectory_groups.c
+                g = t.contextualized_groups.c
                 found = conn.execute(sa.select(g.window_id, g.data_version).where(g.window_id.in_(plan.windows)))
                 versions = {r.window_id: r.data_version for r in found}
                 conn.execute(

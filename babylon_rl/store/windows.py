@@ -106,7 +106,7 @@ class Store:
                 kept = conn.scalar(sa.select(sa.func.count()).select_from(t.row_dispositions).where(d.window_id == w))
                 if kept == len(ends):
                     return version, False
-            for table in (t.window_trajectories, t.row_dispositions, t.windows, t.window_judgments, t.window_verdicts):
+            for table in (t.window_trajectories, t.row_dispositions, t.windows, t.window_judgments, t.check_results):
                 conn.execute(sa.delete(table).where(table.c.window_id == w))
             conn.execute(
                 sa.insert(t.windows),
@@ -188,7 +188,7 @@ class Store:
         with self.locked(HourWindow.parse(w)) as conn:
             if conn.scalar(sa.select(c.data_version).where(c.window_id == w)) == version:
                 return version, False
-            for table in (t.window_outcomes, t.window_judgments, t.window_verdicts):  # they spoke of other outcomes
+            for table in (t.window_outcomes, t.window_judgments, t.check_results):  # they spoke of other outcomes
                 conn.execute(sa.delete(table).where(table.c.window_id == w))
             conn.execute(
                 sa.insert(t.window_outcomes),
@@ -211,7 +211,7 @@ class Store:
             body = conn.scalar(sa.select(c.body).where(c.window_id == str(window)))
         return WindowOutcomes(window_id=str(window)) if body is None else unpack(body, WindowOutcomes)
 
-    # ── trajectory_groups ──────────────────────────────────────────────────────────────────────────
+    # ── contextualized_groups ──────────────────────────────────────────────────────────────────────────
     def write_group(
         self,
         window: HourWindow,
@@ -226,18 +226,18 @@ class Store:
         ends = sorted(dispositions, key=lambda d: d.source_id)
         version = digest([group, hindsight], depth=_OF_BOTH)
         w = str(window)
-        c = t.trajectory_groups.c
+        c = t.contextualized_groups.c
         with self.locked(window) as conn:
             self._write_dispositions(conn, ends)
             made_from = _made_from(conn, w)
             if conn.scalar(sa.select(c.data_version).where(c.window_id == w)) == version:
-                conn.execute(sa.update(t.trajectory_groups).where(c.window_id == w).values(made_from=made_from))
+                conn.execute(sa.update(t.contextualized_groups).where(c.window_id == w).values(made_from=made_from))
                 return version, False
-            for table in (t.trajectory_groups, t.window_judgments, t.window_verdicts):
+            for table in (t.contextualized_groups, t.window_judgments, t.check_results):
                 conn.execute(sa.delete(table).where(table.c.window_id == w))
             if group is not None and hindsight is not None:
                 conn.execute(
-                    sa.insert(t.trajectory_groups),
+                    sa.insert(t.contextualized_groups),
                     [
                         {
                             "group_id": group.group_id,
@@ -255,7 +255,7 @@ class Store:
 
     def group(self, window: HourWindow) -> TrajectoryGroup | None:
         """What may be trained on; the hindsight is another call on purpose."""
-        c = t.trajectory_groups.c
+        c = t.contextualized_groups.c
         with self.engine.connect() as conn:
             body = conn.scalar(sa.select(c.body).where(c.window_id == str(window)))
         return None if body is None else unpack(body, TrajectoryGroup)
@@ -268,7 +268,7 @@ class Store:
 
     def hindsight(self, window: HourWindow) -> Hindsight | None:
         """For the judge's eyes only."""
-        c = t.trajectory_groups.c
+        c = t.contextualized_groups.c
         with self.engine.connect() as conn:
             body = conn.scalar(sa.select(c.hindsight).where(c.window_id == str(window)))
         return None if body is None else unpack(body, Hindsight)

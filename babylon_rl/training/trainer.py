@@ -121,7 +121,7 @@ def check_batch(batch: TrainingBatch) -> None:
         members = {m.trajectory_id for m in group.members}
         if len(members) != len(group.members):
             raise DataError(
-                f"{where}: group {group.group_id!r} names a trajectory twice; rematerialize `trajectory_groups`",
+                f"{where}: group {group.group_id!r} names a trajectory twice; rematerialize `contextualized_groups`",
                 facts={"group_id": group.group_id},
             )
         if members != set(scored.scores):

@@ -23,7 +23,7 @@ def drawn(markdown: str) -> ET.Element:
 
 
 def metadata_of(runner: Runner, window: HourWindow) -> dict[str, dg.MetadataValue]:
-    filter_ = dg.AssetRecordsFilter(dg.AssetKey("trajectory_groups"), asset_partitions=[str(window)])
+    filter_ = dg.AssetRecordsFilter(dg.AssetKey("contextualized_groups"), asset_partitions=[str(window)])
     (event,) = runner.instance.fetch_materializations(filter_, limit=1).records
     assert event.asset_materialization is not None
     return dict(event.asset_materialization.metadata)
@@ -39,7 +39,7 @@ def test_a_run_shows_where_all_its_rows_ended_on_its_last_window(
 
     runner.materialize(
         "windows", FIRST, FIRST.next(3), resources=resources,
-        assets=["raw_trajectories", "market_outcomes", "trajectory_groups"],
+        assets=["raw_trajectories", "market_outcomes", "contextualized_groups"],
     )  # fmt: skip
 
     shown = metadata_of(runner, FIRST.next(3))

@@ -7,7 +7,7 @@ from dagster_factories import FIRST, CountingJudge, spawn_windows
 from babylon_rl.cli.runner import Runner
 from babylon_rl.judging.ruler.call_log import Call, Journal, NoJournal
 from babylon_rl.pipeline.workspace import Workspace
-from babylon_rl.store.check_results import verdicts_of
+from babylon_rl.store.check_results import check_results_of
 from babylon_rl.store.judge_audits import latest_audit
 from babylon_rl.types import Hindsight, Judgment, TrajectoryGroup
 
@@ -40,7 +40,7 @@ def test_the_hindsight_judge_audits_itself_and_its_windows_are_ready(
     assert [r.window_id for r in workspace.ledger.ready()] == [str(FIRST)]
     audit = latest_audit(workspace.store.engine, "hindsight", "hindsight-1")
     assert audit is not None
-    (verdict,) = [v for v in verdicts_of(workspace.store.engine, FIRST) if v.check_name == "judge_is_fit"]
+    (verdict,) = [v for v in check_results_of(workspace.store.engine, FIRST) if v.check_name == "judge_is_fit"]
     assert verdict.facts["truth_agreement"] == 1.0
     assert {"false_positive_rate", "length_bias", "position_bias", "retest_noise"} <= verdict.facts.keys()
 
@@ -73,7 +73,7 @@ def test_a_window_left_because_the_budget_was_spent_fails_a_check_that_says_so(
     failed = {
         v.check_name: v.facts
         for w in (FIRST, FIRST.next())
-        for v in verdicts_of(workspace.store.engine, w)
+        for v in check_results_of(workspace.store.engine, w)
         if not v.passed
     }
     assert failed.keys() == {"judging_stays_within_budget", "every_member_has_one_score"}

@@ -71,7 +71,9 @@ def test_a_planned_window_that_was_grouped_anew_stops_the_training_with_one_sent
     workspace: Workspace, runner: Runner, resources: dict[str, object]
 ) -> None:
     workspace.ledger.plan(FIRST.next(2), 3, learning_rate=None)
-    runner.materialize("windows", FIRST, FIRST, resources=resources, config={"trajectory_groups": {"min_agents": 7}})
+    runner.materialize(
+        "windows", FIRST, FIRST, resources=resources, config={"contextualized_groups": {"min_agents": 7}}
+    )
     with pytest.raises(BabylonRLError, match="discard-plan"):
         runner.materialize("policy", FIRST.next(2), FIRST.next(2), assets=["trained_checkpoint"], resources=resources)
     assert workspace.ledger.checkpoints() == []

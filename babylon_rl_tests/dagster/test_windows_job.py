@@ -13,12 +13,12 @@ from babylon_rl.database import tables as t
 from babylon_rl.defs.assets import WINDOW_ASSETS
 from babylon_rl.errors import ConfigError
 from babylon_rl.pipeline.workspace import REQUIRED_CHECKS, Workspace
-from babylon_rl.store.check_results import verdicts_of
+from babylon_rl.store.check_results import check_results_of
 from babylon_rl.types import GroupMember, Turn
 from babylon_rl.windows import HourWindow
 
-KEPT = (t.windows, t.window_trajectories, t.row_dispositions, t.window_outcomes, t.trajectory_groups, t.judgments,
-        t.window_judgments, t.window_verdicts)  # fmt: skip
+KEPT = (t.windows, t.window_trajectories, t.row_dispositions, t.window_outcomes, t.contextualized_groups, t.judgments,
+        t.window_judgments, t.check_results)  # fmt: skip
 
 
 def everything_kept(workspace: Workspace) -> str:
@@ -47,7 +47,7 @@ def test_a_range_of_windows_is_one_run_with_one_verdict_per_window(
         assert sorted(latest) == [str(FIRST.next(i)) for i in range(5)]
     assert [r.window_id for r in workspace.ledger.ready()] == [str(FIRST.next(i)) for i in range(3)]
     for i in range(5):
-        assert {v.check_name for v in verdicts_of(workspace.store.engine, FIRST.next(i))} == set(REQUIRED_CHECKS)
+        assert {v.check_name for v in check_results_of(workspace.store.engine, FIRST.next(i))} == set(REQUIRED_CHECKS)
 
 
 def test_each_checks_verdict_is_current_for_its_partition(
@@ -118,8 +118,8 @@ def test_a_window_that_a_check_rejects_stays_out_and_its_siblings_train(
     )
     with workspace.store.engine.begin() as conn:
         conn.execute(
-            sa.update(t.trajectory_groups)
-            .where(t.trajectory_groups.c.window_id == str(bad))
+            sa.update(t.contextualized_groups)
+            .where(t.contextualized_groups.c.window_id == str(bad))
             .values(
                 body=pack(
                     type(group)(
@@ -132,7 +132,7 @@ def test_a_window_that_a_check_rejects_stays_out_and_its_siblings_train(
     ran = runner.materialize("windows", FIRST, FIRST.next(2), resources=resources)
 
     assert ran.failed_checks == 1
-    (verdict,) = [v for v in verdicts_of(workspace.store.engine, bad) if not v.passed]
+    (verdict,) = [v for v in check_results_of(workspace.store.engine, bad) if not v.passed]
     assert verdict.check_name == "groups_hold_only_what_was_logged"
     assert verdict.facts["not_logged"] == [f"{bad}/agent-1-habits turn 0"]
     assert [r.window_id for r in workspace.ledger.ready()] == [str(FIRST), str(FIRST.next(2))]
@@ -176,5 +176,7 @@ def test_too_few_agents_make_no_group_until_the_setting_says_so(
     spawn_windows(workspace, 1, agents=4)
     runner.materialize("windows", FIRST, FIRST, resources=resources)
     assert workspace.ledger.ready() == []
-    runner.materialize("windows", FIRST, FIRST, resources=resources, config={"trajectory_groups": {"min_agents": 4}})
+    runner.materialize(
+        "windows", FIRST, FIRST, resources=resources, config={"contextualized_groups": {"min_agents": 4}}
+    )
     assert [r.window_id for r in workspace.ledger.ready()] == [str(FIRST)]

@@ -34,7 +34,7 @@ POINTS = [
 
 
 def fill(engine: sa.Engine, windows: int) -> list[HourWindow]:
-    """Windows with a group each, as `trajectory_groups` leaves them."""
+    """Windows with a group each, as `contextualized_groups` leaves them."""
     store = Store(engine)
     hours = [FIRST.next(i) for i in range(windows)]
     for w in hours:

@@ -15,7 +15,7 @@ from babylon_rl.judging.judge import Judge
 from babylon_rl.pipeline.rejudge import RejudgeReport, rejudge
 from babylon_rl.pipeline.score import score_windows
 from babylon_rl.report.judges import rejudge_table
-from babylon_rl.store.check_results import verdicts_of
+from babylon_rl.store.check_results import check_results_of
 from babylon_rl.store.windows import Store
 from babylon_rl.windows import HourWindow
 
@@ -83,9 +83,9 @@ def test_asked_to_the_new_judgment_becomes_current_with_verdicts_of_its_own(
     failed = report.windows[3]
     assert failed.new is None
     assert "no usable reply" in (failed.failed or "")
-    names = {v.check_name for v in verdicts_of(store.engine, windows[0]) if v.passed}
+    names = {v.check_name for v in check_results_of(store.engine, windows[0]) if v.passed}
     assert {"every_member_has_one_score", "scores_are_not_all_equal", "judge_is_fit"} <= names
-    assert verdicts_of(store.engine, windows[3]) == []
+    assert check_results_of(store.engine, windows[3]) == []
 
 
 def test_the_table_says_what_was_trained_on_what(engine: sa.Engine, server: JudgeServer) -> None:

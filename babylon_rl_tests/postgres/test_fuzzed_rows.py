@@ -122,7 +122,7 @@ def test_any_document_is_accounted_for_and_harms_nobody(
     """The same with shapes that shrink; the second document stands in `metadata_json`."""
     with engine.begin() as conn:
         conn.execute(sa.text("TRUNCATE trajectories, babylon_rl.row_dispositions, babylon_rl.windows, "
-                             "babylon_rl.window_trajectories, babylon_rl.trajectory_groups"))  # fmt: skip
+                             "babylon_rl.window_trajectories, babylon_rl.contextualized_groups"))  # fmt: skip
     write(engine, good_rows(WINDOW))
     go_through(engine, store, [WINDOW])
     before = bodies(engine)

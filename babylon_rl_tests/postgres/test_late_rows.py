@@ -20,9 +20,9 @@ from babylon_rl.pipeline.readiness import readiness, recorded_but_not_judged
 from babylon_rl.pipeline.score import score_windows
 from babylon_rl.pipeline.workspace import REQUIRED_CHECKS, Workspace, open_workspace
 from babylon_rl.settings import Settings
-from babylon_rl.store.check_results import write_verdict
+from babylon_rl.store.check_results import write_check_result
 from babylon_rl.store.ledger import Ledger
-from babylon_rl.types import Hindsight, Judgment, TrajectoryGroup, Verdict
+from babylon_rl.types import CheckResult, Hindsight, Judgment, TrajectoryGroup
 from babylon_rl.windows import HourWindow
 from babylon_rl_tests.factories import a_json_call, a_json_step, a_row, insert_row, insert_rows
 
@@ -69,7 +69,7 @@ def prepare(w: Workspace, judge: CountingJudge, windows: list[HourWindow] = WIND
     asyncio.run(score_windows(windows, w.store, judge))
     for h in windows:
         for check in REQUIRED_CHECKS:
-            write_verdict(w.store.engine, h, check, Verdict(passed=True, facts={}))
+            write_check_result(w.store.engine, h, check, CheckResult(passed=True, facts={}))
 
 
 def ready(w: Workspace) -> list[str]:
@@ -132,9 +132,9 @@ def test_a_stale_group_neither_trains_nor_is_judged_when_only_the_rows_were_read
     ingest_window(WINDOWS[0], w.game, w.store)
     assert ready(w) == [str(h) for h in WINDOWS[1:]]
     scored = asyncio.run(score_windows(WINDOWS, w.store, judge))
-    assert "materialize `trajectory_groups`" in scored[WINDOWS[0]].facts["failed"]
+    assert "materialize `contextualized_groups`" in scored[WINDOWS[0]].facts["failed"]
     for check in REQUIRED_CHECKS:
-        write_verdict(w.store.engine, WINDOWS[0], check, Verdict(passed=True, facts={}))
+        write_check_result(w.store.engine, WINDOWS[0], check, CheckResult(passed=True, facts={}))
     assert ready(w) == [str(h) for h in WINDOWS[1:]]
     assert len(judge.asked) == 4
 

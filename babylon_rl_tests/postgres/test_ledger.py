@@ -8,10 +8,10 @@ import pytest
 import sqlalchemy as sa
 
 from babylon_rl.errors import DataError, TransientError
-from babylon_rl.store.check_results import write_verdict
+from babylon_rl.store.check_results import write_check_result
 from babylon_rl.store.ledger import Ledger, Plan
 from babylon_rl.store.windows import Store
-from babylon_rl.types import Judgment, Score, Verdict
+from babylon_rl.types import CheckResult, Judgment, Score
 from babylon_rl.windows import HourWindow
 
 FIRST = HourWindow.parse("2025-01-15T00:00")
@@ -33,7 +33,7 @@ def make_ready(engine: sa.Engine, *windows: HourWindow, passed: tuple[bool, ...]
         store.write_judgment(judgment)
         store.set_current_judgment(w, judgment.group_id, judgment.key)
         for name, ok in zip(CHECKS, passed, strict=False):
-            write_verdict(store.engine, w, name, Verdict(passed=ok, facts={}))
+            write_check_result(store.engine, w, name, CheckResult(passed=ok, facts={}))
 
 
 def record(ledger: Ledger, plan: Plan) -> None:
