@@ -143,7 +143,7 @@ def test_both_spellings_of_the_same_rows_give_identical_groups(settings: Setting
         assert (shown[0].rows, shown[0].agents, shown[0].outcomes) == (21, 7, True)
 
 
-def test_gates_read_the_prisma_spelling_and_nothing_of_it_is_written(over_prisma: Workspace) -> None:
+def test_checks_read_prismas_tables_and_write_nothing_there(over_prisma: Workspace) -> None:
     made(over_prisma)
     store = over_prisma.store
     assert not over_prisma.owns_game

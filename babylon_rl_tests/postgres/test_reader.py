@@ -60,7 +60,7 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, str]]] = [
 ]
 
 
-def test_every_kind_of_bad_row_is_set_aside_with_its_reason_and_costs_no_sibling(engine: sa.Engine) -> None:
+def test_every_bad_row_is_set_aside_and_costs_no_sibling(engine: sa.Engine) -> None:
     good = [insert_row(engine, f"good-{i}") for i in range(2)]
     insert_rows(engine, [a_row(name, **changes) for name, changes, _ in BAD])
     rows, aside = read(engine)
@@ -89,7 +89,7 @@ ODD: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def test_odd_but_sound_rows_are_read_and_what_is_kept_of_them_is_canonical(engine: sa.Engine) -> None:
+def test_odd_but_sound_rows_are_read_and_kept_canonical(engine: sa.Engine) -> None:
     insert_rows(engine, [a_row(name, **changes) for name, changes in ODD])
     rows, aside = read(engine)
     assert aside == []
@@ -123,7 +123,7 @@ def test_an_instant_beyond_the_calendar_costs_its_own_row_only(engine: sa.Engine
     }
 
 
-def test_calls_that_stand_only_in_the_log_are_given_to_their_steps(engine: sa.Engine) -> None:
+def test_calls_only_in_the_log_are_given_to_their_steps(engine: sa.Engine) -> None:
     steps = [a_json_step(i, llmCalls=[], stepId=f"step-{i}") for i in range(3)]
     for s in steps[1:]:
         del s["stepId"]

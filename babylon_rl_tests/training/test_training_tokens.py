@@ -25,7 +25,7 @@ def results_of(engine, batch, **options):
     return plan, list(tokenize_trajectory_groups(engine.tokenizer, engine.groups(plan), False, True, **options))
 
 
-def test_every_trained_sequence_is_its_own_prompt_and_answer_and_only_the_answer_trains(engine) -> None:
+def test_only_the_answer_of_each_sequence_trains(engine) -> None:
     """From the logged text alone: the template's prompt, then the answer and its end token, and nothing after it."""
     tok = engine.tokenizer
     batch = a_batch(a_group(0, agents=5, decisions=2), a_group(1, agents=5, decisions=2))
@@ -101,7 +101,7 @@ def test_our_rows_hold_what_arts_rows_hold(engine) -> None:
     assert all(torch.equal(ours[k].nan_to_num(), again[k].nan_to_num()) for k in ("advantages", "weights", "group_ids"))
 
 
-def test_log_probs_of_packed_rows_are_those_of_each_sequence_alone(engine) -> None:
+def test_packing_does_not_change_log_probs(engine) -> None:
     """Packing must not show: a token sees its own prompt and answer, at its own temperature."""
     import torch
 
