@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from babylon_rl.common.canonical import to_json
-from babylon_rl.ingest.queries import SNAKE_CASE, window_expression
+from babylon_rl.ingest.queries import SNAKE_CASE, select_window, window_expression, window_parameters
 from babylon_rl.ingest.reader import logged_messages, read_window, window_of
 from babylon_rl.types import Disposition, Seen, SourceRow
 from babylon_rl_tests.factories import (
@@ -196,7 +196,6 @@ def test_sql_and_python_agree_on_a_rows_window(engine: sa.Engine, rows: list[tup
 
 def test_reading_a_window_uses_indexes(engine: sa.Engine) -> None:
     """Guards the split WHERE: filtering by the bare rule reads the whole table for every hour."""
-    from babylon_rl.ingest.queries import select_window, window_parameters
 
     with engine.begin() as conn:
         conn.exec_driver_sql("SET LOCAL enable_seqscan = off")

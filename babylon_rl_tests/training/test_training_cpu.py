@@ -14,10 +14,13 @@ from training_factories import LINEAGE, a_batch, a_group, batch_of, cpu_trainer
 
 from babylon_rl.errors import DataError, TransientError
 from babylon_rl.policy.checkpoints import checkpoint_dir, latest_step
+from babylon_rl.policy.model import load_policy
 from babylon_rl.policy.shipped import shipped_base
 from babylon_rl.settings import Settings
 from babylon_rl.training import checkpoint_store
+from babylon_rl.training.config import CpuTrainingConfig
 from babylon_rl.training.factory import open_trainer
+from babylon_rl.training.sequences import PARENT, Behaviour, plan_training
 
 
 def train(root: Path, batch):
@@ -94,9 +97,6 @@ def test_row_order_does_not_change_the_checkpoint_but_seed_does(two_steps, tmp_p
 def test_training_makes_high_scores_likelier_and_low_less_so(tmp_path) -> None:
     import torch
 
-    from babylon_rl.policy.model import load_policy
-    from babylon_rl.training.sequences import plan_training
-
     batch = a_batch(*(a_group(i, agents=4) for i in range(3)))
     train(tmp_path, replace(batch, learning_rate=0.01))
     plan = plan_training(batch, load_policy(shipped_base()).tokenizer, context=2048)
@@ -122,11 +122,8 @@ def test_old_log_probs_are_of_the_policy_that_spoke(two_steps) -> None:
     """Turns of the base at 0.8 under the parent `@1`, beside turns of nobody known: two policies, two temperatures."""
     import torch
 
-    from babylon_rl.policy.model import load_policy
-    from babylon_rl.training.config import CpuTrainingConfig
     from babylon_rl.training.cpu_backend import CpuEngine
     from babylon_rl.training.cpu_service import CpuJob, CpuService
-    from babylon_rl.training.sequences import PARENT, Behaviour, plan_training
 
     root, _ = two_steps
     engine = CpuEngine(root, shipped_base())
