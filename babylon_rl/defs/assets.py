@@ -152,7 +152,6 @@ def ruler_scores(
                 judge,
                 # Twice what may be in flight: the next prompts are written while the judge works.
                 concurrency=2 * settings.judge.concurrency,
-                budget_usd=settings.judge.budget_usd,
                 progress=progress,
             )
         )
