@@ -18,7 +18,6 @@ class WorkspaceResource(dg.ConfigurableResource[Workspace]):
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Generator[Workspace]:
         """Dispose of the pools even when the run fails."""
-        del context
         with open_workspace(Settings.load()) as workspace:
             yield workspace
 
@@ -42,5 +41,4 @@ class ProgressResource(dg.ConfigurableResource[Progress]):
 
     def create_resource(self, context: dg.InitResourceContext) -> Progress:
         """Ignore progress."""
-        del context
         return ignore_progress

@@ -1,7 +1,7 @@
 """Judge windows again with another judge or rubric: new judgments beside the old, and what would have been different.
 
 Nothing that trains changes unless asked: the current judgment of a window stays, and what a checkpoint was trained on
-is told, never rewritten.
+is reported, never rewritten.
 """
 
 import asyncio

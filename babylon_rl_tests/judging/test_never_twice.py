@@ -15,7 +15,8 @@ from judge_server import JudgeServer
 from judging_factories import Pair, a_pair, a_ruler
 
 from babylon_rl.database import tables as t
-from babylon_rl.judging.ruler.call_log import BudgetSpentError, Call, CallStatus
+from babylon_rl.judging.judge import BudgetSpentError
+from babylon_rl.judging.ruler.call_log import Call, CallStatus
 from babylon_rl.pipeline.score import score_windows
 from babylon_rl.pipeline.window_result import WindowResult
 from babylon_rl.store.judge_calls import PostgresCallLog

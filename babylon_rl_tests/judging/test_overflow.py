@@ -1,4 +1,4 @@
-"""A prompt that is too long becomes compact, then heats; every member is judged whole, or the group fails by name."""
+"""A prompt that is too long becomes compact, then sub-batches; every member is judged whole, or the group fails by name."""
 
 import asyncio
 import json
@@ -66,9 +66,9 @@ def test_a_group_that_does_not_fit_is_judged_in_sub_batches(agents: int, known: 
     assert {pnl for p in asked for pnl in pnls_in(p).values()} == set(synthetic.truth.values())
     for p in asked:
         records = [json.loads(x) for x in p.splitlines() if x.startswith("{")]
-        heat = {r["result"]["pnl_usd"] for r in records if "result" in r}
-        for h in synthetic.hindsight.members:  # whole, or not in this heat at all
-            assert all(any(a in _actions(r) for r in records) for a in h.decisions) or h.pnl_usd not in heat
+        batch = {r["result"]["pnl_usd"] for r in records if "result" in r}
+        for h in synthetic.hindsight.members:  # whole, or not in this sub-batch at all
+            assert all(any(a in _actions(r) for r in records) for a in h.decisions) or h.pnl_usd not in batch
     agreement = kendall_tau(_values(judgment), synthetic.truth)
     assert agreement is not None
     assert agreement >= 0.8
@@ -90,14 +90,14 @@ def test_a_known_limit_sends_nothing_that_would_be_refused(server: JudgeServer) 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 1000), min_size=3, max_size=20, unique=True), st.integers(0, 10**6))
-def test_heats_of_a_relative_judge_rank_as_one_heat_would(truth: list[int], seed: int) -> None:
-    """The judge stretches each heat to its own scale, as RULER does; anchors bring the heats back onto one."""
+def test_sub_batches_of_a_relative_judge_rank_as_one_would(truth: list[int], seed: int) -> None:
+    """The judge stretches each sub-batch to its own scale, as RULER does; anchors bring them back onto one."""
     values = {f"m{i}": float(t) for i, t in enumerate(truth)}
     order = random.Random(seed).sample(sorted(values), len(values))
     sizes = []
 
-    async def run(heat: object, name: str) -> dict[str, float]:
-        members = list(heat)  # type: ignore[call-overload]
+    async def run(batch: object, name: str) -> dict[str, float]:
+        members = list(batch)  # type: ignore[call-overload]
         sizes.append(len(members))
         known = [values[m] for m in members]
         low, high = min(known), max(known)
@@ -113,7 +113,7 @@ def test_heats_of_a_relative_judge_rank_as_one_heat_would(truth: list[int], seed
         assert found >= 0.6
 
 
-def test_ranks_survive_heats_on_average(server: JudgeServer) -> None:
+def test_ranks_survive_sub_batches_on_average(server: JudgeServer) -> None:
     taus = []
     for seed in range(8):
         synthetic = make_synthetic_group(50 + seed, agents=8)
@@ -137,7 +137,7 @@ def _actions(record: dict[str, object]) -> list[object]:
 
 
 def _just_too_small(synthetic: SyntheticGroup) -> int:
-    """A context that takes a heat of the group, and not the group."""
+    """A context that takes a sub-batch of the group, and not the group."""
     forms = write_forms(synthetic.group, synthetic.hindsight, rubric=trading_rubric(), key="k")
     return min(n for _, _, n in forms.by_preference()) - 100
 
