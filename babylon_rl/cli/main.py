@@ -1,4 +1,4 @@
-"""`babylon-rl …`: the guide's commands and ours. Each opens what it needs, calls one function, and prints.
+"""`babylon-rl …`: the commands of the game's guide and ours. Each opens what it needs, calls one function, and prints.
 
 Errors raised on purpose end in one sentence on stderr and exit status 2; a "not yet" answer is status 1.
 """
