@@ -44,7 +44,7 @@ class DatabaseSettings(_Part):
     dagster_url: SecretStr | None = Field(
         default=None,
         validation_alias="BABYLON_DAGSTER_URL",
-        description="Database of Dagster's own storage. Unset: one that our commands create and name.",
+        description="Database of Dagster's own storage. Unset: `dagster` on the embedded server.",
     )
 
     @field_validator("home")
