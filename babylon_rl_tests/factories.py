@@ -13,7 +13,7 @@ from babylon_rl.types import GroupMember, Json, LlmCall, Seen, SourceRow, Step, 
 from babylon_rl.windows import HourWindow
 
 WINDOW = HourWindow.parse("2025-01-15T10:00")
-# "After Test Data Generation", as the guide prints it.
+# "After Test Data Generation", as the game's guide for operators prints it.
 GUIDE_SQL = """
 SELECT
   window_id,

@@ -1,4 +1,4 @@
-"""`babylon-rl …`: the guide's commands and ours. Each opens what it needs, calls one function, and prints.
+"""`babylon-rl …`: the commands of the game's guide and ours. Each opens what it needs, calls one function, and prints.
 
 Errors raised on purpose end in one sentence on stderr and exit status 2; a "not yet" answer is status 1.
 """
@@ -17,6 +17,7 @@ from rich.table import Table
 
 from babylon_rl.cli.data import app as data_commands
 from babylon_rl.cli.judging import app as judging_commands
+from babylon_rl.cli.settings import app as settings_commands
 from babylon_rl.errors import BabylonRLError
 from babylon_rl.report import formatting
 from babylon_rl.settings import Settings
@@ -25,6 +26,7 @@ from babylon_rl.windows import HourWindow
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(data_commands)
 app.add_typer(judging_commands)
+app.add_typer(settings_commands)
 console = Console()
 errors = Console(stderr=True)
 

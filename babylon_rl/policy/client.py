@@ -38,7 +38,7 @@ class Completion:
 class PolicyClient:
     """An async context manager around one connection pool.
 
-    aiohttp carries the requests: with 512 in flight httpx's pool costs six times the processor time (POLICY.md).
+    aiohttp carries the requests: with 512 in flight httpx's pool costs six times the processor time (docs/policy.md §7).
     """
 
     def __init__(self, base_url: str, *, api_key: str = "none", max_connections: int = 1000) -> None:

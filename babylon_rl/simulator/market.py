@@ -2,7 +2,7 @@
 
 What belongs here: what the world does. What agents see of it is `observation.py`; what they own is
 `portfolio.py`. Figures per hour, so that the number of decisions changes the grain and not the game.
-They are POLICY.md's: with a weaker signal the advantage of a good choice drowns in noise.
+They are measured (docs/policy.md §4): with a weaker signal the advantage of a good choice drowns in noise.
 """
 
 import hashlib

@@ -35,7 +35,7 @@ class Cast:
     Attributes:
         learners: Agents whose rows are training data.
         policy: `guide` (the five kinds in turn), one strategy's name, or a served model such as `babylon-mmo@3`.
-        rivals: Whether one agent of each of the guide's kinds plays along without being trained on.
+        rivals: Whether one agent of each of the kinds of the game's guide plays along without being trained on.
         temperature: Of a served model; None leaves it to the server.
     """
 

@@ -1,6 +1,6 @@
-"""Scripted players: the guide's five kinds, the mixture that a base policy is cloned from, and the yardsticks.
+"""Scripted players: the five kinds of the game's guide, the mixture that a base policy is cloned from, and the yardsticks.
 
-An answer says what it read, then what it acts on, then acts (POLICY.md §2): a small policy that must
+An answer says what it read, then what it acts on, then acts (docs/policy.md §2): a small policy that must
 say the reading first learns to read, and RL can only amplify what it can represent.
 """
 
@@ -89,7 +89,7 @@ def habits(o: Observation, r: random.Random) -> str:
     """What the base policy is cloned from: legal, unremarkable, with leanings that RL can find.
 
     With the news 70 %, against the price move 70 %, with the event 60 %, at rest 15 %; sizes at random. It
-    earns nothing. A fair coin instead of leanings taught nothing that RL could amplify (POLICY.md §3).
+    earns nothing. A fair coin instead of leanings taught nothing that RL could amplify (docs/policy.md §3).
     """
     cue: Cue = r.choices(("news", "price", "event", "rest"), weights=(0.3, 0.3, 0.25, 0.15))[0]
     with_it = {"news": 0.7, "price": 0.3, "event": 0.6, "rest": 1.0}[cue]

@@ -4,7 +4,7 @@ What belongs here: which turns train, with which reward, and whose probability e
 No ART and no torch: a batch with nothing to learn is refused before either is loaded.
 
 Each logged call was made from its own system and user prompt, so each turn is its own sequence. One group
-per (window, decision): its members share a long prompt, which ART's packing then tells once (POLICY.md §6).
+per (window, decision): its members share a long prompt, which ART's packing then tells once (docs/policy.md §6).
 Where an agent missed a decision, the others are compared among themselves.
 """
 
