@@ -17,11 +17,11 @@ from babylon_rl.errors import DataError
 from babylon_rl.policy.compat import undo_art_patch
 from babylon_rl.policy.model import LoadedPolicy
 
-ROWS: Final = 128  # rows decoded together: above it the KV cache leaves the processor's own caches
-SHARE: Final = 32  # prompts that share one prefill at most
-SHARED_PART: Final = 0.6  # of a prompt that must be common before it joins a block
-UNSEEN: Final = torch.finfo(torch.float32).min  # not -inf: a row that sees nothing (padding) must not become NaN
-SHRINK_AT: Final = 0.75  # finished rows are dropped from the batch once so few are left
+MAX_ROWS_PER_BATCH: Final = 128  # rows decoded together: above it the KV cache leaves the processor's own caches
+MAX_PROMPTS_PER_PREFILL: Final = 32  # prompts that share one prefill at most
+MIN_COMMON_FRACTION: Final = 0.6  # of a prompt that must be common before it joins a block
+HIDDEN_BIAS: Final = torch.finfo(torch.float32).min  # not -inf: a row that sees nothing (padding) must not become NaN
+COMPACT_AT_FRACTION: Final = 0.75  # finished rows are dropped from the batch once so few are left
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,10 +94,10 @@ def _blocks(prompts: list[Sequence[int]]) -> list[_Block]:
     blocks: list[_Block] = []
     for i in sorted(range(len(prompts)), key=lambda i: list(prompts[i])):
         mine = prompts[i]
-        if blocks and len(blocks[-1].members) < SHARE:
+        if blocks and len(blocks[-1].members) < MAX_PROMPTS_PER_PREFILL:
             first, top = prompts[blocks[-1].members[0]], min(blocks[-1].common, len(mine) - 1)
             n = next((k for k in range(top) if first[k] != mine[k]), top)
-            if n >= SHARED_PART * len(mine):
+            if n >= MIN_COMMON_FRACTION * len(mine):
                 blocks[-1].members.append(i)
                 blocks[-1].common = n
                 continue
@@ -106,11 +106,11 @@ def _blocks(prompts: list[Sequence[int]]) -> list[_Block]:
 
 
 def _chunks(blocks: list[_Block]) -> list[list[_Block]]:
-    """Fill batches of about `ROWS` rows with blocks of like length."""
+    """Fill batches of about `MAX_ROWS_PER_BATCH` rows with blocks of like length."""
     chunks: list[list[_Block]] = []
     rows = 0
     for b in blocks:
-        if not chunks or rows + len(b.members) > ROWS:
+        if not chunks or rows + len(b.members) > MAX_ROWS_PER_BATCH:
             chunks.append([])
             rows = 0
         chunks[-1].append(b)
@@ -192,7 +192,7 @@ class _Batch:
             left = int(going.sum())
             if left == 0:
                 break
-            if left <= SHRINK_AT * len(rows):
+            if left <= COMPACT_AT_FRACTION * len(rows):
                 kept = going.nonzero()[:, 0]
                 rows, going, uniforms, temperatures, limits, positions, token, seen = (
                     t[kept] for t in (rows, going, uniforms, temperatures, limits, positions, token, seen)
@@ -228,7 +228,7 @@ class _Batch:
     def _left_padded(self, parts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         width = max(map(len, parts))
         ids = torch.full((len(parts), width), self._pad)
-        seen = torch.full((len(parts), width), UNSEEN)
+        seen = torch.full((len(parts), width), HIDDEN_BIAS)
         for row, part in enumerate(parts):
             ids[row, width - len(part) :] = torch.tensor(part, dtype=torch.long)
             seen[row, width - len(part) :] = 0.0
@@ -262,7 +262,7 @@ def _causal(seen: torch.Tensor, new: int) -> torch.Tensor:
     """Additive mask [B, 1, new, L]: the last `new` of L slots look at the seen slots up to themselves."""
     length = seen.shape[1]
     later = torch.ones(new, length, dtype=torch.bool, device=seen.device).triu(length - new + 1)
-    return seen[:, None, None].masked_fill(later, UNSEEN)
+    return seen[:, None, None].masked_fill(later, HIDDEN_BIAS)
 
 
 def _uniforms(seed: int, n: int) -> np.ndarray[Any, np.dtype[np.float64]]:

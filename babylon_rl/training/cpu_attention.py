@@ -41,7 +41,7 @@ def use_packed_attention(model: Any) -> Any:
     return model
 
 
-def layout_of(group_ids: Tensor, parent_ids: Tensor, lengths: Tensor) -> PackedLayout:
+def build_layout(group_ids: Tensor, parent_ids: Tensor, lengths: Tensor) -> PackedLayout:
     """Read the layout out of ART's ids.
 
     Args:

@@ -19,14 +19,14 @@ from babylon_rl.policy.checkpoints import checkpoint_dir
 from babylon_rl.policy.compat import undo_art_patch
 from babylon_rl.training import checkpoint_store
 from babylon_rl.training.art_groups import to_art_groups
-from babylon_rl.training.art_import import gentle_art_import
+from babylon_rl.training.art_import import isolated_art_import
 from babylon_rl.training.config import CpuTrainingConfig
 from babylon_rl.training.cpu_service import CpuJob, CpuService
 from babylon_rl.training.packing import pack_rows
 from babylon_rl.training.sequences import MAX_STALENESS, TrainingPlan
 from babylon_rl.training.trainer import TrainingBatch
 
-with gentle_art_import():
+with isolated_art_import():
     from art.local.backend import LocalBackend
     from art.metrics_taxonomy import build_training_summary_metrics, summarize_trajectory_groups
     from art.preprocessing.pack import packed_tensors_to_dir
@@ -125,7 +125,7 @@ class CpuBackend(LocalBackend):  # type: ignore[misc]  # ART is not typed for us
         if packed is None:
             raise DataError(
                 f"nothing to train {model.name} on: in all {len(contextualized_groups)} ART groups the rewards are equal "
-                "or no assistant turn has tokens; train on groups whose scores differ"
+                "or no assistant turn has tokens; train on groups whose rewards differ"
             )
         base_metrics["data/step_trainer_tokens"] = float(packed["assistant_mask"].sum())
         base_metrics["data/rows"] = float(len(packed["tokens"]))
@@ -183,11 +183,11 @@ class CpuEngine:
         return int(json.loads((self._base / "config.json").read_text())["max_position_embeddings"])
 
     @contextmanager
-    def prepared(self, batch: TrainingBatch, plan: TrainingPlan) -> Generator[None]:
+    def prepare_training(self, batch: TrainingBatch, plan: TrainingPlan) -> Generator[None]:
         """Lock the lineage, check the parent and every behaviour policy, remove what the ledger does not know."""
         digest = checkpoint_store.base_digest(self._base)
         with checkpoint_store.lineage_lock(self._root, batch.lineage):
-            checkpoint_store.prepare(
+            checkpoint_store.reconcile(
                 self._root, batch.lineage, batch.parent_step, base=digest, manifest=batch.parent_manifest
             )
             for step in {b.step for b in plan.behaviours if b.step} - {batch.parent_step}:
@@ -206,10 +206,10 @@ class CpuEngine:
             )
             yield
 
-    def groups(self, plan: TrainingPlan) -> "list[art.TrajectoryGroup]":
+    def build_groups(self, plan: TrainingPlan) -> "list[art.TrajectoryGroup]":
         return to_art_groups(plan, behaviours=plan.behaviours)
 
-    def options(self, plan: TrainingPlan) -> dict[str, Any]:
+    def train_options(self, plan: TrainingPlan) -> dict[str, Any]:
         c = self._config
         return {"loss_fn": "ppo", "epsilon": c.clip, "packed_sequence_length": max(c.row_tokens, plan.longest)}
 

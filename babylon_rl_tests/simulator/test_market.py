@@ -7,7 +7,7 @@ import pytest
 
 from babylon_rl.simulator.market import Market, make_market
 from babylon_rl.simulator.observation import observe
-from babylon_rl.simulator.play import Seat, oracle_pnl_usd, play
+from babylon_rl.simulator.play import AgentSlot, oracle_pnl_usd, play
 from babylon_rl.simulator.players import ScriptedPlayer
 from babylon_rl.simulator.portfolio import FEE, MAX_EXPOSURE, START_BALANCE_USD, Order, Portfolio, parse_order
 from babylon_rl.simulator.strategies import GUIDE_KINDS, STRATEGIES, reading
@@ -21,7 +21,7 @@ def markets(n: int, seed: int = 3) -> list[Market]:
 
 
 def pnl_of(name: str, n: int) -> list[float]:
-    played = asyncio.run(play(markets(n), [Seat("a", ScriptedPlayer(name))], seed=5))
+    played = asyncio.run(play(markets(n), [AgentSlot("a", ScriptedPlayer(name))], seed=5))
     return [p.pnl_usd for p in played]
 
 
@@ -40,7 +40,7 @@ def test_the_oracle_earns_clearly() -> None:
 def test_random_trading_loses_its_fees() -> None:
     """The mean loss is the fees paid, within three standard errors: no drift favours a coin."""
     fees, pnl = [], []
-    for p in asyncio.run(play(markets(1500), [Seat("a", ScriptedPlayer("noise"))], seed=5)):
+    for p in asyncio.run(play(markets(1500), [AgentSlot("a", ScriptedPlayer("noise"))], seed=5)):
         pnl.append(p.pnl_usd)
         fees.append(sum(m.result.get("feeUsd", 0.0) for m in p.moves))
     error = statistics.stdev(pnl) / math.sqrt(len(pnl))

@@ -9,10 +9,10 @@ import sqlalchemy as sa
 from babylon_rl.errors import ConfigError, DataError
 from babylon_rl.ingest.outcomes import read_outcomes, sync_window_outcomes
 from babylon_rl.simulator.market import make_market
-from babylon_rl.simulator.play import Playthrough, Seat, play
+from babylon_rl.simulator.play import Playthrough, AgentSlot, play
 from babylon_rl.simulator.players import ScriptedPlayer
 from babylon_rl.simulator.recording import record_play
-from babylon_rl.simulator.spawn import Cast, free_windows, spawn
+from babylon_rl.simulator.spawn import AgentLineup, free_windows, spawn
 from babylon_rl.windows import HourWindow
 from babylon_rl_tests.factories import GUIDE_SQL
 
@@ -21,8 +21,8 @@ NOW = datetime(2025, 1, 20, tzinfo=UTC)
 
 
 def played(windows: int = 2, *, learner: bool = True) -> list[Playthrough]:
-    seats = [Seat(f"agent-{k}", ScriptedPlayer(k), learner=learner) for k in ("momentum", "contrarian")]
-    return asyncio.run(play([make_market(FIRST.next(i), 1) for i in range(windows)], seats, seed=1))
+    slots = [AgentSlot(f"agent-{k}", ScriptedPlayer(k), learner=learner) for k in ("momentum", "contrarian")]
+    return asyncio.run(play([make_market(FIRST.next(i), 1) for i in range(windows)], slots, seed=1))
 
 
 def test_a_window_is_written_as_the_game_does_one_row_per_tick(engine: sa.Engine) -> None:
@@ -82,7 +82,7 @@ def test_the_guides_sql_answers_as_printed(engine: sa.Engine) -> None:
 
 def test_spawning_again_plays_other_hours_and_stays_in_the_last_day(engine: sa.Engine) -> None:
     first = free_windows(engine, 3, now=NOW)
-    spawn(engine, first, Cast(learners=5, policy="guide"), seed=1)
+    spawn(engine, first, AgentLineup(learners=5, policy="guide"), seed=1)
     second = free_windows(engine, 3, now=NOW)
     assert not set(first) & set(second)
     assert all(w.closed_at(NOW) and w >= HourWindow.containing(NOW).next(-24) for w in first + second)
@@ -109,11 +109,11 @@ def test_the_market_and_scripted_play_do_not_depend_on_the_hash_seed(tmp_path: P
     code = (
         "import asyncio, hashlib\n"
         "from babylon_rl.simulator.market import make_market\n"
-        "from babylon_rl.simulator.play import Seat, play\n"
+        "from babylon_rl.simulator.play import AgentSlot, play\n"
         "from babylon_rl.simulator.players import ScriptedPlayer\n"
         "from babylon_rl.windows import HourWindow\n"
         "m = make_market(HourWindow.parse('2025-01-15T00:00'), 1)\n"
-        "p = asyncio.run(play([m], [Seat('a', ScriptedPlayer('habits'))], seed=1))\n"
+        "p = asyncio.run(play([m], [AgentSlot('a', ScriptedPlayer('habits'))], seed=1))\n"
         "print(hashlib.sha256(repr((m, p[0].moves)).encode()).hexdigest())\n"
     )
     told = {

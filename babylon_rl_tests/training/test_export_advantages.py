@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from babylon_rl.export.dataset import export
-from babylon_rl.pipeline.train import _scored
+from babylon_rl.pipeline.train import load_rewarded_group
 from babylon_rl.pipeline.workspace import open_workspace
 from babylon_rl.policy.shipped import shipped_base
 from babylon_rl.settings import Settings
@@ -23,7 +23,7 @@ def test_exported_advantages_are_those_that_art_trains_with(settings: Settings, 
     with open_workspace(settings) as workspace:
         play_and_judge(workspace, hours(2))
         export(workspace, str(tmp_path / "x.parquet"), format="parquet")
-        groups = tuple(_scored(workspace, r.window_id, r.judgment_key) for r in workspace.ledger.ready())
+        groups = tuple(load_rewarded_group(workspace, r.window_id, r.judgment_key) for r in workspace.ledger.ready())
     tokenizer = AutoTokenizer.from_pretrained(shipped_base(), local_files_only=True)
     batch = TrainingBatch(lineage="x", step=1, window_id=str(FIRST.next()), groups=groups)
     plan = plan_training(batch, tokenizer, context=2048)

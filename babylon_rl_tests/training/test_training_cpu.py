@@ -60,7 +60,7 @@ def test_killed_in_the_middle_and_run_again_it_writes_the_same_bytes_as_uninterr
 
 def test_the_manifest_and_the_card_say_what_was_trained(two_steps) -> None:
     root, (first, second) = two_steps
-    card = json.loads(files(root, 2)["checkpoint.json"])
+    metadata = json.loads(files(root, 2)["checkpoint.json"])
 
     assert second.path == str(checkpoint_dir(root, LINEAGE, 2))
     assert second.manifest == checkpoint_store.file_digests(checkpoint_dir(root, LINEAGE, 2))
@@ -70,9 +70,9 @@ def test_the_manifest_and_the_card_say_what_was_trained(two_steps) -> None:
         "checkpoint.json",
         "optimizer.safetensors",
     }
-    assert (card["lineage"], card["step"], card["windows"]) == (LINEAGE, 2, ["2025-01-15T12:00", "2025-01-15T13:00"])
-    assert card["judgment_keys"] == ["judgment-2", "judgment-3"]
-    assert card["parent"] == {"step": 1, "digest": first.manifest["checkpoint.json"]}
+    assert (metadata["lineage"], metadata["step"], metadata["windows"]) == (LINEAGE, 2, ["2025-01-15T12:00", "2025-01-15T13:00"])
+    assert metadata["judgment_keys"] == ["judgment-2", "judgment-3"]
+    assert metadata["parent"] == {"step": 1, "digest": first.manifest["checkpoint.json"]}
     texts = b"".join(v for k, v in files(root, 2).items() if k.endswith(".json")).decode()
     assert str(root) not in texts
     assert str(shipped_base()) not in texts
@@ -134,7 +134,7 @@ def test_old_log_probs_come_from_the_policy_that_spoke_at_its_temperature(two_st
     plan = plan_training(a_batch(*groups, step=2), engine.tokenizer, context=2048)
     assert plan.behaviours == (Behaviour(0, 0.8), PARENT)
     model = type("Model", (), {"base_model": str(shipped_base())})
-    packed = engine.backend._get_packed_tensors(model, engine.groups(plan), 0.0, False, True, False, 640, 1)
+    packed = engine.backend._get_packed_tensors(model, engine.build_groups(plan), 0.0, False, True, False, 640, 1)
     rows = {k: v for k, v in packed.items() if isinstance(v, torch.Tensor)}
     service = CpuService(root, shipped_base(), CpuTrainingConfig(), None)
     service.job = CpuJob(lineage=LINEAGE, step=2, seed=1, base_digest="", behaviours=plan.behaviours)
@@ -248,7 +248,7 @@ def test_a_parent_that_is_gone_or_changed_or_of_another_base_is_refused(two_step
 
     assert latest_step(root, LINEAGE) == 2, "a refusal removes nothing"
     with pytest.raises(DataError, match="stands on base"):
-        checkpoint_store.prepare(root, LINEAGE, 1, base="f" * 64)
+        checkpoint_store.reconcile(root, LINEAGE, 1, base="f" * 64)
 
 
 def test_what_the_ledger_does_not_know_is_made_again(two_steps, tmp_path) -> None:

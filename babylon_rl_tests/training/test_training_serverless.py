@@ -13,7 +13,7 @@ from babylon_rl.grouping.groups import make_group
 from babylon_rl.policy.shipped import shipped_base
 from babylon_rl.settings import Settings
 from babylon_rl.training.factory import open_trainer
-from babylon_rl.training.trainer import ScoredGroup
+from babylon_rl.training.trainer import RewardedGroup
 from babylon_rl.types import Trajectory
 
 BATCH = a_batch(a_group(0, agents=5, decisions=2), a_group(1, agents=5, decisions=2))
@@ -169,7 +169,7 @@ def test_no_hindsight_reaches_the_body(server, settings) -> None:
     assert group is not None
     scores = {m.trajectory_id: i / 4 for i, m in enumerate(group.members)}
 
-    train(settings, a_batch(ScoredGroup(group=group, scores=scores, judgment_key="CANARY-judgment")))
+    train(settings, a_batch(RewardedGroup(group=group, scores=scores, judgment_key="CANARY-judgment")))
 
     sent = json.dumps(server.jobs)
     assert sent.count('"role": "user"') == 10

@@ -22,7 +22,7 @@ def results_of(engine, batch, **options):
     from art.preprocessing.tokenize import tokenize_trajectory_groups
 
     plan = plan_training(batch, engine.tokenizer, context=CONTEXT)
-    return plan, list(tokenize_trajectory_groups(engine.tokenizer, engine.groups(plan), False, True, **options))
+    return plan, list(tokenize_trajectory_groups(engine.tokenizer, engine.build_groups(plan), False, True, **options))
 
 
 def test_every_trained_sequence_is_its_own_prompt_and_answer_and_only_the_answer_trains(engine) -> None:
