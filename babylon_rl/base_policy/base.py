@@ -76,7 +76,9 @@ def make_base_policy(
     if out.exists():
         raise ConfigError(f"{str(out)!r} exists already and a base is never overwritten; remove it or name another")
     if evaluation_windows < MIN_EVALUATION_WINDOWS:
-        raise ConfigError(f"an evaluation of {evaluation_windows} windows cannot tell; give it at least {MIN_EVALUATION_WINDOWS}")
+        raise ConfigError(
+            f"an evaluation of {evaluation_windows} windows cannot tell; give it at least {MIN_EVALUATION_WINDOWS}"
+        )
     began = time.monotonic()
     policy = clone_base(size=size, seed=seed, windows=windows, batch=batch, lr=lr, progress=progress)
     evaluation = evaluate_base(policy, seed=seed, windows=evaluation_windows)
@@ -117,7 +119,9 @@ def clone_base(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums in another order are other bytes
     try:
-        clone(model, tokenizer, play_by_habit("cloning", seed, windows), seed=seed, batch=batch, lr=lr, progress=progress)
+        clone(
+            model, tokenizer, play_by_habit("cloning", seed, windows), seed=seed, batch=batch, lr=lr, progress=progress
+        )
     finally:
         torch.set_num_threads(threads)
     return LoadedPolicy(model, tokenizer)
@@ -135,7 +139,8 @@ def write_base(policy: "LoadedPolicy", out: Path, recipe: dict[str, object], eva
         record = {
             **recipe,
             "parameters": policy.parameters,
-            "evaluation": asdict(evaluation) | {"mean_pnl_usd": {f"{t:g}": round(v, 4) for t, v in evaluation.mean_pnl_usd.items()}},
+            "evaluation": asdict(evaluation)
+            | {"mean_pnl_usd": {f"{t:g}": round(v, 4) for t, v in evaluation.mean_pnl_usd.items()}},
             "libraries": {name: version(name) for name in _LIBRARIES},
         }
         (partial / "base.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")

@@ -89,7 +89,9 @@ async def _train(workspace: Workspace, plan: Plan, progress: Progress) -> Checkp
         lineage=plan.lineage,
         step=plan.step,
         window_id=plan.window_id,
-        groups=tuple(load_rewarded_group(workspace, w, k) for w, k in zip(plan.windows, plan.judgment_keys, strict=True)),
+        groups=tuple(
+            load_rewarded_group(workspace, w, k) for w, k in zip(plan.windows, plan.judgment_keys, strict=True)
+        ),
         learning_rate=plan.learning_rate,
         seed=settings.seed,
         parent_manifest=ledger.manifest(plan.step - 1),

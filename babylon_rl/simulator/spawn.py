@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.errors import ConfigError
 from babylon_rl.simulator.market import make_market
-from babylon_rl.simulator.play import Playthrough, AgentSlot, play
+from babylon_rl.simulator.play import AgentSlot, Playthrough, play
 from babylon_rl.simulator.players import Player, PolicyPlayer, ScriptedPlayer
 from babylon_rl.simulator.recording import record_play, recorded_windows
 from babylon_rl.simulator.strategies import GUIDE_KINDS, strategy

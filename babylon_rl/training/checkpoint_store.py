@@ -48,7 +48,9 @@ def read_metadata(directory: Path) -> dict[str, Any]:
     try:
         metadata = json.loads((directory / METADATA_FILE).read_bytes())
     except (OSError, ValueError) as e:
-        raise DataError(f"checkpoint {str(directory)!r} has no readable {METADATA_FILE}: {e}; train that step again") from e
+        raise DataError(
+            f"checkpoint {str(directory)!r} has no readable {METADATA_FILE}: {e}; train that step again"
+        ) from e
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise DataError(f"checkpoint {str(directory)!r} is of another format than {FORMAT}; train that step again")
     return metadata
@@ -130,7 +132,9 @@ def verify(
         )
     metadata = read_metadata(directory)
     found = file_digests(directory)
-    expected = {**dict(metadata.get("files", {})), METADATA_FILE: found[METADATA_FILE]} if manifest is None else dict(manifest)
+    expected = (
+        {**dict(metadata.get("files", {})), METADATA_FILE: found[METADATA_FILE]} if manifest is None else dict(manifest)
+    )
     changed = sorted(n for n in expected if found.get(n) != expected[n])
     if changed:
         raise DataError(

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from babylon_rl.common.progress import Progress
 from babylon_rl.errors import ConfigError, DataError
-from babylon_rl.policy.checkpoints import checkpoint_dir
+from babylon_rl.policy.checkpoints import METADATA_FILE, checkpoint_dir
 from babylon_rl.policy.model import load_policy
 from babylon_rl.training import checkpoint_store
 from babylon_rl.training.art_groups import behaviour_index
@@ -50,7 +50,7 @@ class CpuJob:
     """What `backend.train` cannot say: which step is made, from what, and what its metadata shall record.
 
     Attributes:
-        behaviours: What the marks in the log-probs mean (`art_groups.behaviour_placeholder`).
+        behaviours: What the placeholders in the log-probs mean (`art_groups.behaviour_placeholder`).
     """
 
     lineage: str
@@ -92,7 +92,7 @@ class CpuService:
         """Take the gradient steps of one training and write its checkpoint.
 
         Args:
-            disk_packed_tensors: ART's packed rows; every trainable token has a log-prob or a mark.
+            disk_packed_tensors: ART's packed rows; every trainable token has a log-prob or a placeholder.
             config: ART's `TrainConfig`: the learning rate.
             _config: ART's `dev.TrainConfig`: what the loss reads.
             verbose: Asked for by ART's protocol; we log.
@@ -136,20 +136,22 @@ class CpuService:
         logger.info("trained lineage=%s step=%d rows=%d gradient_steps=%d", job.lineage, job.step, count, total)
 
     def _fill_logprobs(self, rows: Rows, lengths: Tensor) -> Tensor:
-        """Put log-probs where marks stand, from the policy that each mark names; rows are changed in place.
+        """Put log-probs where placeholders stand, from the policy that each placeholder names; rows are changed in place.
 
         Returns:
             The temperature of every token [N, S]: 1 but where a turn was sampled at another.
         """
-        marks, trains = rows["logprobs"].clone(), rows["assistant_mask"]
-        temperature = torch.ones(marks.shape)
+        placeholders, trains = rows["logprobs"].clone(), rows["assistant_mask"]
+        temperature = torch.ones(placeholders.shape)
         by_step: dict[int, Tensor] = {}
-        for mark in torch.unique(marks[trains]).tolist():  # a NaN is no mark: ART then takes the learner's own
-            which = behaviour_index(mark)
+        for placeholder in torch.unique(
+            placeholders[trains]
+        ).tolist():  # a NaN is no placeholder: ART then takes the learner's own
+            which = behaviour_index(placeholder)
             if which is None:
                 continue
             behaviour = self.job.behaviours[which] if which < len(self.job.behaviours) else PARENT
-            here = trains & (marks == mark)
+            here = trains & (placeholders == placeholder)
             temperature[here] = behaviour.temperature
             step = self.job.parent_step if behaviour.step is None else behaviour.step
             by_step[step] = by_step.get(step, torch.zeros_like(trains)) | here

@@ -139,7 +139,7 @@ def plan_training(
             facts={"groups": len(batch.groups), "lineage": batch.lineage, "step": batch.step},
         )
     decisions: list[DecisionGroup] = []
-    for scored in spread:
+    for rewarded in spread:
         decisions += _decisions(rewarded, batch, tokenizer, render, context, max_staleness, counts)
     counts["data/tokens_trainable"] = sum(len(s.response_ids) for d in decisions for s in d.sequences)
     if not decisions:

@@ -14,7 +14,9 @@ from babylon_rl.policy.model import LoadedPolicy, load_policy
 from babylon_rl.policy.sampling import SampleRequest, sample
 from babylon_rl.policy.shipped import shipped_base
 
-EVALUATION = BaseEvaluation(answers=1, reading_accuracy=1.0, ticker_accuracy=1.0, invalid_rate=0.0, mean_pnl_usd={0.0: 1.0})
+EVALUATION = BaseEvaluation(
+    answers=1, reading_accuracy=1.0, ticker_accuracy=1.0, invalid_rate=0.0, mean_pnl_usd={0.0: 1.0}
+)
 
 
 def test_the_shipped_base_reads_its_prompts_and_plays_legally(policy: LoadedPolicy) -> None:
@@ -67,12 +69,16 @@ def test_a_base_is_never_overwritten(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("reading", "ticker", "passed"), [(0.95, 0.95, True), (0.94, 1, False), (1, 0.94, False)])
 def test_both_floors_are_095(reading: float, ticker: float, passed: bool) -> None:
-    evaluation = BaseEvaluation(answers=9, reading_accuracy=reading, ticker_accuracy=ticker, invalid_rate=0, mean_pnl_usd={})
+    evaluation = BaseEvaluation(
+        answers=9, reading_accuracy=reading, ticker_accuracy=ticker, invalid_rate=0, mean_pnl_usd={}
+    )
     assert evaluation.passed is passed
 
 
 def test_a_base_that_never_trades_a_perp_does_not_pass() -> None:
-    assert not BaseEvaluation(answers=9, reading_accuracy=1, ticker_accuracy=None, invalid_rate=0, mean_pnl_usd={}).passed
+    assert not BaseEvaluation(
+        answers=9, reading_accuracy=1, ticker_accuracy=None, invalid_rate=0, mean_pnl_usd={}
+    ).passed
 
 
 @pytest.mark.parametrize(

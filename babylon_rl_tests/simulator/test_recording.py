@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from babylon_rl.errors import ConfigError, DataError
 from babylon_rl.ingest.outcomes import read_outcomes, sync_window_outcomes
 from babylon_rl.simulator.market import make_market
-from babylon_rl.simulator.play import Playthrough, AgentSlot, play
+from babylon_rl.simulator.play import AgentSlot, Playthrough, play
 from babylon_rl.simulator.players import ScriptedPlayer
 from babylon_rl.simulator.recording import record_play
 from babylon_rl.simulator.spawn import AgentLineup, free_windows, spawn

@@ -73,7 +73,11 @@ def test_the_manifest_and_the_card_say_what_was_trained(two_steps) -> None:
         "checkpoint.json",
         "optimizer.safetensors",
     }
-    assert (metadata["lineage"], metadata["step"], metadata["windows"]) == (LINEAGE, 2, ["2025-01-15T12:00", "2025-01-15T13:00"])
+    assert (metadata["lineage"], metadata["step"], metadata["windows"]) == (
+        LINEAGE,
+        2,
+        ["2025-01-15T12:00", "2025-01-15T13:00"],
+    )
     assert metadata["judgment_keys"] == ["judgment-2", "judgment-3"]
     assert metadata["parent"] == {"step": 1, "digest": first.manifest["checkpoint.json"]}
     texts = b"".join(v for k, v in files(root, 2).items() if k.endswith(".json")).decode()
@@ -94,7 +98,7 @@ def test_row_order_does_not_change_the_checkpoint_but_seed_does(two_steps, tmp_p
     )
 
 
-def test_training_makes_high_scores_likelier_and_low_less_so(tmp_path) -> None:
+def test_training_makes_high_rewards_likelier_and_low_less_so(tmp_path) -> None:
     import torch
 
     batch = a_batch(*(a_group(i, agents=4) for i in range(3)))
@@ -214,10 +218,10 @@ def test_arts_own_call_works_without_us(tmp_path) -> None:
     assert latest_step(tmp_path, "own") == 2
 
 
-def test_a_batch_without_score_spread_is_refused(tmp_path) -> None:
-    flat = a_group(0, scores=dict.fromkeys(range(5), 0.3))
+def test_a_batch_without_reward_spread_is_refused(tmp_path) -> None:
+    flat = a_group(0, rewards=dict.fromkeys(range(5), 0.3))
 
-    with pytest.raises(DataError, match="every member has the same score"):
+    with pytest.raises(DataError, match="every member has the same reward"):
         train(tmp_path / "root", a_batch(flat))
 
     assert not list(tmp_path.rglob("*.json"))

@@ -33,9 +33,9 @@ def a_group(
     decisions: int = 2,
     version: str | None = None,
     temperature: float | None = 1.0,
-    scores: dict[int, float] | None = None,
+    rewards: dict[int, float] | None = None,
 ) -> RewardedGroup:
-    """One window played by scripted agents; scores rise with the agent's number unless they are given."""
+    """One window played by scripted agents; rewards rise with the agent's number unless they are given."""
     window = FIRST.next(hours)
     market = make_market(window, 7, decisions=decisions)
     members = []
@@ -60,10 +60,10 @@ def a_group(
             GroupMember(trajectory_id=f"{window}/agent-{agent}", agent_id=f"agent-{agent}", turns=tuple(turns))
         )
     group = TrajectoryGroup(group_id=str(window), window_id=str(window), members=tuple(members))
-    told = scores or {i: i / (agents - 1) for i in range(agents)}
+    by_agent = rewards or {i: i / (agents - 1) for i in range(agents)}
     return RewardedGroup(
         group=group,
-        scores={m.trajectory_id: told[i] for i, m in enumerate(members)},
+        rewards={m.trajectory_id: by_agent[i] for i, m in enumerate(members)},
         judgment_key=f"judgment-{hours}",
     )
 
@@ -75,12 +75,12 @@ def a_batch(*groups: RewardedGroup, step: int = 1, lineage: str = LINEAGE, seed:
     )
 
 
-def with_turns(scored: RewardedGroup, **changes: object) -> RewardedGroup:
+def with_turns(rewarded: RewardedGroup, **changes: object) -> RewardedGroup:
     """The same group with every turn changed."""
     members = tuple(
-        replace(m, turns=tuple(msgspec.structs.replace(t, **changes) for t in m.turns)) for m in scored.group.members
+        replace(m, turns=tuple(msgspec.structs.replace(t, **changes) for t in m.turns)) for m in rewarded.group.members
     )
-    return replace(scored, group=replace(scored.group, members=members))
+    return replace(rewarded, group=replace(rewarded.group, members=members))
 
 
 def cpu_trainer(root: Path, *, progress: Progress = ignore_progress) -> ArtTrainer:
