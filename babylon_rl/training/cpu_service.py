@@ -5,6 +5,8 @@ and packs before it; ART's `loss_fn` is the loss.
 
 Same parent, batch and seed give the same bytes, in any process: nothing is kept in memory between steps, rows are
 drawn by a generator seeded by (seed, step), and the thread count is fixed while computing.
+
+Axes are named as in `cpu_attention.py`.
 """
 
 import asyncio
@@ -42,6 +44,8 @@ with isolated_art_import():
 logger = logging.getLogger(__name__)
 
 Rows = dict[str, Tensor]
+"""ART's packed rows by name, [rows, width] each."""
+
 OPTIMIZER_FILE = "optimizer.safetensors"
 
 
@@ -103,7 +107,7 @@ class CpuService:
         c, job = self._config, self.job
         rows = {k: v.clone() for k, v in packed_tensors_from_dir(**disk_packed_tensors).items() if _is_tensor(v)}
         with _limit_threads(c.threads):
-            lengths = (rows["group_ids"] != -1).sum(1)
+            lengths = (rows["group_ids"] != -1).sum(1)  # [rows] int64, padding not counted
             rows["temperature"] = self._fill_logprobs(rows, lengths)
             learner = _Learner.open(self._root, self._base, c, job, float(config.learning_rate))
         count = len(lengths)
@@ -111,7 +115,7 @@ class CpuService:
         generator = torch.Generator().manual_seed(_row_order_seed(job))
         done = 0
         for _ in range(c.epochs):
-            order = torch.randperm(count, generator=generator)
+            order = torch.randperm(count, generator=generator)  # [rows] int64
             for i in range(0, count, c.rows_per_step):
                 with _limit_threads(c.threads):
                     metrics = learner.step(_select_rows(rows, order[i : i + c.rows_per_step], lengths), _config)
@@ -139,7 +143,7 @@ class CpuService:
         """Put log-probs where placeholders stand, from the policy that each placeholder names; rows are changed in place.
 
         Returns:
-            The temperature of every token [N, S]: 1 but where a turn was sampled at another.
+            The temperature of every token, [rows, width] float32: 1 but where a turn was sampled at another.
         """
         placeholders, trains = rows["logprobs"].clone(), rows["assistant_mask"]
         temperature = torch.ones(placeholders.shape)
@@ -151,14 +155,14 @@ class CpuService:
             if which is None:
                 continue
             behaviour = self.job.behaviours[which] if which < len(self.job.behaviours) else PARENT
-            here = trains & (placeholders == placeholder)
+            here = trains & (placeholders == placeholder)  # [rows, width] bool
             temperature[here] = behaviour.temperature
             step = self.job.parent_step if behaviour.step is None else behaviour.step
             by_step[step] = by_step.get(step, torch.zeros_like(trains)) | here
         for step, here in sorted(by_step.items()):
             adapter = checkpoint_dir(self._root, self.job.lineage, step) if step else None
             model = use_packed_attention(load_policy(self._base, adapter).model)
-            wanted = here.any(1).nonzero()[:, 0]
+            wanted = here.any(1).nonzero()[:, 0]  # [rows with such a turn] int64
             wanted = wanted[lengths[wanted].argsort(stable=True)]  # like lengths together: less padding
             for i in range(0, len(wanted), self._config.rows_per_step):
                 index = wanted[i : i + self._config.rows_per_step]
@@ -217,15 +221,15 @@ class _Learner:
         return cls(policy, optimizer, c, parent)
 
     def step(self, rows: Rows, config: Any) -> dict[str, float]:
-        """One gradient step over R rows; ART's loss, clipped, then Adam."""
+        """One gradient step over the given rows; ART's loss, clipped, then Adam."""
         logprobs, entropy = token_logprobs(self._causal, rows)
         loss = loss_fn(rows, logprobs, None, None, config).policy_loss
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(list(self._named.values()), self._config.max_grad_norm)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        mask = _shift_left(rows["assistant_mask"], False)
-        change = (logprobs.detach() - _shift_left(rows["logprobs"], float("nan")))[mask].nan_to_num()
+        mask = _shift_left(rows["assistant_mask"], False)  # [rows, width] bool
+        change = (logprobs.detach() - _shift_left(rows["logprobs"], float("nan")))[mask].nan_to_num()  # [trained]
         return {
             "loss/train": float(loss.detach()),
             "loss/grad_norm": float(norm),
@@ -256,34 +260,36 @@ def token_logprobs(causal: Any, rows: Rows) -> tuple[Tensor, Tensor]:
 
     Args:
         causal: A decoder with `.model` and `.lm_head`, after `use_packed_attention`.
-        rows: R packed rows of L tokens; `temperature` divides the logits.
+        rows: Packed rows, [rows, width] each; `temperature` divides the logits.
 
     Returns:
-        [R, L], zero elsewhere; and the mean entropy of the trainable positions.
+        [rows, width] float32, zero elsewhere; and the mean entropy of the trainable positions.
     """
-    full = rows["group_ids"] != -1
+    full = rows["group_ids"] != -1  # [rows, width] bool: no padding
     layout = build_layout(rows["group_ids"], rows["parent_ids"], full.sum(1))
-    mask = _shift_left(rows["assistant_mask"], False)
+    mask = _shift_left(rows["assistant_mask"], False)  # [rows, width] bool: the next token trains
     hidden = causal.model(
         input_ids=rows["tokens"][full][None],
         position_ids=rows["input_pos"][full][None],
         use_cache=False,
         packed_layout=layout,
-    ).last_hidden_state[0]
+    ).last_hidden_state[0]  # [line, width of the hidden state]
     logits = causal.lm_head(hidden[mask[full]]).float() / _shift_left(rows["temperature"], 1.0)[mask][:, None]
-    logprobs = F.log_softmax(logits, -1)
-    picked = logprobs.gather(1, _shift_left(rows["tokens"], 0)[mask][:, None])[:, 0]
+    logprobs = F.log_softmax(logits, -1)  # [trained, vocab]
+    picked = logprobs.gather(1, _shift_left(rows["tokens"], 0)[mask][:, None])[:, 0]  # [trained]
     with torch.no_grad():
         entropy = -(logprobs.exp() * logprobs).sum(-1).mean()
     return torch.zeros(mask.shape).masked_scatter(mask, picked), entropy
 
 
 def _select_rows(rows: Rows, index: Tensor, lengths: Tensor) -> Rows:
+    """The rows at `index` [chosen rows] int64, as wide as the longest of them."""
     width = int(lengths[index].max())
     return {k: v[index, :width] for k, v in rows.items()}
 
 
 def _shift_left(x: Tensor, fill: float) -> Tensor:
+    """[rows, width] with each position holding what the next held; the last holds `fill`."""
     return F.pad(x[:, 1:], (0, 1), value=fill)
 
 

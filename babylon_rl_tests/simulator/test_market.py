@@ -2,6 +2,7 @@ import asyncio
 import math
 import random
 import statistics
+from dataclasses import replace
 
 import pytest
 
@@ -56,11 +57,13 @@ def test_reading_the_prompt_pays_and_fading_it_costs() -> None:
 def test_an_observation_shows_nothing_hidden() -> None:
     """Two worlds that differ only in what is hidden look the same to an agent."""
     m = make_market(FIRST, 3)
-    flipped = Market(
-        m.window, m.question, m.question_ticker, not m.resolves_yes,
-        tuple(type(t)(t.prices, t.changes, t.yes_price, t.headline, t.hint, dict.fromkeys(t.regimes, 0)) for t in m.ticks),
-        dict.fromkeys(m.closing, 1.0), 0.5,
-    )  # fmt: skip
+    flipped = replace(
+        m,
+        resolves_yes=not m.resolves_yes,
+        ticks=tuple(replace(t, regimes=dict.fromkeys(t.regimes, 0)) for t in m.ticks),
+        closing=dict.fromkeys(m.closing, 1.0),
+        closing_yes_price=0.5,
+    )
     for tick in range(m.decisions):
         assert observe(m, Portfolio(), tick) == observe(flipped, Portfolio(), tick)
 

@@ -32,8 +32,10 @@ def test_exported_advantages_are_those_that_art_trains_with(settings: Settings, 
     from art.preprocessing.tokenize import tokenize_trajectory_groups
 
     results = tokenize_trajectory_groups(tokenizer, art_groups, False, True, shuffle_group_trajectories=False)
-    trained = {(r.trajectory.metadata["trajectory_id"], r.trajectory.metadata["decision"]): (r.trajectory.reward, r.advantage)
-               for r in results}  # fmt: skip
+    trained = {}
+    for r in results:
+        turn = r.trajectory.metadata["trajectory_id"], r.trajectory.metadata["decision"]
+        trained[turn] = (r.trajectory.reward, r.advantage)
     exported = defaultdict(tuple)
     for row in pq.read_table(tmp_path / "x.parquet").to_pylist():
         if row["advantage"] != 0:  # ART leaves those out
