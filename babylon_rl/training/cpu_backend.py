@@ -71,7 +71,7 @@ class CpuBackend(LocalBackend):  # type: ignore[misc]  # ART is not typed for us
     def _get_packed_tensors(
         self,
         model: Any,
-        contextualized_groups: "list[art.TrajectoryGroup]",
+        trajectory_groups: "list[art.TrajectoryGroup]",
         advantage_balance: float,
         allow_training_without_logprobs: bool,
         scale_rewards: bool,
@@ -91,7 +91,7 @@ class CpuBackend(LocalBackend):  # type: ignore[misc]  # ART is not typed for us
         results = list(
             tokenize_trajectory_groups(
                 tokenizer,
-                contextualized_groups,
+                trajectory_groups,
                 allow_training_without_logprobs,
                 scale_rewards,
                 shuffle_group_trajectories=False,
@@ -103,18 +103,18 @@ class CpuBackend(LocalBackend):  # type: ignore[misc]  # ART is not typed for us
         return pack_rows(results, width, tokenizer.pad_token_id)
 
     async def _train_model(
-        self, model: Any, contextualized_groups: Any, config: Any, dev_config: Any, verbose: bool = False
+        self, model: Any, trajectory_groups: Any, config: Any, dev_config: Any, verbose: bool = False
     ) -> AsyncIterator[dict[str, float]]:
         """As ART's, without its progress bar, and with an error where it would copy the parent and call that a step."""
         service = await self._get_service(model)
         service.job = self._job or self._next_job(model)
         self._job = None
         base_metrics = build_training_summary_metrics(
-            summarize_trajectory_groups(contextualized_groups), include_trainable_groups=True
+            summarize_trajectory_groups(trajectory_groups), include_trainable_groups=True
         )
         packed = self._get_packed_tensors(
             model,
-            contextualized_groups,
+            trajectory_groups,
             advantage_balance=dev_config.get("advantage_balance", 0.0),
             allow_training_without_logprobs=dev_config.get("allow_training_without_logprobs", False),
             scale_rewards=dev_config.get("scale_rewards", True),
@@ -124,7 +124,7 @@ class CpuBackend(LocalBackend):  # type: ignore[misc]  # ART is not typed for us
         )
         if packed is None:
             raise DataError(
-                f"nothing to train {model.name} on: in all {len(contextualized_groups)} ART groups the rewards are equal "
+                f"nothing to train {model.name} on: in all {len(trajectory_groups)} ART groups the rewards are equal "
                 "or no assistant turn has tokens; train on groups whose rewards differ"
             )
         base_metrics["data/step_trainer_tokens"] = float(packed["assistant_mask"].sum())

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def test_market_and_scripted_play_ignore_the_hash_seed(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code]
     digests = set()
     for seed, tz in (("1", "UTC"), ("2", "Asia/Kolkata"), ("3", "America/New_York")):
-        env = {"PYTHONHASHSEED": seed, "TZ": tz}
+        env = os.environ | {"PYTHONHASHSEED": seed, "TZ": tz}
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=True, cwd=tmp_path)
         digests.add(done.stdout)
     assert len(digests) == 1

@@ -53,14 +53,14 @@ def test_serverless_training_sends_what_agents_saw_and_said(server, settings) ->
         for rewarded in BATCH.groups
         for decision in range(len(rewarded.group.members[0].turns))
     ]
-    assert [(g["metadata"]["window_id"], g["metadata"]["decision"]) for g in job["contextualized_groups"]] == expected
+    assert [(g["metadata"]["window_id"], g["metadata"]["decision"]) for g in job["trajectory_groups"]] == expected
     turns = {
         (m.trajectory_id, d): (t, rewarded.rewards[m.trajectory_id])
         for rewarded in BATCH.groups
         for m in rewarded.group.members
         for d, t in enumerate(m.turns)
     }
-    for sent in (t for g in job["contextualized_groups"] for t in g["trajectories"]):
+    for sent in (t for g in job["trajectory_groups"] for t in g["trajectories"]):
         turn, reward = turns.pop((sent["metadata"]["trajectory_id"], sent["metadata"]["decision"]))
         system, user, choice = sent["messages_and_choices"]
         assert system == {"role": "system", "content": turn.system}
@@ -89,7 +89,7 @@ def test_what_is_sent_trains_under_arts_own_tokenizer(server, settings) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(shipped_base())
     groups = []
-    for sent in server.jobs[0]["contextualized_groups"]:
+    for sent in server.jobs[0]["trajectory_groups"]:
         members = []
         for t in sent["trajectories"]:
             *prompt, choice = t["messages_and_choices"]
