@@ -57,7 +57,7 @@ Report = dict[str, Any]
 def demo_prompts(policy: LoadedPolicy) -> list[list[int]]:
     """What all agents of a demo batch are asked at once: the second decision of 64 windows, 8 agents each."""
     renderer = PromptRenderer(policy.tokenizer)
-    examples = iter(play_by_habit("benchmark", 1, WINDOWS * AGENTS))  # first answers, so that portfolios differ
+    examples = iter(play_by_habit("benchmark", 1, WINDOWS * AGENTS))  # an order each, so that portfolios differ
     prompts = []
     for market in draw_markets("benchmark-prompts", 1, WINDOWS):
         for _ in range(AGENTS):
@@ -180,7 +180,7 @@ class Data:
             packed = engine.backend._get_packed_tensors(model, groups, 0.0, False, True, False, RECIPE.row_tokens, 1)
         self.rows = {k: v for k, v in packed.items() if isinstance(v, torch.Tensor)}
         self.rows["temperature"] = torch.ones(self.rows["tokens"].shape)
-        self.rows["logprobs"] = torch.where(self.rows["assistant_mask"], math_nan(), self.rows["logprobs"])
+        self.rows["logprobs"] = torch.where(self.rows["assistant_mask"], unknown_logprob(), self.rows["logprobs"])
         self.lengths = (self.rows["group_ids"] != -1).sum(1)
         self.turns = [self._turns_of(row) for row in range(len(self.lengths))]
 
@@ -213,7 +213,7 @@ class Data:
         return turns
 
 
-def math_nan() -> torch.Tensor:
+def unknown_logprob() -> torch.Tensor:
     """ART takes a NaN for "the learner's own log-prob": both ways then start from a ratio of 1."""
     return torch.tensor(float("nan"))
 

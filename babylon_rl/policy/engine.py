@@ -22,7 +22,7 @@ from babylon_rl.types import policy_name
 
 logger = logging.getLogger(__name__)
 
-MAX_CACHED_CHECKPOINTS: Final = 6  # checkpoints kept in memory beside the base
+MAX_CACHED_CHECKPOINTS: Final = 6  # beside the base
 SINGLE_THREAD_BELOW_PARAMETERS: Final = (
     20_000_000  # parameters; below it a second thread showed no gain (118 and 137 calls/s, two and one)
 )

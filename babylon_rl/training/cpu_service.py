@@ -140,7 +140,7 @@ class CpuService:
         logger.info("trained lineage=%s step=%d rows=%d gradient_steps=%d", job.lineage, job.step, count, total)
 
     def _fill_logprobs(self, rows: Rows, lengths: Tensor) -> Tensor:
-        """Put log-probs where placeholders stand, from the policy that each placeholder names; rows are changed in place.
+        """Replace placeholders in `rows`, in place, by log-probs of the policies they stand for.
 
         Returns:
             The temperature of every token, [rows, width] float32: 1 but where a turn was sampled at another.
@@ -148,9 +148,8 @@ class CpuService:
         placeholders, trains = rows["logprobs"].clone(), rows["assistant_mask"]
         temperature = torch.ones(placeholders.shape)
         by_step: dict[int, Tensor] = {}
-        for placeholder in torch.unique(
-            placeholders[trains]
-        ).tolist():  # a NaN is no placeholder: ART then takes the learner's own
+        # A NaN is no placeholder: ART then takes the learner's own.
+        for placeholder in torch.unique(placeholders[trains]).tolist():
             which = behaviour_index(placeholder)
             if which is None:
                 continue

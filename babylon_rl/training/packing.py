@@ -23,7 +23,8 @@ def pack_rows(results: Sequence[Any], width: int, pad_id: int) -> dict[str, Any]
         pad_id: Token that fills a row up.
 
     Returns:
-        ART's `PackedTensors`, each [rows, width] (axes as in `cpu_attention.py`). Weights of trainable tokens average 1, and so does |advantage| × weight.
+        ART's `PackedTensors`, each [rows, width] (axes as in `cpu_attention.py`). Weights of trainable tokens
+        average 1, and so does |advantage| × weight.
     """
     import torch
 
