@@ -108,19 +108,19 @@ def _play(
 
 def reads_right(observation: Observation, text: str) -> bool:
     """Whether the answer's `read` is the honest reading of its prompt."""
-    said = _object(text)
+    said = _parse_object(text)
     return said is not None and said.get("read") == reading(observation)
 
 
 def follows_its_reason(text: str) -> bool | None:
     """Whether a perp order is on the ticker that its `why` names; None for answers that trade no perp."""
-    said = _object(text)
+    said = _parse_object(text)
     if said is None or said.get("action") not in ("BUY", "SELL"):
         return None
     return str(said.get("why")).split(" ")[0] == said.get("ticker")
 
 
-def _object(text: str) -> dict[str, object] | None:
+def _parse_object(text: str) -> dict[str, object] | None:
     try:
         said = json.loads(text)
     except ValueError:

@@ -4,7 +4,7 @@ What belongs here: which turns train, with which reward, and whose probability e
 No ART and no torch: a batch with nothing to learn is refused before either is loaded.
 
 Each logged call was made from its own system and user prompt, so each turn is its own sequence. One group
-per (window, decision): its members share a long prompt, which ART's packing then tells once (POLICY.md §6).
+per (window, decision): its members share a long prompt, which ART's packing then stores once (POLICY.md §6).
 Where an agent missed a decision, the others are compared among themselves.
 """
 
@@ -60,7 +60,7 @@ class TurnSequence:
     Attributes:
         response_ids: The answer's tokens and the end-of-turn token; the only ones that train.
         tokens: Prompt and answer together.
-        reward: Its trajectory's, relative to nobody yet: ART makes the advantage of it.
+        reward: Its trajectory's; ART makes the advantage of it.
         origin: Why `behaviour` is what it is; counted in the metrics.
     """
 
@@ -140,7 +140,7 @@ def plan_training(
         )
     decisions: list[DecisionGroup] = []
     for rewarded in spread:
-        decisions += _decisions(rewarded, batch, tokenizer, render, context, max_staleness, counts)
+        decisions += _group_by_decision(rewarded, batch, tokenizer, render, context, max_staleness, counts)
     counts["data/tokens_trainable"] = sum(len(s.response_ids) for d in decisions for s in d.sequences)
     if not decisions:
         raise DataError(
@@ -154,7 +154,7 @@ def plan_training(
     return TrainingPlan(decisions=tuple(decisions), counts={k: float(v) for k, v in sorted(counts.items())})
 
 
-def _decisions(
+def _group_by_decision(
     rewarded: RewardedGroup,
     batch: TrainingBatch,
     tokenizer: Any,
