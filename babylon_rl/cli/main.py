@@ -90,7 +90,7 @@ def spawn_test_agents(
     from babylon_rl.database.migrate import upgrade
     from babylon_rl.pipeline.workspace import open_workspace, running_policy_server
     from babylon_rl.report.screen import run_progress
-    from babylon_rl.simulator.spawn import Cast, free_windows, spawn
+    from babylon_rl.simulator.spawn import AgentLineup, free_windows, spawn
     from babylon_rl.types import policy_name
 
     settings = _settings(seed=seed)
@@ -100,18 +100,18 @@ def spawn_test_agents(
             latest = workspace.ledger.latest()
             policy = policy_name(settings.lineage, 0 if latest is None else latest.step)
         warm = settings.serving.explore_temperature if temperature is None else temperature
-        cast = Cast(learners=agents, policy=policy, temperature=warm)
+        lineup = AgentLineup(learners=agents, policy=policy, temperature=warm)
         first = None if start is None else HourWindow.parse(start)
         chosen = free_windows(workspace.game, windows, now=datetime.now(UTC), start=first)
         decisions = max(1, 60 // decision_minutes)
         run = stack.enter_context(run_progress(console))
         url = None
-        if cast.needs_server:
+        if lineup.needs_server:
             with run.phase("start", "policy server"):
                 url = stack.enter_context(running_policy_server(settings))
         with run.phase("play", f"{windows} windows", total=len(chosen) * agents * decisions) as phase:
             done = spawn(
-                workspace.game, chosen, cast, seed=settings.seed, decisions=decisions, inference_url=url,
+                workspace.game, chosen, lineup, seed=settings.seed, decisions=decisions, inference_url=url,
                 duration_s=duration * 60, progress=phase,
             )  # fmt: skip
     console.print(

@@ -9,7 +9,7 @@ import hashlib
 import math
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 
@@ -23,8 +23,6 @@ HINT_ACCURACY: Final = 0.85
 HINT_CHANCE: Final = 0.5
 REGIME_CHANGES_PER_HOUR: Final = 0.4876  # 85 % stay as they are for 20 minutes
 REGIME_ODDS: Final = (0.38, 0.24, 0.38)
-
-Sign = Literal[-1, 0, 1]
 
 GOOD: Final = (
     "{t} shares surge as insiders hint at a record deal",

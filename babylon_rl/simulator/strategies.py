@@ -12,7 +12,6 @@ from typing import Final, Literal
 from babylon_rl.errors import ConfigError
 from babylon_rl.simulator.market import Market
 from babylon_rl.simulator.observation import Observation
-from babylon_rl.simulator.portfolio import START_BALANCE_USD, Portfolio
 
 SIZES: Final = (0.1, 0.3, 0.5)
 TONE_WORD: Final = {1: "good", -1: "bad", 0: "calm"}
@@ -121,12 +120,11 @@ def strategy(name: str) -> Strategy:
         ) from None
 
 
-def oracle(market: Market, portfolio: Portfolio, tick: int) -> str:
+def oracle(market: Market, tick: int) -> str:
     """A yardstick, not a player: knows the regimes and the resolution, but not the noise.
 
     Buys the ticker that the hidden regimes push furthest, or the question's true side.
     """
-    del portfolio
     push = {t: sum(k.regimes[t] for k in market.ticks[tick:]) for t in market.tickers}
     best = max(market.tickers, key=lambda t: abs(push[t]))
     if push[best]:
@@ -134,16 +132,3 @@ def oracle(market: Market, portfolio: Portfolio, tick: int) -> str:
     else:
         said = {"action": "BUY_YES" if market.resolves_yes else "BUY_NO", "size": 0.5}
     return json.dumps(said, separators=(",", ":"))
-
-
-__all__ = [
-    "GUIDE_KINDS",
-    "START_BALANCE_USD",
-    "STRATEGIES",
-    "Strategy",
-    "answer",
-    "habits",
-    "oracle",
-    "reading",
-    "strategy",
-]
