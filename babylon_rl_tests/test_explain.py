@@ -70,7 +70,9 @@ def test_a_trained_rows_story_ends_at_its_checkpoint(workspace: Workspace) -> No
         f"Row {row} ({found['trajectory_id']}) was recorded by agent {found['agent_id']}; it started 2025-"
     )
     assert told[1] == f"It belongs to window {FIRST}, because its own window_id is '{FIRST}'."
-    assert told[2] == "It is grouped (stitched): it was stitched into its agent's trajectory."
+    assert (
+        told[2] == "It is grouped (has_turn): it holds at least one call that decided, each a turn of its trajectory."
+    )
     assert told[3].startswith(f"Trajectory {FIRST}/{found['agent_id']} is stitched from 3 rows: 3 turns of ")
     assert told[4] == f"It is one of 6 members of group {group.group_id}."
     assert f"(hindsight hindsight-1, judgment {judgment.key[:12]}) scored it {mine.value:.3f}, place " in told[5]

@@ -16,7 +16,7 @@ from babylon_rl.common.canonical import from_json, to_json
 from babylon_rl.database import tables as t
 from babylon_rl.errors import DataError, TransientError
 from babylon_rl.grouping.dropout import bottom_k, dropout_count
-from babylon_rl.store.windows import mark_dropped
+from babylon_rl.store.row_outcomes import mark_dropped
 from babylon_rl.types import Checkpoint
 from babylon_rl.windows import HourWindow
 

@@ -15,10 +15,11 @@ from sqlalchemy.dialects.postgresql import insert
 
 from babylon_rl.common.canonical import digest, from_json, pack, pack_with_digest, to_json, unpack
 from babylon_rl.database import tables as t
+from babylon_rl.store.row_outcomes import version_entry, write_row_outcomes
 from babylon_rl.types import (
-    Disposition,
     Hindsight,
     Judgment,
+    RowOutcome,
     Score,
     Trajectory,
     TrajectoryGroup,
@@ -72,7 +73,7 @@ class Store:
         self,
         window: HourWindow,
         trajectories: Sequence[Trajectory | PackedTrajectory],
-        dispositions: Sequence[Disposition],
+        outcomes: Sequence[RowOutcome],
         *,
         rows: int,
         changes_seen: int | None = None,
@@ -85,7 +86,7 @@ class Store:
         Args:
             window: The hour.
             trajectories: One per agent, in any order.
-            dispositions: One per row, in any order.
+            outcomes: One per row, in any order.
             rows: Rows read.
             changes_seen: `window_summary.changes` before they were read, if anybody watches.
 
@@ -94,19 +95,19 @@ class Store:
         """
         packed = [x if isinstance(x, PackedTrajectory) else PackedTrajectory.of(x) for x in trajectories]
         packed.sort(key=lambda x: x.trajectory_id)
-        ends = sorted(dispositions, key=lambda d: d.source_id)
-        version = digest([[x.digest for x in packed], ends])
+        ends = sorted(outcomes, key=lambda o: o.source_id)
+        version = digest([[x.digest for x in packed], [version_entry(o) for o in ends]])
         w = str(window)
-        d = t.row_dispositions.c
+        d = t.row_outcomes.c
         with self.locked(window) as conn:
             if conn.scalar(sa.select(t.windows.c.data_version).where(t.windows.c.window_id == w)) == version:
                 seen = {"changes_seen": changes_seen}
                 conn.execute(sa.update(t.windows).where(t.windows.c.window_id == w).values(seen))
-                # A row that went to another window and came back left its disposition there.
-                kept = conn.scalar(sa.select(sa.func.count()).select_from(t.row_dispositions).where(d.window_id == w))
+                # A row that went to another window and came back left its outcome there.
+                kept = conn.scalar(sa.select(sa.func.count()).select_from(t.row_outcomes).where(d.window_id == w))
                 if kept == len(ends):
                     return version, False
-            for table in (t.window_trajectories, t.row_dispositions, t.windows, t.window_judgments, t.check_results):
+            for table in (t.window_trajectories, t.row_outcomes, t.windows, t.window_judgments, t.check_results):
                 conn.execute(sa.delete(table).where(table.c.window_id == w))
             conn.execute(
                 sa.insert(t.windows),
@@ -123,28 +124,8 @@ class Store:
             )
             if packed:
                 conn.execute(sa.insert(t.window_trajectories), [_trajectory_row(w, x) for x in packed])
-            self._write_dispositions(conn, ends)
+            write_row_outcomes(conn, ends)
         return version, True
-
-    def _write_dispositions(self, conn: sa.Connection, ends: Sequence[Disposition]) -> None:
-        if not ends:
-            return
-        rows = [
-            {
-                "source_id": d.source_id,
-                "trajectory_id": d.trajectory_id,
-                "agent_id": d.agent_id,
-                "window_id": d.window_id,
-                "disposition": d.disposition,
-                "reason": d.reason,
-                "group_id": d.group_id,
-            }
-            for d in ends
-        ]
-        statement = insert(t.row_dispositions)
-        changed = {c: statement.excluded[c] for c in rows[0] if c != "source_id"}
-        conn.execute(statement.on_conflict_do_update(index_elements=["source_id"], set_=changed), rows)
-        mark_dropped(conn, sorted({d.window_id for d in ends}))
 
     def data_version(self, window: HourWindow) -> str | None:
         """Data version of the ingested window, or None when it was never ingested."""
@@ -171,13 +152,6 @@ class Store:
         with self.engine.connect() as conn:
             rows = conn.execution_options(yield_per=50).scalars(query.order_by(t.window_trajectories.c.trajectory_id))
             return [unpack(b, Trajectory) for b in rows]
-
-    def dispositions(self, window: HourWindow) -> list[Disposition]:
-        """Where each source row of a window ended, by source id."""
-        d = t.row_dispositions.c
-        query = sa.select(t.row_dispositions).where(d.window_id == str(window)).order_by(d.source_id)
-        with self.engine.connect() as conn:
-            return [Disposition(**r) for r in conn.execute(query).mappings()]
 
     # ── market_outcomes ────────────────────────────────────────────────────────────────────────────
     def write_outcomes(self, outcomes: WindowOutcomes) -> tuple[str, bool]:
@@ -217,18 +191,18 @@ class Store:
         window: HourWindow,
         group: TrajectoryGroup | None,
         hindsight: Hindsight | None,
-        dispositions: Iterable[Disposition],
+        outcomes: Iterable[RowOutcome],
     ) -> tuple[str, bool]:
-        """Keep a window's group (or that it has none), its hindsight apart, and its rows' dispositions.
+        """Keep a window's group (or that it has none), its hindsight apart, and its rows' outcomes.
 
         A new version takes the window's current judgment and verdicts away: they spoke of other data.
         """
-        ends = sorted(dispositions, key=lambda d: d.source_id)
+        ends = sorted(outcomes, key=lambda o: o.source_id)
         version = digest([group, hindsight], depth=_OF_BOTH)
         w = str(window)
         c = t.contextualized_groups.c
         with self.locked(window) as conn:
-            self._write_dispositions(conn, ends)
+            write_row_outcomes(conn, ends)
             made_from = _made_from(conn, w)
             if conn.scalar(sa.select(c.data_version).where(c.window_id == w)) == version:
                 conn.execute(sa.update(t.contextualized_groups).where(c.window_id == w).values(made_from=made_from))
@@ -345,18 +319,6 @@ class Store:
         with self.engine.connect() as conn:
             key = conn.scalar(sa.select(c.judgment_key).where(c.window_id == str(window)))
         return None if key is None else self.find_judgment(key)
-
-
-def mark_dropped(conn: sa.Connection, window_ids: Sequence[str]) -> None:
-    """Say of the grouped rows of windows that dropout left out, and that no lineage trained on, that they dropped out."""
-    conn.execute(
-        sa.text("""
-            UPDATE babylon_rl.row_dispositions d SET disposition = 'dropped_out', reason = 'dropout'
-            WHERE d.window_id = ANY(:w) AND d.disposition IN ('grouped', 'stitched')
-              AND EXISTS (SELECT 1 FROM babylon_rl.dropped_windows x WHERE x.window_id = d.window_id)
-              AND NOT EXISTS (SELECT 1 FROM babylon_rl.consumed_windows c WHERE c.window_id = d.window_id)"""),
-        {"w": list(window_ids)},
-    )
 
 
 def _made_from(conn: sa.Connection, window_id: str) -> str:

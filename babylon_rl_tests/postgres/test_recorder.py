@@ -13,11 +13,10 @@ import sqlalchemy as sa
 from babylon_rl.database import bulk_copy, game_tables
 from babylon_rl.database.bulk_copy import insert_new
 from babylon_rl.errors import DataError
-from babylon_rl.ingest.reader import read_window
 from babylon_rl.ingest.recorder import SnowflakeIds, TrajectoryRecorder
 from babylon_rl.types import Json
 from babylon_rl.windows import HourWindow
-from babylon_rl_tests.factories import a_row
+from babylon_rl_tests.factories import a_row, read_rows
 
 AT = datetime(2025, 1, 15, 10, 59, 59, 999_600, tzinfo=UTC)
 
@@ -101,7 +100,7 @@ def test_a_recorded_window_is_the_hour_of_the_start(engine: sa.Engine) -> None:
     assert (row["window_id"], row["scenario_id"], row["window_hours"]) == ("2025-01-15T10:00", "2025-01-15T10:00", 1)
     assert row["start_time"].isoformat() == "2025-01-15T10:59:59.999000"
     with engine.connect() as conn:
-        assert len(read_window(conn, HourWindow.parse("2025-01-15T10:00"))[0]) == 1
+        assert len(read_rows(conn, HourWindow.parse("2025-01-15T10:00"))[0]) == 1
 
 
 def test_a_given_scenario_is_kept_beside_the_window(engine: sa.Engine) -> None:
