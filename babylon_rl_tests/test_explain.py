@@ -157,8 +157,9 @@ def test_a_row_set_aside_ends_there(workspace: Workspace, changes: dict[str, obj
 
 def test_rows_without_a_group_say_what_a_group_needs(workspace: Workspace) -> None:
     row = insert_row(workspace.game, "a", window=FIRST)
-    thought = insert_row(workspace.game, "b", window=FIRST,
-                         steps_json=[a_json_step(llmCalls=[a_json_call(purpose="reasoning")])])  # fmt: skip
+    thought = insert_row(
+        workspace.game, "b", window=FIRST, steps_json=[a_json_step(llmCalls=[a_json_call(purpose="reasoning")])]
+    )
     prepare(workspace, FIRST)
     told = story(workspace, row["id"])
     assert "It is ineligible (too_few_agents): too few distinct agents" in told
@@ -187,8 +188,13 @@ def test_a_prisma_spelling_is_read_from_the_catalog(workspace: Workspace) -> Non
     row = insert_row(workspace.game, "a", window=FIRST)
     before = explain(workspace, row["id"])
     with workspace.game.begin() as conn:
-        for name, theirs in (("trajectory_id", "trajectoryId"), ("agent_id", "agentId"), ("window_id", "windowId"),
-                             ("start_time", "startTime"), ("end_time", "endTime")):  # fmt: skip
+        for name, theirs in (
+            ("trajectory_id", "trajectoryId"),
+            ("agent_id", "agentId"),
+            ("window_id", "windowId"),
+            ("start_time", "startTime"),
+            ("end_time", "endTime"),
+        ):
             conn.execute(sa.text(f'ALTER TABLE trajectories RENAME COLUMN {name} TO "{theirs}"'))
     assert explain(workspace, row["trajectory_id"]) == before
 

@@ -157,7 +157,7 @@ def test_another_windows_trajectory_or_an_agent_twice_is_refused() -> None:
     st.lists(st.tuples(st.sampled_from([*AGENTS, "agent-5"]), st.booleans()), max_size=20),
     st.integers(min_value=2, max_value=6),
 )
-def test_every_row_ends_in_exactly_one_disposition(ticks: list[tuple[str, bool]], min_agents: int) -> None:
+def test_every_row_ends_in_exactly_one_outcome(ticks: list[tuple[str, bool]], min_agents: int) -> None:
     rows = [
         a_source_row(agent, a_step(i, calls=[a_call()] if spoken else []), source_id=f"{i:02d}")
         for i, (agent, spoken) in enumerate(ticks)

@@ -34,8 +34,8 @@ def table(ends: Sequence[RowOutcomeCounts]) -> list[dict[str, str | int | float]
         counts.update(e.rows)
     total = counts.total()
     return [
-        {"status": d.value, "reason": reason.value, "rows": n, "share_pct": round(100 * n / total, 2)}
-        for (d, reason), n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        {"status": status.value, "reason": reason.value, "rows": n, "share_pct": round(100 * n / total, 2)}
+        for (status, reason), n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     ]
 
 
@@ -47,7 +47,7 @@ def picture(ends: Sequence[RowOutcomeCounts]) -> str:
 
 def _svg(ends: Sequence[RowOutcomeCounts]) -> str:
     bars = list(_bars(ends))
-    shown = [d for d in _COLOURS if any(bar[d] for bar in bars)]
+    shown = [status for status in _COLOURS if any(bar[status] for bar in bars)]
     top = max((bar.total() for bar in bars), default=0) or 1
     width = (_WIDTH - _LEFT) / max(len(bars), 1)
     parts = [
@@ -82,8 +82,8 @@ def _bars(ends: Sequence[RowOutcomeCounts]) -> Iterator[Counter[RowStatus]]:
     for i in range(0, len(ends), size):
         bar: Counter[RowStatus] = Counter()
         for e in ends[i : i + size]:
-            for (d, _), n in e.rows.items():
-                bar[d] += n
+            for (status, _), n in e.rows.items():
+                bar[status] += n
         yield bar
 
 

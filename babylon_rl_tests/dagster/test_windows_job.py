@@ -82,7 +82,7 @@ def test_materializing_again_writes_the_same_bytes(
     assert len(judge.asked) == 3
 
 
-def test_every_source_row_ends_in_exactly_one_disposition(
+def test_every_source_row_ends_in_exactly_one_outcome(
     workspace: Workspace, runner: Runner, resources: dict[str, object]
 ) -> None:
     spawn_windows(workspace, 2)

@@ -107,9 +107,18 @@ def test_ten_thousand_fuzzed_rows_cost_nobody_anything(engine: sa.Engine, store:
     # The fuzz reached every end; else it would have shown nothing.
     assert {end for end, _ in ended} >= {"grouped", "excluded", "quarantined"}
     assert {reason for _, reason in ended} >= {
-        "has_turn", "no_turn", "no_turns", "benchmark", "evaluation", "not_training_data", "no_steps", "no_llm_calls", "bad_json",
-        "bad_shape", "lone_surrogate",
-    }  # fmt: skip
+        "has_turn",
+        "no_turn",
+        "no_turns",
+        "benchmark",
+        "evaluation",
+        "not_training_data",
+        "no_steps",
+        "no_llm_calls",
+        "bad_json",
+        "bad_shape",
+        "lone_surrogate",
+    }
     assert min(n for (_, reason), n in ended.items() if reason in ("has_turn", "bad_json", "bad_shape")) > 200
 
 
@@ -120,8 +129,12 @@ def test_any_document_is_accounted_for_and_harms_nobody(
 ) -> None:
     """The same with shapes that shrink; the second document stands in `metadata_json`."""
     with engine.begin() as conn:
-        conn.execute(sa.text("TRUNCATE trajectories, babylon_rl.row_outcomes, babylon_rl.windows, "
-                             "babylon_rl.window_trajectories, babylon_rl.contextualized_groups"))  # fmt: skip
+        conn.execute(
+            sa.text(
+                "TRUNCATE trajectories, babylon_rl.row_outcomes, babylon_rl.windows, "
+                "babylon_rl.window_trajectories, babylon_rl.contextualized_groups"
+            )
+        )
     write(engine, good_rows(WINDOW))
     go_through(engine, store, [WINDOW])
     before = bodies(engine)
@@ -178,11 +191,17 @@ def test_odd_calls_in_the_log_cost_nobody_anything(engine: sa.Engine, store: Sto
         silent.append(row)
         for _ in range(2):
             insert_call_log(
-                engine, row["trajectory_id"], metadata=r.choice(metadata), temperature=r.choice(numbers),
-                step_id=r.choice(["", "null", "s-0", "?"]), purpose=r.choice(["action", "", "x" * 500]),
-                response=r.choice(["", " ", "buy", "é" * 9]), timestamp=r.choice([WINDOW.start_at.replace(tzinfo=None),
-                                                                                  WINDOW.start_at.replace(tzinfo=None, year=1)]),
-            )  # fmt: skip
+                engine,
+                row["trajectory_id"],
+                metadata=r.choice(metadata),
+                temperature=r.choice(numbers),
+                step_id=r.choice(["", "null", "s-0", "?"]),
+                purpose=r.choice(["action", "", "x" * 500]),
+                response=r.choice(["", " ", "buy", "é" * 9]),
+                timestamp=r.choice(
+                    [WINDOW.start_at.replace(tzinfo=None), WINDOW.start_at.replace(tzinfo=None, year=1)]
+                ),
+            )
     insert_rows(engine, silent)
     assert go_through(engine, store, [WINDOW]) == 70
     assert_all_accounted(engine)

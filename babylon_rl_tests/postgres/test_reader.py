@@ -118,8 +118,10 @@ def test_an_instant_beyond_the_calendar_costs_its_own_row_only(engine: sa.Engine
     insert_call_log(engine, silent["trajectory_id"], timestamp="infinity", response="said")
     rows, aside = read(engine)
     assert {r.agent_id: r.end_at is None for r in rows} == {
-        "good": False, "logged": False, **{f"ends {at}": True for at in beyond}
-    }  # fmt: skip
+        "good": False,
+        "logged": False,
+        **{f"ends {at}": True for at in beyond},
+    }
     assert {(d.agent_id, d.status, d.reason) for d in aside} == {
         (f"starts {at}", "quarantined", "bad_time") for at in beyond
     }

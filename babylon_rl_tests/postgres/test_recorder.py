@@ -34,9 +34,18 @@ def record(r: TrajectoryRecorder, agent: str = "a", response: str = "r", end: bo
     r.start_step(t, {"agentBalance": 0, "agentPnL": None, "openPositions": 0})
     r.log_provider_access(t, provider="MARKETS", data={"BTC": 1}, purpose="prices")
     r.log_llm_call(
-        t, model="m", model_version="babylon-mmo@3", system_prompt="s", user_prompt="u", response=response,
-        temperature=0.0, max_tokens=64, latency_ms=12.5, prompt_tokens=10, completion_tokens=0,
-    )  # fmt: skip
+        t,
+        model="m",
+        model_version="babylon-mmo@3",
+        system_prompt="s",
+        user_prompt="u",
+        response=response,
+        temperature=0.0,
+        max_tokens=64,
+        latency_ms=12.5,
+        prompt_tokens=10,
+        completion_tokens=0,
+    )
     r.complete_step(t, action_type="BUY", parameters={"ticker": "BTC"}, success=True, result={"price": 1})
     if end:
         r.end_trajectory(t, **final)
@@ -84,8 +93,11 @@ def test_steps_are_written_in_the_games_own_json(engine: sa.Engine) -> None:
     (log,) = rows_of(engine, game_tables.llm_call_logs)
     assert json.loads(log["metadata"]) == {"modelVersion": "babylon-mmo@3"}
     assert (log["trajectory_id"], log["prompt_tokens"], log["completion_tokens"], log["total_tokens"]) == (
-        row["trajectory_id"], 10, 0, 10,
-    )  # fmt: skip
+        row["trajectory_id"],
+        10,
+        0,
+        10,
+    )
     assert (row["trades_executed"], row["posts_created"], row["episode_length"]) == (1, 0, 1)
 
 
