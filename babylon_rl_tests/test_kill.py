@@ -54,7 +54,7 @@ def test_a_killed_training_is_finished_and_no_window_trains_twice(
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     with open_workspace(settings) as workspace:
-        plan = workspace.ledger.open_plan()
+        plan = workspace.ledger.unfinished_batch()
         before = workspace.ledger.checkpoints()
     assert before == [] or moment == "written"
 

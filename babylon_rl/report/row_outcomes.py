@@ -7,13 +7,10 @@ window.
 import base64
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from typing import Final
 
-import sqlalchemy as sa
-
-from babylon_rl.windows import HourWindow
+from babylon_rl.store.row_outcomes import RowCounts
 
 MOST_BARS: Final = 96
 # Colours that colour-blind eyes tell apart, on light and on dark; what is not named here is grey.
@@ -28,30 +25,7 @@ _COLOURS: Final[Mapping[str, str]] = {
 _WIDTH, _HEIGHT, _LEFT, _BASE, _TOP = 640, 190, 48, 150, 12
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WindowEnds:
-    """How the rows of one window ended: (disposition, reason) → rows."""
-
-    window_id: str
-    rows: Mapping[tuple[str, str], int]
-
-    @property
-    def total(self) -> int:
-        return sum(self.rows.values())
-
-
-def read_ends(engine: sa.Engine, windows: Sequence[HourWindow]) -> list[WindowEnds]:
-    """Count the dispositions of each window, in time order; a window without rows has none."""
-    query = sa.text("""SELECT window_id, disposition, reason, count(*) AS rows FROM babylon_rl.row_dispositions
-                       WHERE window_id = ANY(:w) GROUP BY window_id, disposition, reason""")
-    found: dict[str, dict[tuple[str, str], int]] = {str(w): {} for w in sorted(windows)}
-    with engine.connect() as conn:
-        for r in conn.execute(query, {"w": list(found)}):
-            found[r.window_id][r.disposition, r.reason] = r.rows
-    return [WindowEnds(window_id=w, rows=dict(sorted(rows.items()))) for w, rows in found.items()]
-
-
-def table(ends: Sequence[WindowEnds]) -> list[dict[str, str | int | float]]:
+def table(ends: Sequence[RowCounts]) -> list[dict[str, str | int | float]]:
     """One record per disposition and reason, most rows first; the shares add up to 100 %."""
     counts: Counter[tuple[str, str]] = Counter()
     for e in ends:
@@ -63,13 +37,13 @@ def table(ends: Sequence[WindowEnds]) -> list[dict[str, str | int | float]]:
     ]
 
 
-def picture(ends: Sequence[WindowEnds]) -> str:
+def picture(ends: Sequence[RowCounts]) -> str:
     """Markdown with one stacked bar per window (per several, where there are more than `MOST_BARS`)."""
     encoded = base64.b64encode(_svg(ends).encode()).decode()
     return f"![rows by disposition, window by window](data:image/svg+xml;base64,{encoded})"
 
 
-def _svg(ends: Sequence[WindowEnds]) -> str:
+def _svg(ends: Sequence[RowCounts]) -> str:
     bars = list(_bars(ends))
     known = [*_COLOURS, *sorted({d for bar in bars for d in bar} - _COLOURS.keys())]
     shown = [d for d in known if any(bar[d] for bar in bars)]
@@ -102,7 +76,7 @@ def _svg(ends: Sequence[WindowEnds]) -> str:
     return "".join([*parts, "</svg>"])
 
 
-def _bars(ends: Sequence[WindowEnds]) -> Iterator[Counter[str]]:
+def _bars(ends: Sequence[RowCounts]) -> Iterator[Counter[str]]:
     size = -(-len(ends) // MOST_BARS) or 1
     for i in range(0, len(ends), size):
         bar: Counter[str] = Counter()

@@ -21,7 +21,7 @@ from babylon_rl.pipeline.score import score_windows
 from babylon_rl.pipeline.workspace import REQUIRED_CHECKS, Workspace, open_workspace
 from babylon_rl.settings import Settings
 from babylon_rl.store.check_results import write_check_result
-from babylon_rl.store.ledger import Ledger
+from babylon_rl.store.dropout import drop_out
 from babylon_rl.types import CheckResult, Hindsight, Judgment, TrajectoryGroup
 from babylon_rl.windows import HourWindow
 from babylon_rl_tests.factories import a_json_call, a_json_step, a_row, insert_row, insert_rows
@@ -282,12 +282,12 @@ def test_dropout_leaves_whole_windows_out_before_they_are_judged_and_decides_onc
         ingest_window(h, w.game, w.store)
         snapshot_outcomes(h, w.game, w.store, now=NOW, sync=True)
         group_window(h, w.store, min_agents=5)
-    out = w.ledger.drop_out(WINDOWS, target=1, cap=0.5, seed=1)
+    out = drop_out(w.store.engine, w.ledger.lineage, WINDOWS, target=1, cap=0.5, seed=1)
     assert len(out) == 2
     kept = [h for h in WINDOWS if h not in out]
     prepare(w, judge, kept)
     assert judge.asked == [str(h) for h in kept]
-    assert w.ledger.drop_out(WINDOWS, target=1, cap=0.5, seed=2) == out
+    assert drop_out(w.store.engine, w.ledger.lineage, WINDOWS, target=1, cap=0.5, seed=2) == out
     assert ready(w) == [str(h) for h in kept]
     assert recorded_but_not_judged(w, min_agents=5) == []
     for h in WINDOWS:
@@ -297,7 +297,7 @@ def test_dropout_leaves_whole_windows_out_before_they_are_judged_and_decides_onc
     prepare(w, judge, sorted(out))  # grouped again, by hand: it stays out, and its rows say so
     assert {d.disposition for h in out for d in w.store.dispositions(h)} == {"dropped_out"}
     assert ready(w) == [str(h) for h in kept]
-    assert Ledger(w.store.engine, "other", required_checks=()).drop_out(WINDOWS, target=None, cap=0.5, seed=1) == set()
+    assert drop_out(w.store.engine, "other", WINDOWS, target=None, cap=0.5, seed=1) == set()
 
 
 def test_a_row_in_no_hour_is_taken_by_the_game_as_it_was_before_us(engine: sa.Engine) -> None:
