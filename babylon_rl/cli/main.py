@@ -181,7 +181,7 @@ def check_windows(
         console.print("✅ READY FOR TRAINING!", style="bold green", highlight=False)
         console.print(f"next: babylon-rl train --min-agents {need} --iterations 1", highlight=False)
         return
-    console.print(f"Not ready: {found.mend}", style="yellow", highlight=False, soft_wrap=True)
+    console.print(f"Not ready: {found.next_step}", style="yellow", highlight=False, soft_wrap=True)
     raise typer.Exit(1)
 
 

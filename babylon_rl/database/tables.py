@@ -195,8 +195,8 @@ check_results = Table(  # asset checks as data: training leaves out a window wit
     Index("ix_check_results_failed", "window_id", postgresql_where=text("NOT passed")),
 )
 
-training_plans = Table(  # written before a training starts: a restart trains the same batch
-    "training_plans",
+planned_batches = Table(  # written before a training starts: a restart trains the same batch
+    "planned_batches",
     platform,
     Column("lineage", Text, primary_key=True),
     Column("step", Integer, primary_key=True),

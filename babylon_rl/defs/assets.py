@@ -23,6 +23,7 @@ from babylon_rl.pipeline.train import train_range
 from babylon_rl.pipeline.window_result import WindowResult
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.report import row_outcomes
+from babylon_rl.store.dropout import drop_out
 from babylon_rl.store.row_outcomes import count_row_outcomes
 from babylon_rl.windows import HourWindow
 
@@ -143,8 +144,13 @@ def ruler_scores(
     with dagster_failures():
         windows = HourWindow.parse_all(context.partition_keys)
         settings = workspace.settings
-        out = workspace.ledger.drop_out(
-            windows, target=settings.training.dropout_target, cap=settings.training.dropout_cap, seed=settings.seed
+        out = drop_out(
+            workspace.store.engine,
+            settings.lineage,
+            windows,
+            target=settings.training.dropout_target,
+            cap=settings.training.dropout_cap,
+            seed=settings.seed,
         )
         scored = asyncio.run(
             score_windows(

@@ -7,6 +7,7 @@ from babylon_rl.defs.assets import contextualized_groups, ruler_scores
 from babylon_rl.defs.per_window import per_window_check
 from babylon_rl.pipeline import checks
 from babylon_rl.pipeline.workspace import Workspace
+from babylon_rl.store.dropout import is_dropped
 from babylon_rl.store.judge_audits import audit_of
 from babylon_rl.store.judge_calls import cost_of
 from babylon_rl.store.row_outcomes import row_outcomes_of
@@ -52,7 +53,7 @@ def scores_are_in_unit_interval(window: HourWindow, workspace: Workspace) -> Che
 @per_window_check(ruler_scores)
 def every_member_has_one_score(window: HourWindow, workspace: Workspace) -> CheckResult:
     """Scores match members by id, one each: a group judged in part is not judged."""
-    if workspace.ledger.dropped(window):
+    if is_dropped(workspace.store.engine, workspace.settings.lineage, window):
         return CheckResult(
             passed=True, facts={"dropped_out": True}
         )  # not judged on purpose; without a judgment none trains

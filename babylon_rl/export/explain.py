@@ -5,19 +5,20 @@ with it.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
 import sqlalchemy as sa
 
-from babylon_rl.database import tables as t
 from babylon_rl.errors import DataError
 from babylon_rl.ingest.columns import find_column_names
 from babylon_rl.ingest.queries import select_row_by_id, window_of
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.report import formatting
-from babylon_rl.store.check_results import check_results_of
+from babylon_rl.store.eligibility import Reason, WindowState
+from babylon_rl.store.ledger import find_trainings
 from babylon_rl.store.row_outcomes import find_row_outcome, row_outcomes_of
 from babylon_rl.training.rewards import rank_rewards
 from babylon_rl.types import Judgment, RowOutcome, Trajectory, TrajectoryGroup, policy_name
@@ -191,39 +192,47 @@ def _judged(judgment: Judgment | None, group: TrajectoryGroup, trajectory_id: st
 
 
 def _trained(workspace: Workspace, window: HourWindow, judgment: Judgment | None) -> Iterator[str]:
-    used, planned = _consumers(workspace, window)
-    for lineage, step, key in used:
-        changed = "" if judgment is not None and judgment.key == key else (
-            f", with judgment {key[:12]}, which is not the current one: what it learned from was changed since"
-        )  # fmt: skip
-        yield f"Checkpoint {policy_name(lineage, step)} was trained on it{changed}."
     own = workspace.settings.lineage
-    if any(lineage == own for lineage, _, _ in used):
+    used = find_trainings(workspace.store.engine, [window])
+    for training in used:
+        key = training.judgment_key
+        same = judgment is not None and judgment.key == key
+        other = f", with judgment {key[:12]}, which is not the current one: what it learned from was changed since"
+        yield f"Checkpoint {training.policy} was trained on it{'' if same else other}."
+    if any(training.lineage == own for training in used):
         return
-    for lineage, step in planned:
-        if lineage == own:
-            yield f"It is planned for checkpoint {policy_name(own, step)}, whose training is under way or was interrupted."
-            return
-    yield _waiting(workspace, window, judgment)
+    [state] = workspace.ledger.eligibility.states([window])
+    if state.planned_step is not None:
+        name = policy_name(own, state.planned_step)
+        yield f"It is planned for checkpoint {name}, whose training is under way or was interrupted."
+        return
+    yield _waiting(workspace, window, state)
 
 
-def _waiting(workspace: Workspace, window: HourWindow, judgment: Judgment | None) -> str:
+_NOT_TRAINED: Final[Mapping[Reason, str]] = {
+    Reason.NOT_READ: "its window was not read: {again} reads it",
+    Reason.CHANGED: "rows of {window} came or were rewritten since it was read; {again} reads them",
+    Reason.STALE: "rows or outcomes of {window} changed since its group was made; {again} makes it anew",
+    Reason.CHECK_FAILED: "the window failed {failed}",
+    Reason.TOO_FEW_AGENTS: "its window has no group",
+    Reason.NOT_GROUPED: "its window has no group",
+    Reason.NOT_JUDGED: "a window trains when it is judged",
+    Reason.CHECKS_MISSING: "{missing} did not run on the window",
+}
+
+
+def _waiting(workspace: Workspace, window: HourWindow, state: WindowState) -> str:
     own = workspace.settings.lineage
-    if workspace.store.is_stale(window):
-        return (
-            f"Lineage {own} does not train on it: rows or outcomes of {window} changed since its group was made; "
-            f"`babylon-rl materialize --from {window} --to {window}` makes it anew."
-        )
-    if workspace.ledger.dropped(window):
+    if state.dropped:
         return f"Lineage {own} does not train on it: dropout left {window} out."
-    verdicts = check_results_of(workspace.store.engine, window)
-    failed = [v.check_name for v in verdicts if not v.passed]
-    if failed:
-        return f"Lineage {own} does not train on it: the window failed {', '.join(failed)}."
-    if judgment is None:
-        return f"Lineage {own} does not train on it: a window trains when it is judged."
-    if missing := sorted(set(workspace.ledger.required_checks) - {v.check_name for v in verdicts}):
-        return f"Lineage {own} does not train on it yet: {', '.join(missing)} did not run on the window."
+    if state.reason is not None:
+        why = _NOT_TRAINED[state.reason].format(
+            window=window,
+            again=f"`babylon-rl materialize --from {window} --to {window}`",
+            failed=", ".join(state.failed_checks),
+            missing=", ".join(state.missing_checks),
+        )
+        return f"Lineage {own} does not train on it: {why}."
     ready = len(workspace.ledger.ready())
     need = workspace.settings.training.min_windows
     return (
@@ -238,13 +247,8 @@ def _waiting(workspace: Workspace, window: HourWindow, judgment: Judgment | None
 def _rows_of(workspace: Workspace, name: str) -> tuple[_GameRow | None, RowOutcome | None] | None:
     """The game's row of that id and its outcome; either may be gone."""
     row = _game_row(workspace.game, name)
-    engine = workspace.store.engine
-    end = (
-        find_row_outcome(engine, name, or_trajectory_id=True)
-        if row is None
-        else find_row_outcome(engine, row.source_id)
-    )
-    return None if row is None and end is None else (row, end)
+    found = find_row_outcome(workspace.store.engine, name if row is None else row.source_id)
+    return None if row is None and found is None else (row, found)
 
 
 def _game_row(game: sa.Engine, name: str) -> _GameRow | None:
@@ -260,22 +264,6 @@ def _game_row(game: sa.Engine, name: str) -> _GameRow | None:
         start_at=found["start_time"].replace(tzinfo=UTC),
         end_at=None if found["end_time"] is None else found["end_time"].replace(tzinfo=UTC),
     )
-
-
-def _consumers(workspace: Workspace, window: HourWindow) -> tuple[list[tuple[str, int, str]], list[tuple[str, int]]]:
-    """(lineage, step, judgment key) of each checkpoint that used the window; (lineage, step) of open plans for it."""
-    used, planned, made = t.consumed_windows.c, t.training_plans.c, t.checkpoints.c
-    consumed = sa.select(used.lineage, used.step, used.judgment_key).where(used.window_id == str(window))
-    open_ = (
-        sa.select(planned.lineage, planned.step)
-        .where(planned.windows.any(str(window)))
-        .where(~sa.exists().where(made.lineage == planned.lineage, made.step == planned.step))
-    )
-    with workspace.store.engine.connect() as conn:
-        return (
-            [(r.lineage, r.step, r.judgment_key) for r in conn.execute(consumed.order_by(used.lineage, used.step))],
-            [(r.lineage, r.step) for r in conn.execute(open_.order_by(planned.lineage, planned.step))],
-        )
 
 
 def _counted(ends: Sequence[RowOutcome]) -> str:

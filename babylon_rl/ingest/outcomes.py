@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 import sqlalchemy as sa
 
 from babylon_rl.database import game_tables, tables
+from babylon_rl.database.locks import Lock, lock_transaction
 from babylon_rl.ingest.columns import find_column_names
 from babylon_rl.ingest.queries import select_outcomes, window_parameters
 from babylon_rl.ingest.steps import BadRowError, parse_json, repaired
@@ -98,9 +99,7 @@ def sync_window_outcomes(conn: sa.Connection, window: HourWindow, *, now: dateti
         return "open"
     if conn.scalar(sa.select(sa.func.to_regclass(f"{tables.OUR_SCHEMA}.price_facts"))) is None:
         return "no_facts"  # a game database that our schema does not live in
-    conn.execute(
-        sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), {"key": f"babylon_rl outcomes {window}"}
-    )
+    lock_transaction(conn, Lock.OUTCOMES, str(window))
     wanted = _stock_rows(conn, window) + _prediction_rows(conn, window)
     if not wanted:
         return "no_facts"

@@ -23,9 +23,10 @@ from datetime import UTC
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
 
 from babylon_rl.database import tables as t
+from babylon_rl.database.locks import Lock, lock_transaction
+from babylon_rl.database.upsert import upsert
 from babylon_rl.ingest.columns import ColumnNames, find_column_names
 from babylon_rl.ingest.queries import (
     count_recent,
@@ -39,7 +40,6 @@ from babylon_rl.windows import HourWindow
 logger = logging.getLogger(__name__)
 
 LATE_HOURS: Final = 48
-_LOCK: Final = "window_summary"
 _FACTS: Final = ("rows", "agents", "avg_pnl_usd", "outcomes", "fingerprint")
 _CHUNK: Final = 2_000
 
@@ -60,7 +60,7 @@ def refresh(
     """
     with ours.begin() as own:
         # The lock comes first: a waiting refresh must not hold an old snapshot of what it will count.
-        own.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:k, 2))"), {"k": _LOCK})
+        lock_transaction(own, Lock.WINDOW_SUMMARY, "all")
         if game is ours:
             return _refresh(own, own, windows, full=full, has_triggers=_has_triggers(own))
         with game.connect() as conn:
@@ -88,11 +88,15 @@ def _refresh(
     return _upsert_summary(own, [*counted, *_count(game, names, gone)], None)
 
 
-def changes_seen(ours: sa.Engine, window: HourWindow) -> int:
-    """How often a window's rows were seen to change. Asked before they are read, it is never ahead of them."""
+def count_changes(ours: sa.Engine, windows: Sequence[HourWindow]) -> int:
+    """How often rows of `windows` were seen to change, all together: rises with every late or rewritten row.
+
+    Asked before the rows are read, it is never ahead of them.
+    """
     c = t.window_summary.c
+    query = sa.select(sa.func.coalesce(sa.func.sum(c.changes), 0)).where(c.window_id.in_([str(w) for w in windows]))
     with ours.connect() as conn:
-        return conn.scalar(sa.select(c.changes).where(c.window_id == str(window))) or 0
+        return int(conn.scalar(query) or 0)
 
 
 def _has_triggers(conn: sa.Connection) -> bool:
@@ -160,27 +164,13 @@ def _upsert_summary(own: sa.Connection, counted: Sequence[Json], touched: dict[s
         rows.append({**new, "changes": (0 if old is None else old["changes"]) + changed})
     if not rows:
         return len(counted)
-    statement = insert(t.window_summary)
-    own.execute(
-        statement.on_conflict_do_update(
-            index_elements=["window_id"], set_={f: statement.excluded[f] for f in (*_FACTS, "changes")}
-        ),
-        rows,
-    )
+    upsert(own, t.window_summary, rows)
     moved: Counter[tuple[int, bool]] = Counter()
     for r in rows:
         moved[r["agents"], r["outcomes"]] += 1
         if (old := before.get(r["window_id"])) is not None:
             moved[old["agents"], old["outcomes"]] -= 1
     deltas = [{"agents": a, "outcomes": o, "windows": n} for (a, o), n in sorted(moved.items()) if n]
-    if deltas:
-        counts = insert(t.window_counts)
-        own.execute(
-            counts.on_conflict_do_update(
-                index_elements=["agents", "outcomes"],
-                set_={"windows": t.window_counts.c.windows + counts.excluded["windows"]},
-            ),
-            deltas,
-        )
+    upsert(own, t.window_counts, deltas, add=["windows"])
     logger.info("summed up windows=%d changed=%d", len(counted), len(rows))
     return len(counted)

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 
 from babylon_rl.ingest.reader import stream_window, window_ids
 from babylon_rl.ingest.stitching import mark_as_read, stitch, usable
-from babylon_rl.ingest.window_summary import changes_seen, refresh
+from babylon_rl.ingest.window_summary import count_changes, refresh
 from babylon_rl.pipeline.window_result import WindowResult
 from babylon_rl.store.windows import PackedTrajectory, Store
 from babylon_rl.types import RowOutcome
@@ -15,7 +15,7 @@ def ingest_window(window: HourWindow, game: sa.Engine, store: Store) -> WindowRe
     """Read a window's rows, stitch them per agent, keep them, and account for every row."""
     # Before the rows are read: what changes after that is seen to have changed.
     refresh(game, store.engine, windows=[window])
-    seen = changes_seen(store.engine, window)
+    seen = count_changes(store.engine, [window])
     packed: list[PackedTrajectory] = []
     outcomes: list[RowOutcome] = []
     # A row rewritten while the window is read belongs to one version of it, not to two.

@@ -1,11 +1,12 @@
 """Where each source row ended: the only reader and writer of `babylon_rl.row_outcomes`."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
 
 from babylon_rl.database import tables as t
+from babylon_rl.database.upsert import upsert
 from babylon_rl.types import Json, RowOutcome, RowOutcomeCounts, RowReason, RowStatus
 from babylon_rl.windows import HourWindow
 
@@ -18,14 +19,12 @@ def row_outcomes_of(engine: sa.Engine, window: HourWindow) -> list[RowOutcome]:
         return [_read(r) for r in conn.execute(query).mappings()]
 
 
-def find_row_outcome(engine: sa.Engine, source_id: str, *, or_trajectory_id: bool = False) -> RowOutcome | None:
-    """Where one source row ended; `or_trajectory_id` also takes the game's id of its trajectory."""
+def find_row_outcome(engine: sa.Engine, name: str) -> RowOutcome | None:
+    """Where a row ended, found by its id or its trajectory id, the former first; None when it was never read."""
     c = t.row_outcomes.c
-    match = c.source_id == source_id
-    if or_trajectory_id:
-        match = sa.or_(match, c.trajectory_id == source_id)
+    query = sa.select(t.row_outcomes).where(sa.or_(c.source_id == name, c.trajectory_id == name))
     with engine.connect() as conn:
-        found = conn.execute(sa.select(t.row_outcomes).where(match)).mappings().first()
+        found = conn.execute(query.order_by(c.source_id != name)).mappings().first()
     return None if found is None else _read(found)
 
 
@@ -41,16 +40,8 @@ def count_row_outcomes(engine: sa.Engine, windows: Sequence[HourWindow]) -> list
 
 
 def write_row_outcomes(conn: sa.Connection, outcomes: Sequence[RowOutcome]) -> None:
-    """Write outcomes, in the caller's transaction; the one a row had before is replaced."""
-    if not outcomes:
-        return
-    columns = [c.name for c in t.row_outcomes.c]
-    statement = insert(t.row_outcomes)
-    changed = {c: statement.excluded[c] for c in columns if c != "source_id"}
-    conn.execute(
-        statement.on_conflict_do_update(index_elements=["source_id"], set_=changed),
-        [{c: getattr(o, c) for c in columns} for o in outcomes],
-    )
+    """Write outcomes; the one a row had before is replaced. The caller commits."""
+    upsert(conn, t.row_outcomes, [asdict(o) for o in outcomes])
     mark_dropped(conn, sorted({o.window_id for o in outcomes}))
 
 

@@ -1,26 +1,26 @@
-"""What the assets keep between each other: the only reader and writer of our per-window tables.
+"""What the assets keep of each window: stitched trajectories, outcomes, the group and its hindsight.
 
 Every write of a window happens in one transaction under that window's advisory lock and changes nothing
-when the data version is the same: same inputs, same bytes. Training's ledger is `store/ledger.py`.
+when the data version is the same: same inputs, same bytes. Judgments are `store/judgments.py`, where each row ended
+is `store/row_outcomes.py`, training's ledger is `store/ledger.py`.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
 
-from babylon_rl.common.canonical import digest, from_json, pack, pack_with_digest, to_json, unpack
+from babylon_rl.common.canonical import digest, pack, pack_with_digest, unpack
 from babylon_rl.database import tables as t
+from babylon_rl.store.judgments import JudgmentStore, read_judgment
 from babylon_rl.store.row_outcomes import version_entry, write_row_outcomes
+from babylon_rl.store.window_lock import lock_window
 from babylon_rl.types import (
     Hindsight,
     Judgment,
     RowOutcome,
-    Score,
     Trajectory,
     TrajectoryGroup,
     WindowOutcomes,
@@ -50,23 +50,20 @@ class PackedTrajectory:
         """Pack one."""
         body, digest_ = pack_with_digest(x)
         return cls(
-            trajectory_id=x.trajectory_id, agent_id=x.agent_id, turns=len(x.turns), pnl_usd=x.pnl_usd,
-            digest=digest_, body=body,
-        )  # fmt: skip
+            trajectory_id=x.trajectory_id,
+            agent_id=x.agent_id,
+            turns=len(x.turns),
+            pnl_usd=x.pnl_usd,
+            digest=digest_,
+            body=body,
+        )
 
 
-class Store:
-    """Our schema, over one engine. Safe to use from several processes at once."""
+class Store(JudgmentStore):
+    """What the assets keep of windows, judgments included, over one engine. Safe to use from several processes."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self.engine = engine
-
-    @contextmanager
-    def locked(self, window: HourWindow) -> Iterator[sa.Connection]:
-        """One transaction that no other writer of the same window can overlap."""
-        with self.engine.begin() as conn:
-            conn.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:w, 0))"), {"w": f"window:{window}"})
-            yield conn
 
     # ── raw_trajectories ───────────────────────────────────────────────────────────────────────────
     def write_ingest(
@@ -99,7 +96,7 @@ class Store:
         version = digest([[x.digest for x in packed], [version_entry(o) for o in ends]])
         w = str(window)
         d = t.row_outcomes.c
-        with self.locked(window) as conn:
+        with lock_window(self.engine, window) as conn:
             if conn.scalar(sa.select(t.windows.c.data_version).where(t.windows.c.window_id == w)) == version:
                 seen = {"changes_seen": changes_seen}
                 conn.execute(sa.update(t.windows).where(t.windows.c.window_id == w).values(seen))
@@ -153,13 +150,20 @@ class Store:
             rows = conn.execution_options(yield_per=50).scalars(query.order_by(t.window_trajectories.c.trajectory_id))
             return [unpack(b, Trajectory) for b in rows]
 
+    def mean_pnl_usd(self, window_ids: Sequence[str]) -> float | None:
+        """Mean P&L of all trajectories of some windows whose P&L is known; None when none is."""
+        c = t.window_trajectories.c
+        with self.engine.connect() as conn:
+            found = conn.scalar(sa.select(sa.func.avg(c.pnl_usd)).where(c.window_id.in_(window_ids)))
+        return None if found is None else float(found)
+
     # ── market_outcomes ────────────────────────────────────────────────────────────────────────────
     def write_outcomes(self, outcomes: WindowOutcomes) -> tuple[str, bool]:
         """Keep the truth about a closed window; a corrected outcome is a new data version."""
         version = digest(outcomes)
         w = outcomes.window_id
         c = t.window_outcomes.c
-        with self.locked(HourWindow.parse(w)) as conn:
+        with lock_window(self.engine, HourWindow.parse(w)) as conn:
             if conn.scalar(sa.select(c.data_version).where(c.window_id == w)) == version:
                 return version, False
             for table in (t.window_outcomes, t.window_judgments, t.check_results):  # they spoke of other outcomes
@@ -201,7 +205,7 @@ class Store:
         version = digest([group, hindsight], depth=_OF_BOTH)
         w = str(window)
         c = t.contextualized_groups.c
-        with self.locked(window) as conn:
+        with lock_window(self.engine, window) as conn:
             write_row_outcomes(conn, ends)
             made_from = _made_from(conn, w)
             if conn.scalar(sa.select(c.data_version).where(c.window_id == w)) == version:
@@ -247,78 +251,20 @@ class Store:
             body = conn.scalar(sa.select(c.hindsight).where(c.window_id == str(window)))
         return None if body is None else unpack(body, Hindsight)
 
-    # ── ruler_scores ───────────────────────────────────────────────────────────────────────────────
-    def find_judgment(self, key: str) -> Judgment | None:
-        """A judgment made before, by the hash of all that went into it."""
-        c = t.judgments.c
-        with self.engine.connect() as conn:
-            rows = (
-                conn.execute(sa.select(t.judgments).where(c.judgment_key == key).order_by(c.trajectory_id))
-                .mappings()
-                .all()
-            )
-        if not rows:
-            return None
-        first = rows[0]
-        return Judgment(
-            key=key,
-            group_id=first["group_id"],
-            window_id=first["window_id"],
-            judge_model=first["judge_model"],
-            judge_version=first["judge_version"],
-            scores=tuple(
-                Score(trajectory_id=r["trajectory_id"], value=r["score"], explanation=r["explanation"]) for r in rows
-            ),
-            prompt_tokens=sum(r["prompt_tokens"] for r in rows),
-            completion_tokens=sum(r["completion_tokens"] for r in rows),
-            cost_usd=sum(r["cost_usd"] for r in rows),
-            details=next((from_json(r["details"], dict) for r in rows if r["details"] is not None), {}),
-        )
 
-    def write_judgment(self, judgment: Judgment) -> None:
-        """Keep a judgment before anything else is done with it; the same key is never written twice."""
-        rows = [
-            {
-                "judgment_key": judgment.key,
-                "trajectory_id": s.trajectory_id,
-                "group_id": judgment.group_id,
-                "window_id": judgment.window_id,
-                "score": s.value,
-                "explanation": s.explanation,
-                "judge_model": judgment.judge_model,
-                "judge_version": judgment.judge_version,
-                # One call judges a whole group: its price stands once, in the first row.
-                "prompt_tokens": judgment.prompt_tokens if i == 0 else 0,
-                "completion_tokens": judgment.completion_tokens if i == 0 else 0,
-                "cost_usd": judgment.cost_usd if i == 0 else 0.0,
-                "details": to_json(judgment.details).decode() if i == 0 and judgment.details else None,
-            }
-            for i, s in enumerate(judgment.scores)
-        ]
-        with self.engine.begin() as conn:
-            conn.execute(insert(t.judgments).on_conflict_do_nothing(), rows)
-
-    def set_current_judgment(self, window: HourWindow, group_id: str, key: str | None) -> bool:
-        """Say which judgment speaks for a window now (None: none does); returns whether that is news."""
-        c = t.window_judgments.c
-        with self.locked(window) as conn:
-            now = conn.scalar(sa.select(c.judgment_key).where(c.window_id == str(window)))
-            if now == key:
-                return False
-            conn.execute(sa.delete(t.window_judgments).where(c.window_id == str(window)))
-            if key is not None:
-                conn.execute(
-                    sa.insert(t.window_judgments),
-                    [{"window_id": str(window), "group_id": group_id, "judgment_key": key}],
-                )
-        return True
-
-    def judgment(self, window: HourWindow) -> Judgment | None:
-        """The current judgment of a window."""
-        c = t.window_judgments.c
-        with self.engine.connect() as conn:
-            key = conn.scalar(sa.select(c.judgment_key).where(c.window_id == str(window)))
-        return None if key is None else self.find_judgment(key)
+def read_judged_group(
+    conn: sa.Connection, window_id: str, *, with_hindsight: bool
+) -> tuple[TrajectoryGroup, Hindsight | None, Judgment]:
+    """The group of a judged window with its current judgment; the hindsight is read only when it is asked for."""
+    g, j = t.contextualized_groups.c, t.window_judgments.c
+    columns = [g.body, j.judgment_key, *([g.hindsight] if with_hindsight else [])]
+    query = sa.select(*columns).join(t.window_judgments, j.window_id == g.window_id).where(g.window_id == window_id)
+    row = conn.execute(query).mappings().one()
+    judgment = read_judgment(conn, row["judgment_key"])
+    if judgment is None:
+        raise AssertionError(f"judgment {row['judgment_key']!r} of window {window_id!r} cannot be read")
+    hindsight = unpack(row["hindsight"], Hindsight) if with_hindsight else None
+    return unpack(row["body"], TrajectoryGroup), hindsight, judgment
 
 
 def _made_from(conn: sa.Connection, window_id: str) -> str:

@@ -21,7 +21,7 @@ from babylon_rl.pipeline.score import score_windows
 from babylon_rl.pipeline.workspace import REQUIRED_CHECKS, Workspace, open_workspace
 from babylon_rl.settings import Settings
 from babylon_rl.store.check_results import write_check_result
-from babylon_rl.store.ledger import Ledger
+from babylon_rl.store.dropout import drop_out
 from babylon_rl.store.row_outcomes import row_outcomes_of
 from babylon_rl.types import CheckResult, Hindsight, Judgment, TrajectoryGroup
 from babylon_rl.windows import HourWindow
@@ -275,12 +275,12 @@ def test_dropout_drops_whole_windows_before_judging(w: Workspace, judge: Countin
         ingest_window(h, w.game, w.store)
         snapshot_outcomes(h, w.game, w.store, now=NOW, sync=True)
         group_window(h, w.store, min_agents=5)
-    out = w.ledger.drop_out(WINDOWS, target=1, cap=0.5, seed=1)
+    out = drop_out(w.store.engine, w.ledger.lineage, WINDOWS, target=1, cap=0.5, seed=1)
     assert len(out) == 2
     kept = [h for h in WINDOWS if h not in out]
     prepare(w, judge, kept)
     assert judge.asked == [str(h) for h in kept]
-    assert w.ledger.drop_out(WINDOWS, target=1, cap=0.5, seed=2) == out
+    assert drop_out(w.store.engine, w.ledger.lineage, WINDOWS, target=1, cap=0.5, seed=2) == out
     assert ready(w) == [str(h) for h in kept]
     assert recorded_but_not_judged(w, min_agents=5) == []
     for h in WINDOWS:
@@ -290,7 +290,7 @@ def test_dropout_drops_whole_windows_before_judging(w: Workspace, judge: Countin
     prepare(w, judge, sorted(out))  # grouped again, by hand: it stays out, and its rows say so
     assert {d.status for h in out for d in row_outcomes_of(w.store.engine, h)} == {"dropped_out"}
     assert ready(w) == [str(h) for h in kept]
-    assert Ledger(w.store.engine, "other", required_checks=()).drop_out(WINDOWS, target=None, cap=0.5, seed=1) == set()
+    assert drop_out(w.store.engine, "other", WINDOWS, target=None, cap=0.5, seed=1) == set()
 
 
 def test_the_game_may_still_write_a_row_of_no_hour(engine: sa.Engine) -> None:
