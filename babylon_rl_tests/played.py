@@ -13,6 +13,7 @@ from babylon_rl.pipeline.score import score_windows
 from babylon_rl.pipeline.workspace import REQUIRED_CHECKS, Workspace
 from babylon_rl.simulator.spawn import AgentLineup, spawn
 from babylon_rl.store.check_results import write_check_result
+from babylon_rl.store.row_outcomes import row_outcomes_of
 from babylon_rl.windows import HourWindow
 
 FIRST = HourWindow.parse("2025-01-15T00:00")
@@ -51,7 +52,7 @@ def verify(workspace: Workspace, window: HourWindow) -> None:
                 conn, window, group, store.hindsight(window)
             ),
             "every_row_is_accounted_for": checks.every_row_accounted(
-                conn, window, store.rows_read(window), store.dispositions(window)
+                conn, window, store.rows_read(window), row_outcomes_of(store.engine, window)
             ),
             "groups_have_trainable_tokens": checks.trainable_tokens(group),
             "scores_are_in_unit_interval": checks.scores_in_unit_interval(judgment),

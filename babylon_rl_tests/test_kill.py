@@ -54,7 +54,7 @@ def test_after_a_kill_training_finishes_and_repeats_no_window(
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     with open_workspace(settings) as workspace:
-        plan = workspace.ledger.open_plan()
+        plan = workspace.ledger.unfinished_batch()
         before = workspace.ledger.checkpoints()
     assert before == [] or moment == "written"
 

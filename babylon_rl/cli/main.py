@@ -183,7 +183,7 @@ def check_windows(
         console.print("✅ READY FOR TRAINING!", style="bold green", highlight=False)
         console.print(f"next: babylon-rl train --min-agents {need} --iterations 1", highlight=False)
         return
-    console.print(f"Not ready: {found.mend}", style="yellow", highlight=False, soft_wrap=True)
+    console.print(f"Not ready: {found.next_step}", style="yellow", highlight=False, soft_wrap=True)
     raise typer.Exit(1)
 
 
@@ -273,13 +273,14 @@ def materialize(
 def _say_where_rows_ended(settings: Settings, start: HourWindow, end: HourWindow) -> None:
     from babylon_rl.pipeline.workspace import open_workspace
     from babylon_rl.report import row_outcomes
+    from babylon_rl.store.row_outcomes import count_row_outcomes
 
     windows = list(start.until(end))
     with open_workspace(settings) as workspace:
-        ends = row_outcomes.read_ends(workspace.store.engine, windows)
+        ends = count_row_outcomes(workspace.store.engine, windows)
         judged = sum(workspace.store.judgment(w) is not None for w in windows)
     rows = row_outcomes.table(ends)
-    said = ", ".join(f"{r['rows']:,} {r['disposition']} ({r['reason']})" for r in rows) or "none"
+    said = ", ".join(f"{r['rows']:,} {r['status']} ({r['reason']})" for r in rows) or "none"
     console.print(f"{formatting.count(sum(e.total for e in ends), 'row')}: {said}", highlight=False, soft_wrap=True)
     console.print(f"{judged} of {formatting.count(len(windows), 'window')} judged", highlight=False)
     if rows:

@@ -70,7 +70,7 @@ def _iterate(
 ) -> Checkpoint | None:
     ledger = workspace.ledger
     size = options.windows_per_iteration or workspace.settings.training.min_windows
-    plan = ledger.open_plan()
+    plan = ledger.unfinished_batch()
     console.print(f"\nITERATION {iteration}/{options.iterations}\n{RULE}", highlight=False)
     with run_progress(console) as run:
         if plan is None:

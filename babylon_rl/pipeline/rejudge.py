@@ -8,18 +8,16 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import sqlalchemy as sa
-
 from babylon_rl.common.rank_agreement import kendall_tau
-from babylon_rl.database import tables as t
 from babylon_rl.judging.judge import Judge
 from babylon_rl.judging.score import Item, score_groups
 from babylon_rl.pipeline import checks
 from babylon_rl.store.check_results import write_check_result
 from babylon_rl.store.judge_audits import audit_of
 from babylon_rl.store.judge_calls import cost_of
+from babylon_rl.store.ledger import find_trainings
 from babylon_rl.store.windows import Store
-from babylon_rl.types import Judgment, TrajectoryGroup, policy_name
+from babylon_rl.types import Judgment, TrajectoryGroup
 from babylon_rl.windows import HourWindow
 
 
@@ -95,7 +93,7 @@ def rejudge(
             concurrency=concurrency,
         )
     )
-    used = _read_uses(store.engine, [str(w) for w in items])
+    used = find_trainings(store.engine, list(items))
     replayed = []
     for w, (group, _) in items.items():
         new = report.judgments.get(group.group_id)
@@ -107,7 +105,7 @@ def rejudge(
                 new=new,
                 failed=report.failed.get(group.group_id),
                 tau=None if before is None or new is None else kendall_tau(_values(before), _values(new)),
-                trained={name: _name_judgment(key, before, new) for name, key in used.get(str(w), ())},
+                trained={u.policy: _name_judgment(u.judgment_key, before, new) for u in used if u.window_id == str(w)},
             )
         )
         if make_current and new is not None:
@@ -138,17 +136,6 @@ def _write_judge_results(store: Store, window: HourWindow, group: TrajectoryGrou
         ),
     }.items():
         write_check_result(store.engine, window, name, verdict)
-
-
-def _read_uses(engine: sa.Engine, windows: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
-    """Checkpoint name and judgment key of each training that used a window, in all lineages."""
-    c = t.consumed_windows.c
-    query = sa.select(c.window_id, c.lineage, c.step, c.judgment_key).where(c.window_id.in_(list(windows)))
-    found: dict[str, list[tuple[str, str]]] = {}
-    with engine.connect() as conn:
-        for r in conn.execute(query.order_by(c.lineage, c.step)):
-            found.setdefault(r.window_id, []).append((policy_name(r.lineage, r.step), r.judgment_key))
-    return found
 
 
 def _name_judgment(key: str, old: Judgment | None, new: Judgment | None) -> str:

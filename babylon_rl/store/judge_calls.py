@@ -15,6 +15,7 @@ from datetime import UTC, date, datetime
 import sqlalchemy as sa
 
 from babylon_rl.database import tables as t
+from babylon_rl.database.locks import Lock, lock_transaction
 from babylon_rl.judging.judge import BudgetSpentError
 from babylon_rl.judging.ruler.call_log import Call, CallStatus
 from babylon_rl.judging.ruler.endpoint import Reply
@@ -73,9 +74,7 @@ class PostgresCallLog:
     def _reserve(self, call: Call, call_id: str, day: date) -> None:
         with self.engine.begin() as conn:
             if self.budget_usd is not None:
-                conn.execute(
-                    sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:k, 2))"), {"k": f"judge-budget:{day}"}
-                )
+                lock_transaction(conn, Lock.JUDGE_BUDGET, str(day))
                 spent = _sum_spent(conn, day)
                 if spent + call.reserved_usd > self.budget_usd:
                     raise BudgetSpentError(

@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from babylon_rl.errors import ConfigError, DataError
-from babylon_rl.ingest.outcomes import read_outcomes, sync_window_outcomes
+from babylon_rl.ingest.outcomes import examine_outcomes, sync_window_outcomes
 from babylon_rl.simulator.market import make_market
 from babylon_rl.simulator.play import AgentSlot, Playthrough, play
 from babylon_rl.simulator.players import ScriptedPlayer
@@ -61,7 +61,7 @@ def test_outcomes_are_the_markets_own_prices(engine: sa.Engine) -> None:
         market = make_market(window, 1)
         with engine.begin() as conn:
             sync_window_outcomes(conn, window, now=NOW)
-            outcomes = read_outcomes(conn, window)
+            outcomes = examine_outcomes(conn, window)[0]
         assert {s.ticker: s.end_price for s in outcomes.stocks} == {
             t: pytest.approx(p, abs=0.006) for t, p in market.closing.items()
         }
