@@ -59,6 +59,7 @@ pytest: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/judge.py
+	$(BIN)/python benchmarks/policy.py
 
 house: $(STAMP)
 	@$(BIN)/python -m babylon_rl_tests.house

@@ -7,8 +7,10 @@ from babylon_rl.defs.assets import contextualized_groups, ruler_scores
 from babylon_rl.defs.per_window import per_window_check
 from babylon_rl.pipeline import checks
 from babylon_rl.pipeline.workspace import Workspace
+from babylon_rl.store.dropout import is_dropped
 from babylon_rl.store.judge_audits import audit_of
 from babylon_rl.store.judge_calls import cost_of
+from babylon_rl.store.row_outcomes import row_outcomes_of
 from babylon_rl.types import CheckResult
 from babylon_rl.windows import HourWindow
 
@@ -36,10 +38,10 @@ def groups_have_trainable_tokens(window: HourWindow, workspace: Workspace) -> Ch
 
 @per_window_check(contextualized_groups)
 def every_row_is_accounted_for(window: HourWindow, workspace: Workspace) -> CheckResult:
-    """Nothing lost: each row of the game's table in this window stands in `row_dispositions` once, and no other."""
+    """Nothing lost: each row of the game's table in this window stands in `row_outcomes` once, and no other."""
     store = workspace.store
     with workspace.game.connect() as conn:
-        return checks.every_row_accounted(conn, window, store.rows_read(window), store.dispositions(window))
+        return checks.every_row_accounted(conn, window, store.rows_read(window), row_outcomes_of(store.engine, window))
 
 
 @per_window_check(ruler_scores)
@@ -51,7 +53,7 @@ def scores_are_in_unit_interval(window: HourWindow, workspace: Workspace) -> Che
 @per_window_check(ruler_scores)
 def every_member_has_one_score(window: HourWindow, workspace: Workspace) -> CheckResult:
     """Scores match members by id, one each: a group judged in part is not judged."""
-    if workspace.ledger.dropped(window):
+    if is_dropped(workspace.store.engine, workspace.settings.lineage, window):
         return CheckResult(
             passed=True, facts={"dropped_out": True}
         )  # not judged on purpose; without a judgment none trains
