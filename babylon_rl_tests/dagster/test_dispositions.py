@@ -10,7 +10,8 @@ from dagster_factories import FIRST, spawn_windows
 
 from babylon_rl.cli.runner import Runner
 from babylon_rl.pipeline.workspace import Workspace
-from babylon_rl.report.row_outcomes import MOST_BARS, WindowEnds, picture, table
+from babylon_rl.report.row_outcomes import MOST_BARS, picture, table
+from babylon_rl.store.row_outcomes import RowCounts
 from babylon_rl.windows import HourWindow
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -59,7 +60,7 @@ def test_a_run_shows_where_all_its_rows_ended_on_its_last_window(
 
 def test_shares_add_up_and_a_month_is_one_small_picture() -> None:
     ends = [
-        WindowEnds(window_id=str(FIRST.next(i)), rows={("grouped", "stitched"): 30, ("quarantined", "<odd>"): i % 3})
+        RowCounts(window_id=str(FIRST.next(i)), rows={("grouped", "stitched"): 30, ("quarantined", "<odd>"): i % 3})
         for i in range(720)
     ]
     assert abs(sum(float(r["share_pct"]) for r in table(ends)) - 100) < 0.02
@@ -72,5 +73,5 @@ def test_shares_add_up_and_a_month_is_one_small_picture() -> None:
 
 
 def test_no_rows_draw_an_empty_picture() -> None:
-    assert table([WindowEnds(window_id=str(FIRST), rows={})]) == []
+    assert table([RowCounts(window_id=str(FIRST), rows={})]) == []
     assert list(drawn(picture([])).iter(f"{SVG}rect")) == []
