@@ -11,8 +11,9 @@ from babylon_rl.pipeline.ingest import ingest_window
 from babylon_rl.pipeline.outcomes import snapshot_outcomes
 from babylon_rl.pipeline.score import score_windows
 from babylon_rl.pipeline.workspace import REQUIRED_CHECKS, Workspace
-from babylon_rl.simulator.spawn import Cast, spawn
+from babylon_rl.simulator.spawn import AgentLineup, spawn
 from babylon_rl.store.check_results import write_check_result
+from babylon_rl.store.row_outcomes import row_outcomes_of
 from babylon_rl.windows import HourWindow
 
 FIRST = HourWindow.parse("2025-01-15T00:00")
@@ -24,7 +25,7 @@ def hours(count: int, first: HourWindow = FIRST) -> list[HourWindow]:
 
 
 def play(workspace: Workspace, windows: Sequence[HourWindow], *, agents: int = 6, policy: str = "habits") -> None:
-    spawn(workspace.game, list(windows), Cast(learners=agents, policy=policy), seed=1)
+    spawn(workspace.game, list(windows), AgentLineup(learners=agents, policy=policy), seed=1)
 
 
 def prepare(workspace: Workspace, window: HourWindow, *, min_agents: int = 5) -> None:
@@ -51,7 +52,7 @@ def verify(workspace: Workspace, window: HourWindow) -> None:
                 conn, window, group, store.hindsight(window)
             ),
             "every_row_is_accounted_for": checks.every_row_accounted(
-                conn, window, store.rows_read(window), store.dispositions(window)
+                conn, window, store.rows_read(window), row_outcomes_of(store.engine, window)
             ),
             "groups_have_trainable_tokens": checks.trainable_tokens(group),
             "scores_are_in_unit_interval": checks.scores_in_unit_interval(judgment),

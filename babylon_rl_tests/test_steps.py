@@ -13,9 +13,17 @@ from babylon_rl.ingest.stitching import LONGEST_TEXT, stitch
 from babylon_rl_tests.factories import a_json_call, a_json_step, a_source_row, a_step
 
 odd = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=9),
-    st.just({}), st.just([]), st.just({"a": "{\"b\": 1}"}), st.just('{"encoded": [1]}'), st.just([{"response": "x"}]),
-)  # fmt: skip
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(max_size=9),
+    st.just({}),
+    st.just([]),
+    st.just({"a": '{"b": 1}'}),
+    st.just('{"encoded": [1]}'),
+    st.just([{"response": "x"}]),
+)
 STEP_KEYS = [*a_json_step(), "observation", "stepId"]
 CALL_KEYS = list(a_json_call())
 
@@ -50,7 +58,7 @@ def test_a_sound_row_goes_the_quick_way(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(parse_steps(memoryview(json.dumps(sound).encode()))) == 2
 
 
-def test_parameters_of_a_megabyte_are_cut_for_the_judge_and_what_was_said_never_is() -> None:
+def test_long_parameters_are_cut_but_what_was_said_never_is() -> None:
     long = "x" * 1_000_000
     action = {"actionType": "POST", "parameters": {"note": [long]}}
     (made,) = stitch([a_source_row("a", a_step(action=action))])

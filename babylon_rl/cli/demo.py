@@ -36,7 +36,7 @@ from babylon_rl.report.page import render
 from babylon_rl.report.screen import RunProgress, run_progress, show
 from babylon_rl.settings import Settings
 from babylon_rl.simulator.recording import recorded_windows
-from babylon_rl.simulator.spawn import Cast, spawn
+from babylon_rl.simulator.spawn import AgentLineup, spawn
 from babylon_rl.store.evaluations import PolicyResult
 from babylon_rl.types import policy_name
 from babylon_rl.windows import HourWindow
@@ -178,7 +178,7 @@ class _Loop:
         windows = list(first.until(last))
         if len(recorded_windows(workspace.game, windows)) == len(windows):
             return
-        cast = Cast(
+        lineup = AgentLineup(
             learners=plan.learners,
             policy=policy_name(workspace.settings.lineage, iteration - 1),
             rivals=plan.rivals,
@@ -189,7 +189,7 @@ class _Loop:
             spawned = spawn(
                 workspace.game,
                 windows,
-                cast,
+                lineup,
                 seed=workspace.settings.seed,
                 inference_url=workspace.settings.serving.inference_url,
                 windows_at_once=len(windows),

@@ -1,4 +1,4 @@
-"""`babylon-rl …`: the guide's commands and ours. Each opens what it needs, calls one function, and prints.
+"""`babylon-rl …`: the commands of the game's guide and ours. Each opens what it needs, calls one function, and prints.
 
 Errors raised on purpose end in one sentence on stderr and exit status 2; a "not yet" answer is status 1.
 """
@@ -17,6 +17,7 @@ from rich.table import Table
 
 from babylon_rl.cli.data import app as data_commands
 from babylon_rl.cli.judging import app as judging_commands
+from babylon_rl.cli.settings import app as settings_commands
 from babylon_rl.errors import BabylonRLError
 from babylon_rl.report import formatting
 from babylon_rl.settings import Settings
@@ -25,6 +26,7 @@ from babylon_rl.windows import HourWindow
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(data_commands)
 app.add_typer(judging_commands)
+app.add_typer(settings_commands)
 console = Console()
 errors = Console(stderr=True)
 
@@ -88,7 +90,7 @@ def spawn_test_agents(
     from babylon_rl.database.migrate import upgrade
     from babylon_rl.pipeline.workspace import open_workspace, running_policy_server
     from babylon_rl.report.screen import run_progress
-    from babylon_rl.simulator.spawn import Cast, free_windows, spawn
+    from babylon_rl.simulator.spawn import AgentLineup, free_windows, spawn
     from babylon_rl.types import policy_name
 
     settings = _settings(seed=seed)
@@ -98,18 +100,18 @@ def spawn_test_agents(
             latest = workspace.ledger.latest()
             policy = policy_name(settings.lineage, 0 if latest is None else latest.step)
         warm = settings.serving.explore_temperature if temperature is None else temperature
-        cast = Cast(learners=agents, policy=policy, temperature=warm)
+        lineup = AgentLineup(learners=agents, policy=policy, temperature=warm)
         first = None if start is None else HourWindow.parse(start)
         chosen = free_windows(workspace.game, windows, now=datetime.now(UTC), start=first)
         decisions = max(1, 60 // decision_minutes)
         run = stack.enter_context(run_progress(console))
         url = None
-        if cast.needs_server:
+        if lineup.needs_server:
             with run.phase("start", "policy server"):
                 url = stack.enter_context(running_policy_server(settings))
         with run.phase("play", f"{windows} windows", total=len(chosen) * agents * decisions) as phase:
             done = spawn(
-                workspace.game, chosen, cast, seed=settings.seed, decisions=decisions, inference_url=url,
+                workspace.game, chosen, lineup, seed=settings.seed, decisions=decisions, inference_url=url,
                 duration_s=duration * 60, progress=phase,
             )  # fmt: skip
     console.print(
@@ -271,14 +273,14 @@ def materialize(
 def _say_where_rows_ended(settings: Settings, start: HourWindow, end: HourWindow) -> None:
     from babylon_rl.pipeline.workspace import open_workspace
     from babylon_rl.report import row_outcomes
-    from babylon_rl.store.row_outcomes import count_rows
+    from babylon_rl.store.row_outcomes import count_row_outcomes
 
     windows = list(start.until(end))
     with open_workspace(settings) as workspace:
-        ends = count_rows(workspace.store.engine, windows)
+        ends = count_row_outcomes(workspace.store.engine, windows)
         judged = sum(workspace.store.judgment(w) is not None for w in windows)
     rows = row_outcomes.table(ends)
-    said = ", ".join(f"{r['rows']:,} {r['disposition']} ({r['reason']})" for r in rows) or "none"
+    said = ", ".join(f"{r['rows']:,} {r['status']} ({r['reason']})" for r in rows) or "none"
     console.print(f"{formatting.count(sum(e.total for e in ends), 'row')}: {said}", highlight=False, soft_wrap=True)
     console.print(f"{judged} of {formatting.count(len(windows), 'window')} judged", highlight=False)
     if rows:

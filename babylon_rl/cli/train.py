@@ -1,4 +1,4 @@
-"""`babylon-rl train`: drives the same Dagster assets iteration by iteration and prints what the guide prints."""
+"""`babylon-rl train`: drives the same Dagster assets iteration by iteration and prints what the game's `train_mmo.py` prints."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

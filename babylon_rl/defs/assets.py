@@ -24,7 +24,7 @@ from babylon_rl.pipeline.window_result import WindowResult
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.report import row_outcomes
 from babylon_rl.store.dropout import drop_out
-from babylon_rl.store.row_outcomes import count_rows
+from babylon_rl.store.row_outcomes import count_row_outcomes
 from babylon_rl.windows import HourWindow
 
 RANGE = dg.BackfillPolicy.single_run()
@@ -61,19 +61,19 @@ def _tell(context: dg.AssetExecutionContext, window: HourWindow, stage: WindowRe
 
 
 def _where_rows_ended(workspace: Workspace, windows: Sequence[HourWindow]) -> dict[str, dg.MetadataValue]:
-    """The dispositions of all rows of the run's windows, as a table and a picture."""
-    ends = count_rows(workspace.store.engine, windows)
+    """The outcomes of all rows of the run's windows, as a table and a picture."""
+    ends = count_row_outcomes(workspace.store.engine, windows)
     records = [dg.TableRecord(r) for r in row_outcomes.table(ends)]
     return {
         "rows_accounted_for": dg.MetadataValue.int(sum(e.total for e in ends)),
-        "dispositions": dg.MetadataValue.table(records, schema=_DISPOSITIONS),
-        "dispositions_by_window": dg.MetadataValue.md(row_outcomes.picture(ends)),
+        "row_outcomes": dg.MetadataValue.table(records, schema=_ROW_OUTCOMES),
+        "row_outcomes_by_window": dg.MetadataValue.md(row_outcomes.picture(ends)),
     }
 
 
-_DISPOSITIONS = dg.TableSchema(
+_ROW_OUTCOMES = dg.TableSchema(
     [
-        dg.TableColumn("disposition", "string"),
+        dg.TableColumn("status", "string"),
         dg.TableColumn("reason", "string"),
         dg.TableColumn("rows", "int"),
         dg.TableColumn("share_pct", "float"),
@@ -159,7 +159,6 @@ def ruler_scores(
                 judge,
                 # Twice what may be in flight: the next prompts are written while the judge works.
                 concurrency=2 * settings.judge.concurrency,
-                budget_usd=settings.judge.budget_usd,
                 progress=progress,
             )
         )

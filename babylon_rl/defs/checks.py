@@ -10,6 +10,7 @@ from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.dropout import is_dropped
 from babylon_rl.store.judge_audits import audit_of
 from babylon_rl.store.judge_calls import cost_of
+from babylon_rl.store.row_outcomes import row_outcomes_of
 from babylon_rl.types import CheckResult
 from babylon_rl.windows import HourWindow
 
@@ -37,10 +38,10 @@ def groups_have_trainable_tokens(window: HourWindow, workspace: Workspace) -> Ch
 
 @per_window_check(contextualized_groups)
 def every_row_is_accounted_for(window: HourWindow, workspace: Workspace) -> CheckResult:
-    """Nothing lost: each row of the game's table in this window stands in `row_dispositions` once, and no other."""
+    """Nothing lost: each row of the game's table in this window stands in `row_outcomes` once, and no other."""
     store = workspace.store
     with workspace.game.connect() as conn:
-        return checks.every_row_accounted(conn, window, store.rows_read(window), store.dispositions(window))
+        return checks.every_row_accounted(conn, window, store.rows_read(window), row_outcomes_of(store.engine, window))
 
 
 @per_window_check(ruler_scores)

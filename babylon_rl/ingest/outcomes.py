@@ -18,7 +18,8 @@ import sqlalchemy as sa
 
 from babylon_rl.database import game_tables, tables
 from babylon_rl.database.locks import Lock, lock_transaction
-from babylon_rl.ingest.queries import find_spelling, select_outcomes, window_parameters
+from babylon_rl.ingest.columns import find_column_names
+from babylon_rl.ingest.queries import select_outcomes, window_parameters
 from babylon_rl.ingest.steps import BadRowError, parse_json, repaired
 from babylon_rl.types import Json, PredictionOutcome, StockOutcome, WindowOutcomes
 from babylon_rl.windows import HourWindow
@@ -113,11 +114,6 @@ def sync_window_outcomes(conn: sa.Connection, window: HourWindow, *, now: dateti
     return "written"
 
 
-def read_outcomes(conn: sa.Connection, window: HourWindow) -> WindowOutcomes:
-    """The truth about a window: `examine_outcomes` without what was wrong with it."""
-    return examine_outcomes(conn, window)[0]
-
-
 def examine_outcomes(conn: sa.Connection, window: HourWindow) -> tuple[WindowOutcomes, OutcomeFaults]:
     """Read a window's outcomes, stocks by ticker, predictions by market id, each once, and say what was resolved how.
 
@@ -125,10 +121,10 @@ def examine_outcomes(conn: sa.Connection, window: HourWindow) -> tuple[WindowOut
     one market the one created last counts, and of equally late ones the greater id. `$BTC` and `BTC` are one
     ticker. A sentiment is the sign of its change, whatever was stored; a resolution other than YES or NO is none.
     """
-    spelling = find_spelling(conn)
-    if not spelling.market_outcomes:
+    names = find_column_names(conn)
+    if not names.market_outcomes:
         return WindowOutcomes(window_id=str(window)), OutcomeFaults()
-    found = conn.exec_driver_sql(select_outcomes(spelling), window_parameters(window)).mappings()
+    found = conn.exec_driver_sql(select_outcomes(names), window_parameters(window)).mappings()
     rows: list[Json] = [{k: _finite(v) if isinstance(v, Decimal) else v for k, v in r.items()} for r in found]
     end_at = window.end_at.replace(tzinfo=None)
     true = [r for r in rows if r["created_at"] is None or r["created_at"] >= end_at]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from babylon_rl.ingest.reader import logged_messages, window_ids
-from babylon_rl.types import CheckResult, Disposition, Hindsight, Json, Judgment, Trajectory, TrajectoryGroup
+from babylon_rl.types import CheckResult, Hindsight, Json, Judgment, RowOutcome, Trajectory, TrajectoryGroup
 from babylon_rl.windows import HourWindow
 
 EQUAL_WITHIN = 1e-6
@@ -31,11 +31,11 @@ def enough_agents(group: TrajectoryGroup | None, trajectories: list[Trajectory],
 
 
 def every_row_accounted(
-    conn: sa.Connection, window: HourWindow, rows_read: int | None, dispositions: Sequence[Disposition]
+    conn: sa.Connection, window: HourWindow, rows_read: int | None, outcomes: Sequence[RowOutcome]
 ) -> CheckResult:
     """Rows in the game's table now = rows read = rows accounted for, each id once."""
-    there, accounted = window_ids(conn, window), [d.source_id for d in dispositions]
-    ended = Counter(d.disposition for d in dispositions)
+    there, accounted = window_ids(conn, window), [o.source_id for o in outcomes]
+    ended = Counter(o.status.value for o in outcomes)
     facts: Json = {
         "rows": len(there),
         "rows_read": rows_read,

@@ -117,13 +117,13 @@ def oracle_mean_pnl_usd(suite: Suite) -> float:
 
 async def _play(url: str, workspace: Workspace, step: int, suite: Suite, progress: Progress) -> PolicyResult:
     from babylon_rl.policy.client import PolicyClient
-    from babylon_rl.simulator.play import Seat, play
+    from babylon_rl.simulator.play import AgentSlot, play
     from babylon_rl.simulator.players import PolicyPlayer
 
     name = policy_name(workspace.settings.lineage, step)
     async with PolicyClient(url) as client:
-        seat = Seat("held-out", PolicyPlayer(client, name, suite.temperature))
-        played = await play(suite.markets(), [seat], seed=HELD_OUT_WORLD, progress=progress)
+        slot = AgentSlot("held-out", PolicyPlayer(client, name, suite.temperature))
+        played = await play(suite.markets(), [slot], seed=HELD_OUT_WORLD, progress=progress)
     decisions = sum(len(p.moves) for p in played)
     return PolicyResult(
         name=name,

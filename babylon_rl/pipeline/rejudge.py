@@ -1,21 +1,20 @@
 """Judge windows again with another judge or rubric: new judgments beside the old, and what would have been different.
 
 Nothing that trains changes unless asked: the current judgment of a window stays, and what a checkpoint was trained on
-is told, never rewritten.
+is reported, never rewritten.
 """
 
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from babylon_rl.common.rank_agreement import kendall_tau
 from babylon_rl.judging.judge import Judge
-from babylon_rl.judging.ruler.call_log import Journaled
-from babylon_rl.judging.ruler.order import kendall
-from babylon_rl.judging.score import Item, ScoreReport, score_groups
+from babylon_rl.judging.score import Item, score_groups
 from babylon_rl.pipeline import checks
 from babylon_rl.store.check_results import write_check_result
 from babylon_rl.store.judge_audits import audit_of
-from babylon_rl.store.judge_calls import PostgresJournal, cost_of
+from babylon_rl.store.judge_calls import cost_of
 from babylon_rl.store.ledger import find_trainings
 from babylon_rl.store.windows import Store
 from babylon_rl.types import Judgment, TrajectoryGroup
@@ -63,17 +62,15 @@ def rejudge(
     *,
     make_current: bool = False,
     concurrency: int = 8,
-    budget_usd: float | None = None,
 ) -> RejudgeReport:
     """Judge the groups of `windows` with `judge`; what it judged before costs nothing.
 
     Args:
         store: Holds groups and judgments.
-        judge: The new judge; closed at the end.
+        judge: The new judge.
         windows: Those without a group are left out.
         make_current: Let the new judgments speak for their windows, with the verdicts that training obeys.
         concurrency: Groups in the judge's hands at a time.
-        budget_usd: US dollars a UTC day.
 
     Raises:
         TransientError: The judge is out of reach; what arrived is kept.
@@ -85,23 +82,17 @@ def rejudge(
         if group is not None and hindsight is not None:
             items[w] = (group, hindsight)
     old = {w: store.judgment(w) for w in items}
-    if isinstance(judge, Journaled):
-        judge.keep_in(PostgresJournal(store.engine, budget_usd=budget_usd))
     known_before = {w for w, (g, h) in items.items() if store.find_judgment(judge.key(g, h)) is not None}
 
-    async def ask() -> ScoreReport:
-        try:
-            return await score_groups(
-                judge,
-                list(items.values()),
-                cached=store.find_judgment,
-                store=store.write_judgment,
-                concurrency=concurrency,
-            )
-        finally:
-            await judge.close()
-
-    report = asyncio.run(ask())
+    report = asyncio.run(
+        score_groups(
+            judge,
+            list(items.values()),
+            cached=store.find_judgment,
+            store=store.write_judgment,
+            concurrency=concurrency,
+        )
+    )
     used = find_trainings(store.engine, list(items))
     replayed = []
     for w, (group, _) in items.items():
@@ -113,7 +104,7 @@ def rejudge(
                 old=before,
                 new=new,
                 failed=report.failed.get(group.group_id),
-                tau=None if before is None or new is None else kendall(_values(before), _values(new)),
+                tau=None if before is None or new is None else kendall_tau(_values(before), _values(new)),
                 trained={u.policy: _name_judgment(u.judgment_key, before, new) for u in used if u.window_id == str(w)},
             )
         )

@@ -15,7 +15,7 @@ from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.ledger import PlannedBatch
 from babylon_rl.training.factory import open_trainer
 from babylon_rl.training.rewards import rank_rewards
-from babylon_rl.training.trainer import ScoredGroup, TrainingBatch
+from babylon_rl.training.trainer import RewardedGroup, TrainingBatch
 from babylon_rl.types import Checkpoint, Json
 from babylon_rl.windows import HourWindow
 
@@ -89,7 +89,9 @@ async def _train(workspace: Workspace, planned: PlannedBatch, progress: Progress
         lineage=planned.lineage,
         step=planned.step,
         window_id=planned.window_id,
-        groups=tuple(_scored(workspace, w, k) for w, k in zip(planned.windows, planned.judgment_keys, strict=True)),
+        groups=tuple(
+            load_rewarded_group(workspace, w, k) for w, k in zip(planned.windows, planned.judgment_keys, strict=True)
+        ),
         learning_rate=planned.learning_rate,
         seed=settings.seed,
         parent_manifest=ledger.manifest(planned.step - 1),
@@ -109,7 +111,7 @@ async def _train(workspace: Workspace, planned: PlannedBatch, progress: Progress
     return checkpoint
 
 
-def _scored(workspace: Workspace, window_id: str, judgment_key: str) -> ScoredGroup:
+def load_rewarded_group(workspace: Workspace, window_id: str, judgment_key: str) -> RewardedGroup:
     """A planned window as it was planned: its group, and the rewards of the judgment that the plan names.
 
     Raises:
@@ -125,4 +127,4 @@ def _scored(workspace: Workspace, window_id: str, judgment_key: str) -> ScoredGr
             facts={"window_id": window_id, "judgment_key": judgment_key},
         )
     scores = {s.trajectory_id: s.value for s in judgment.scores}
-    return ScoredGroup(group=group, scores=rank_rewards(scores), judgment_key=judgment_key)
+    return RewardedGroup(group=group, rewards=rank_rewards(scores), judgment_key=judgment_key)

@@ -15,12 +15,12 @@ import sqlalchemy as sa
 from babylon_rl.common.canonical import digest, pack, pack_with_digest, unpack
 from babylon_rl.database import tables as t
 from babylon_rl.store.judgments import JudgmentStore, read_judgment
-from babylon_rl.store.row_outcomes import write_dispositions
+from babylon_rl.store.row_outcomes import version_entry, write_row_outcomes
 from babylon_rl.store.window_lock import lock_window
 from babylon_rl.types import (
-    Disposition,
     Hindsight,
     Judgment,
+    RowOutcome,
     Trajectory,
     TrajectoryGroup,
     WindowOutcomes,
@@ -70,7 +70,7 @@ class Store(JudgmentStore):
         self,
         window: HourWindow,
         trajectories: Sequence[Trajectory | PackedTrajectory],
-        dispositions: Sequence[Disposition],
+        outcomes: Sequence[RowOutcome],
         *,
         rows: int,
         changes_seen: int | None = None,
@@ -83,7 +83,7 @@ class Store(JudgmentStore):
         Args:
             window: The hour.
             trajectories: One per agent, in any order.
-            dispositions: One per row, in any order.
+            outcomes: One per row, in any order.
             rows: Rows read.
             changes_seen: `window_summary.changes` before they were read, if anybody watches.
 
@@ -92,19 +92,19 @@ class Store(JudgmentStore):
         """
         packed = [x if isinstance(x, PackedTrajectory) else PackedTrajectory.of(x) for x in trajectories]
         packed.sort(key=lambda x: x.trajectory_id)
-        ends = sorted(dispositions, key=lambda d: d.source_id)
-        version = digest([[x.digest for x in packed], ends])
+        ends = sorted(outcomes, key=lambda o: o.source_id)
+        version = digest([[x.digest for x in packed], [version_entry(o) for o in ends]])
         w = str(window)
-        d = t.row_dispositions.c
+        d = t.row_outcomes.c
         with lock_window(self.engine, window) as conn:
             if conn.scalar(sa.select(t.windows.c.data_version).where(t.windows.c.window_id == w)) == version:
                 seen = {"changes_seen": changes_seen}
                 conn.execute(sa.update(t.windows).where(t.windows.c.window_id == w).values(seen))
-                # A row that went to another window and came back left its disposition there.
-                kept = conn.scalar(sa.select(sa.func.count()).select_from(t.row_dispositions).where(d.window_id == w))
+                # A row that went to another window and came back left its outcome there.
+                kept = conn.scalar(sa.select(sa.func.count()).select_from(t.row_outcomes).where(d.window_id == w))
                 if kept == len(ends):
                     return version, False
-            for table in (t.window_trajectories, t.row_dispositions, t.windows, t.window_judgments, t.check_results):
+            for table in (t.window_trajectories, t.row_outcomes, t.windows, t.window_judgments, t.check_results):
                 conn.execute(sa.delete(table).where(table.c.window_id == w))
             conn.execute(
                 sa.insert(t.windows),
@@ -121,7 +121,7 @@ class Store(JudgmentStore):
             )
             if packed:
                 conn.execute(sa.insert(t.window_trajectories), [_trajectory_row(w, x) for x in packed])
-            write_dispositions(conn, ends)
+            write_row_outcomes(conn, ends)
         return version, True
 
     def data_version(self, window: HourWindow) -> str | None:
@@ -156,13 +156,6 @@ class Store(JudgmentStore):
         with self.engine.connect() as conn:
             found = conn.scalar(sa.select(sa.func.avg(c.pnl_usd)).where(c.window_id.in_(window_ids)))
         return None if found is None else float(found)
-
-    def dispositions(self, window: HourWindow) -> list[Disposition]:
-        """Where each source row of a window ended, by source id."""
-        d = t.row_dispositions.c
-        query = sa.select(t.row_dispositions).where(d.window_id == str(window)).order_by(d.source_id)
-        with self.engine.connect() as conn:
-            return [Disposition(**r) for r in conn.execute(query).mappings()]
 
     # ── market_outcomes ────────────────────────────────────────────────────────────────────────────
     def write_outcomes(self, outcomes: WindowOutcomes) -> tuple[str, bool]:
@@ -202,18 +195,18 @@ class Store(JudgmentStore):
         window: HourWindow,
         group: TrajectoryGroup | None,
         hindsight: Hindsight | None,
-        dispositions: Iterable[Disposition],
+        outcomes: Iterable[RowOutcome],
     ) -> tuple[str, bool]:
-        """Keep a window's group (or that it has none), its hindsight apart, and its rows' dispositions.
+        """Keep a window's group (or that it has none), its hindsight apart, and its rows' outcomes.
 
         A new version takes the window's current judgment and verdicts away: they spoke of other data.
         """
-        ends = sorted(dispositions, key=lambda d: d.source_id)
+        ends = sorted(outcomes, key=lambda o: o.source_id)
         version = digest([group, hindsight], depth=_OF_BOTH)
         w = str(window)
         c = t.contextualized_groups.c
         with lock_window(self.engine, window) as conn:
-            write_dispositions(conn, ends)
+            write_row_outcomes(conn, ends)
             made_from = _made_from(conn, w)
             if conn.scalar(sa.select(c.data_version).where(c.window_id == w)) == version:
                 conn.execute(sa.update(t.contextualized_groups).where(c.window_id == w).values(made_from=made_from))

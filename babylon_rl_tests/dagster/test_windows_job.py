@@ -17,7 +17,7 @@ from babylon_rl.store.check_results import check_results_of
 from babylon_rl.types import GroupMember, Turn
 from babylon_rl.windows import HourWindow
 
-KEPT = (t.windows, t.window_trajectories, t.row_dispositions, t.window_outcomes, t.contextualized_groups, t.judgments,
+KEPT = (t.windows, t.window_trajectories, t.row_outcomes, t.window_outcomes, t.contextualized_groups, t.judgments,
         t.window_judgments, t.check_results)  # fmt: skip
 
 
@@ -31,7 +31,7 @@ def everything_kept(workspace: Workspace) -> str:
     return h.hexdigest()
 
 
-def test_a_range_of_windows_is_one_run_with_one_verdict_per_window(
+def test_a_range_is_one_run_with_one_check_result_per_window(
     workspace: Workspace, runner: Runner, resources: dict[str, object]
 ) -> None:
     spawn_windows(workspace, 3)
@@ -67,7 +67,7 @@ def test_each_checks_verdict_is_current_for_its_partition(
     assert all(e.passed and not e.blocking for e in evaluations)
 
 
-def test_materializing_again_writes_the_same_bytes_and_judges_nothing_twice(
+def test_materializing_again_writes_the_same_bytes(
     workspace: Workspace, runner: Runner, resources: dict[str, object], judge: CountingJudge
 ) -> None:
     spawn_windows(workspace, 3)
@@ -82,7 +82,7 @@ def test_materializing_again_writes_the_same_bytes_and_judges_nothing_twice(
     assert len(judge.asked) == 3
 
 
-def test_every_source_row_ends_in_exactly_one_disposition(
+def test_every_source_row_ends_in_exactly_one_outcome(
     workspace: Workspace, runner: Runner, resources: dict[str, object]
 ) -> None:
     spawn_windows(workspace, 2)
@@ -95,14 +95,14 @@ def test_every_source_row_ends_in_exactly_one_disposition(
     runner.materialize("windows", FIRST, FIRST.next(2), resources=resources)
     with workspace.game.connect() as conn:
         rows = set(conn.scalars(sa.text("SELECT id FROM trajectories")))
-        ends = conn.execute(sa.text("SELECT source_id, disposition, reason FROM babylon_rl.row_dispositions")).all()
+        ends = conn.execute(sa.text("SELECT source_id, status, reason FROM babylon_rl.row_outcomes")).all()
     assert {e.source_id for e in ends} == rows
     assert len(ends) == len(rows) == 2 * 6 * 3 + 4 * 3
-    counted = {(e.disposition, e.reason) for e in ends}
-    assert {("grouped", "stitched"), ("quarantined", "no_steps"), ("quarantined", "bad_json")} <= counted
+    counted = {(e.status, e.reason) for e in ends}
+    assert {("grouped", "has_turn"), ("quarantined", "no_steps"), ("quarantined", "bad_json")} <= counted
 
 
-def test_a_window_that_a_check_rejects_stays_out_and_its_siblings_train(
+def test_a_rejected_window_stays_out_and_its_siblings_train(
     workspace: Workspace, runner: Runner, resources: dict[str, object]
 ) -> None:
     """A message that nobody logged is put into one stored group, as a leak would be."""
@@ -163,9 +163,7 @@ def test_an_empty_hour_is_materialized_as_empty(
     assert workspace.ledger.ready() == []
 
 
-def test_a_window_outside_the_partitions_is_refused_in_one_sentence(
-    runner: Runner, resources: dict[str, object]
-) -> None:
+def test_a_window_outside_the_partitions_is_refused(runner: Runner, resources: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="set BABYLON_START or choose another window"):
         runner.materialize("windows", HourWindow.parse("1999-01-01T00:00"), FIRST, resources=resources)
 

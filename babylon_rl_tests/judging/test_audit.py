@@ -10,7 +10,7 @@ from planted_judges import BAD, PlantedJudge, auc, honest
 
 from babylon_rl.errors import DataError
 from babylon_rl.judging.audit.audit import Figures, audit
-from babylon_rl.judging.audit.synthetic_groups import make_exam
+from babylon_rl.judging.audit.synthetic_groups import make_synthetic_group
 from babylon_rl.judging.hindsight_judge import HindsightJudge
 from babylon_rl.judging.judge import Judge
 from babylon_rl.pipeline import checks
@@ -20,13 +20,7 @@ TRIALS = 50
 
 
 def audited(judge: Judge, **more: int) -> Figures:
-    async def go() -> Figures:
-        try:
-            return await audit(judge, **more)
-        finally:
-            await judge.close()
-
-    return asyncio.run(go())
+    return asyncio.run(audit(judge, **more))
 
 
 def through_http(server: JudgeServer, mode: str, *, groups: int = 5, **more: object) -> Figures:
@@ -51,7 +45,7 @@ def test_bad_judges_are_told_from_honest_ones(capsys: pytest.CaptureFixture[str]
     assert len(good) + len(every) >= 200
 
 
-def test_an_honest_judge_is_fit_and_the_hindsight_judge_passes_its_own_audit(server: JudgeServer) -> None:
+def test_an_honest_judge_and_the_hindsight_judge_pass_the_audit(server: JudgeServer) -> None:
     assert audited(HindsightJudge()).faults == []
     found = through_http(server, "honest")
     assert found.faults == []
@@ -61,9 +55,14 @@ def test_an_honest_judge_is_fit_and_the_hindsight_judge_passes_its_own_audit(ser
 
 @pytest.mark.parametrize(
     ("mode", "figure"),
-    [("position_biased", "position_bias"), ("length_loving", "length_bias"), ("obeys_injection", "injection_gain"),
-     ("random", "retest_noise"), ("inverted", "truth_agreement")],
-)  # fmt: skip
+    [
+        ("position_biased", "position_bias"),
+        ("length_loving", "length_bias"),
+        ("obeys_injection", "injection_gain"),
+        ("random", "retest_noise"),
+        ("inverted", "truth_agreement"),
+    ],
+)
 def test_each_bad_judge_is_unfit_and_its_own_figure_says_why(mode: str, figure: str, server: JudgeServer) -> None:
     bad, good = through_http(server, mode), through_http(server, "honest")
     assert not bad.fit
@@ -84,7 +83,7 @@ def test_a_judge_that_judges_nothing_has_no_figures(server: JudgeServer) -> None
         through_http(server, "nan")
 
 
-def test_the_same_seed_probes_with_the_same_groups_and_another_with_others() -> None:
+def test_the_seed_decides_which_groups_probe_a_judge() -> None:
     def found(seed: int) -> Figures:
         return audited(PlantedJudge("honest", honest), groups=3, seed=seed)
 
@@ -92,17 +91,17 @@ def test_the_same_seed_probes_with_the_same_groups_and_another_with_others() -> 
     assert found(1).retest_noise != found(2).retest_noise
 
 
-def test_an_exam_says_what_any_change_of_behaviour_would_have_earned() -> None:
-    exam = make_exam(7)
-    for t, pnl in exam.truth.items():
-        assert exam.pnl_of(exam.moves[t]) == pytest.approx(pnl, abs=0.02)
-        held = exam.with_moves(t, [(ticker, 0.0) for ticker, _ in exam.moves[t]])
+def test_a_synthetic_group_knows_what_each_behaviour_earns() -> None:
+    synthetic = make_synthetic_group(7)
+    for t, pnl in synthetic.truth.items():
+        assert synthetic.pnl_of(synthetic.moves[t]) == pytest.approx(pnl, abs=0.02)
+        held = synthetic.with_moves(t, [(ticker, 0.0) for ticker, _ in synthetic.moves[t]])
         assert held.truth[t] == 0.0
-        assert {k: v for k, v in held.truth.items() if k != t} == {k: v for k, v in exam.truth.items() if k != t}
+        assert {k: v for k, v in held.truth.items() if k != t} == {k: v for k, v in synthetic.truth.items() if k != t}
         assert all("HOLD" in a for a in held.answers(t))
-    turned = exam.inverted()
-    assert turned.truth == {t: -v for t, v in exam.truth.items()}
-    assert turned.group == exam.group
+    turned = synthetic.inverted()
+    assert turned.truth == {t: -v for t, v in synthetic.truth.items()}
+    assert turned.group == synthetic.group
 
 
 def test_audits_are_kept_by_judge_version_and_the_newest_speaks(engine: sa.Engine, server: JudgeServer) -> None:
@@ -129,9 +128,9 @@ def test_the_hindsight_judge_is_audited_without_being_asked(engine: sa.Engine) -
     assert audit_of(engine, "openai/gpt-4o-mini", "ruler-2") is None
 
 
-def test_an_unfit_judges_scores_do_not_pass_and_an_unaudited_ones_say_so() -> None:
-    exam = make_exam(1)
-    judgment = asyncio.run(HindsightJudge().judge(exam.group, exam.hindsight))
+def test_scores_of_an_unfit_judge_do_not_pass() -> None:
+    synthetic = make_synthetic_group(1)
+    judgment = asyncio.run(HindsightJudge().judge(synthetic.group, synthetic.hindsight))
     assert checks.judge_fit(judgment, (True, {})).passed
     assert not checks.judge_fit(judgment, (False, {"faults": ["length_bias 0.3 is above 0.05"]})).passed
     unknown = checks.judge_fit(judgment, None)

@@ -8,7 +8,7 @@ from judging_factories import a_pair, a_ruler
 
 from babylon_rl.errors import ConfigError, TransientError
 from babylon_rl.judging.hindsight_judge import HindsightJudge
-from babylon_rl.judging.judge import Judge
+from babylon_rl.judging.judge import ConnectionlessJudge, Judge
 from babylon_rl.judging.score import Item, ScoreReport, score_groups
 from babylon_rl.types import Hindsight, Judgment, TrajectoryGroup
 
@@ -27,13 +27,7 @@ class Shelf(dict[str, Judgment]):
 
 
 def run(judge: Judge, shelf: Shelf, what: list[Item] | None = None, **more: object) -> ScoreReport:
-    async def go() -> ScoreReport:
-        try:
-            return await score_groups(judge, what or items(), cached=shelf.get, store=shelf.store, **more)  # type: ignore[arg-type]
-        finally:
-            await judge.close()
-
-    return asyncio.run(go())
+    return asyncio.run(score_groups(judge, what or items(), cached=shelf.get, store=shelf.store, **more))  # type: ignore[arg-type]
 
 
 def test_one_bad_group_fails_visibly_and_the_others_go_on(server: JudgeServer) -> None:
@@ -70,9 +64,7 @@ def test_unknown_pnl_of_one_member_costs_only_its_group() -> None:
 
 
 @pytest.mark.parametrize(("mode", "error"), [("500", TransientError), ("401", ConfigError)])
-def test_when_the_judge_itself_is_gone_what_was_paid_for_is_kept_and_no_more_is_asked(
-    mode: str, error: type[Exception], server: JudgeServer
-) -> None:
+def test_paid_scores_are_kept_when_the_judge_goes_away(mode: str, error: type[Exception], server: JudgeServer) -> None:
     server.behave(mode, only="05:00")
     shelf = Shelf()
     with pytest.raises(error):
@@ -82,7 +74,7 @@ def test_when_the_judge_itself_is_gone_what_was_paid_for_is_kept_and_no_more_is_
     assert good == len(shelf)  # nothing that was answered was lost
 
 
-class KilledAfter:
+class KilledAfter(ConnectionlessJudge):
     """A judge whose process dies right after its nth answer: what is stored by then is all there is."""
 
     def __init__(self, n: int) -> None:
@@ -98,8 +90,6 @@ class KilledAfter:
         self._left -= 1
         self.asked += 1
         return await self._inner.judge(group, hindsight)
-
-    async def close(self) -> None: ...
 
 
 def test_each_judgment_is_stored_before_the_next_is_asked_for() -> None:

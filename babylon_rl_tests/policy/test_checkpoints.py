@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from babylon_rl.errors import DataError
-from babylon_rl.policy.checkpoints import MARKER, checkpoint_dir, latest_step, lineages, resolve, steps
+from babylon_rl.policy.checkpoints import METADATA_FILE, checkpoint_dir, latest_step, lineages, resolve, steps
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def root(tmp_path: Path) -> Path:
 
 def finish(directory: Path) -> None:
     directory.mkdir(parents=True)
-    (directory / MARKER).write_text("{}")
+    (directory / METADATA_FILE).write_text("{}")
 
 
 def test_a_checkpoint_lies_where_art_looks_for_it(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_name_resolves_to_lineage_and_step(root: Path, name: str, step: int) -
 
 
 @pytest.mark.parametrize("name", ["mmo@3", "mmo@11", "mmo@12"])
-def test_a_step_that_is_not_finished_is_unknown_and_the_latest_is_named(root: Path, name: str) -> None:
+def test_an_unfinished_step_is_unknown(root: Path, name: str) -> None:
     with pytest.raises(DataError, match=rf"policy '{name}' is unknown: .*the latest is 'mmo@10'"):
         resolve(root, name)
 
@@ -66,7 +66,7 @@ def test_what_is_no_policy_name_is_refused(root: Path, name: str) -> None:
         resolve(root, name)
 
 
-def test_a_lineage_without_checkpoints_is_the_base_if_it_is_known(root: Path) -> None:
+def test_a_lineage_without_checkpoints_is_the_base(root: Path) -> None:
     assert resolve(root, "fresh") == ("fresh", 0)
     assert resolve(root, "fresh@latest", known=("fresh",)) == ("fresh", 0)
     with pytest.raises(DataError, match="lineage 'gpt-4' has no checkpoint; known lineages: fresh, mmo"):

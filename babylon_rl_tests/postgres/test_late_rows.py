@@ -22,6 +22,7 @@ from babylon_rl.pipeline.workspace import REQUIRED_CHECKS, Workspace, open_works
 from babylon_rl.settings import Settings
 from babylon_rl.store.check_results import write_check_result
 from babylon_rl.store.dropout import drop_out
+from babylon_rl.store.row_outcomes import row_outcomes_of
 from babylon_rl.types import CheckResult, Hindsight, Judgment, TrajectoryGroup
 from babylon_rl.windows import HourWindow
 from babylon_rl_tests.factories import a_json_call, a_json_step, a_row, insert_row, insert_rows
@@ -124,9 +125,7 @@ def test_a_reward_written_back_is_no_change(w: Workspace, judge: CountingJudge) 
     assert set(states(w).values()) == {"judged"}
 
 
-def test_a_stale_group_neither_trains_nor_is_judged_when_only_the_rows_were_read_again(
-    w: Workspace, judge: CountingJudge
-) -> None:
+def test_a_stale_group_neither_trains_nor_is_judged(w: Workspace, judge: CountingJudge) -> None:
     prepare(w, judge)
     insert_row(w.game, "late", window=WINDOWS[0])
     ingest_window(WINDOWS[0], w.game, w.store)
@@ -139,20 +138,16 @@ def test_a_stale_group_neither_trains_nor_is_judged_when_only_the_rows_were_read
     assert len(judge.asked) == 4
 
 
-def test_a_late_row_that_trains_nothing_is_accounted_for_and_judges_nothing_anew(
-    w: Workspace, judge: CountingJudge
-) -> None:
+def test_a_late_row_without_turns_causes_no_new_judgment(w: Workspace, judge: CountingJudge) -> None:
     prepare(w, judge)
     insert_row(w.game, "crashed", window=WINDOWS[0], steps_json=[])
     prepare(w, judge, WINDOWS[:1])
     assert len(judge.asked) == 4
     assert ready(w) == [str(h) for h in WINDOWS]
-    assert len(w.store.dispositions(WINDOWS[0])) == 6
+    assert len(row_outcomes_of(w.store.engine, WINDOWS[0])) == 6
 
 
-def test_a_corrected_outcome_is_a_new_version_of_the_group_and_is_judged_anew(
-    w: Workspace, judge: CountingJudge
-) -> None:
+def test_a_corrected_outcome_has_the_group_judged_again(w: Workspace, judge: CountingJudge) -> None:
     prepare(w, judge)
     group = w.store.group(WINDOWS[3])
     with w.game.begin() as conn:
@@ -165,7 +160,7 @@ def test_a_corrected_outcome_is_a_new_version_of_the_group_and_is_judged_anew(
     assert judge.asked[4:] == [str(WINDOWS[3])]
 
 
-def test_a_window_that_trained_is_reported_as_stale_and_never_trains_again(w: Workspace, judge: CountingJudge) -> None:
+def test_a_trained_window_that_went_stale_never_trains_again(w: Workspace, judge: CountingJudge) -> None:
     prepare(w, judge)
     train(w, 2)
     assert w.ledger.stale() == []
@@ -182,20 +177,20 @@ def test_a_window_that_trained_is_reported_as_stale_and_never_trains_again(w: Wo
     assert w.ledger.stale() == []  # the rows it trained on are what is stored again
 
 
-def test_a_row_that_moves_and_comes_back_is_accounted_for_in_both_windows(w: Workspace, judge: CountingJudge) -> None:
+def test_a_row_that_moves_and_returns_counts_in_both_windows(w: Workspace, judge: CountingJudge) -> None:
     prepare(w, judge)
     move = sa.text("UPDATE trajectories SET window_id = :to WHERE agent_id = 'a4' AND window_id = :frm")
 
     def balanced(h: HourWindow) -> bool:
         with w.game.connect() as conn:
-            return checks.every_row_accounted(conn, h, w.store.rows_read(h), w.store.dispositions(h)).passed
+            return checks.every_row_accounted(conn, h, w.store.rows_read(h), row_outcomes_of(w.store.engine, h)).passed
 
     with w.game.begin() as conn:
         conn.execute(move, {"to": str(WINDOWS[1]), "frm": str(WINDOWS[0])})
     assert not balanced(WINDOWS[0])
     prepare(w, judge, WINDOWS[:2])
     assert (balanced(WINDOWS[0]), balanced(WINDOWS[1])) == (True, True)
-    assert len(w.store.dispositions(WINDOWS[1])) == 6
+    assert len(row_outcomes_of(w.store.engine, WINDOWS[1])) == 6
     with w.game.begin() as conn:
         conn.execute(
             sa.text("UPDATE trajectories SET window_id = :to WHERE id IN (SELECT max(id) FROM trajectories "
@@ -275,9 +270,7 @@ def test_the_summary_says_what_a_count_over_all_rows_says(w: Workspace) -> None:
 # ── dropout ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_dropout_leaves_whole_windows_out_before_they_are_judged_and_decides_once(
-    w: Workspace, judge: CountingJudge
-) -> None:
+def test_dropout_drops_whole_windows_before_judging(w: Workspace, judge: CountingJudge) -> None:
     for h in WINDOWS:
         ingest_window(h, w.game, w.store)
         snapshot_outcomes(h, w.game, w.store, now=NOW, sync=True)
@@ -291,16 +284,16 @@ def test_dropout_leaves_whole_windows_out_before_they_are_judged_and_decides_onc
     assert ready(w) == [str(h) for h in kept]
     assert recorded_but_not_judged(w, min_agents=5) == []
     for h in WINDOWS:
-        ends = {(d.disposition, d.reason) for d in w.store.dispositions(h)}
-        assert ends == {("dropped_out", "dropout") if h in out else ("grouped", "stitched")}
+        ends = {(d.status, d.reason) for d in row_outcomes_of(w.store.engine, h)}
+        assert ends == {("dropped_out", "dropout") if h in out else ("grouped", "has_turn")}
         assert states(w)[str(h)] == ("dropped out" if h in out else "judged")
     prepare(w, judge, sorted(out))  # grouped again, by hand: it stays out, and its rows say so
-    assert {d.disposition for h in out for d in w.store.dispositions(h)} == {"dropped_out"}
+    assert {d.status for h in out for d in row_outcomes_of(w.store.engine, h)} == {"dropped_out"}
     assert ready(w) == [str(h) for h in kept]
     assert drop_out(w.store.engine, "other", WINDOWS, target=None, cap=0.5, seed=1) == set()
 
 
-def test_a_row_in_no_hour_is_taken_by_the_game_as_it_was_before_us(engine: sa.Engine) -> None:
+def test_the_game_may_still_write_a_row_of_no_hour(engine: sa.Engine) -> None:
     """Our trigger must not refuse what the game's own table takes: `infinity` with no window id names no hour."""
     row = a_row("agent-1") | {"window_id": None}
     with engine.begin() as conn:

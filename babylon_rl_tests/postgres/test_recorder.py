@@ -13,11 +13,10 @@ import sqlalchemy as sa
 from babylon_rl.database import bulk_copy, game_tables
 from babylon_rl.database.bulk_copy import insert_new
 from babylon_rl.errors import DataError
-from babylon_rl.ingest.reader import read_window
 from babylon_rl.ingest.recorder import SnowflakeIds, TrajectoryRecorder
 from babylon_rl.types import Json
 from babylon_rl.windows import HourWindow
-from babylon_rl_tests.factories import a_row
+from babylon_rl_tests.factories import a_row, read_rows
 
 AT = datetime(2025, 1, 15, 10, 59, 59, 999_600, tzinfo=UTC)
 
@@ -35,9 +34,18 @@ def record(r: TrajectoryRecorder, agent: str = "a", response: str = "r", end: bo
     r.start_step(t, {"agentBalance": 0, "agentPnL": None, "openPositions": 0})
     r.log_provider_access(t, provider="MARKETS", data={"BTC": 1}, purpose="prices")
     r.log_llm_call(
-        t, model="m", model_version="babylon-mmo@3", system_prompt="s", user_prompt="u", response=response,
-        temperature=0.0, max_tokens=64, latency_ms=12.5, prompt_tokens=10, completion_tokens=0,
-    )  # fmt: skip
+        t,
+        model="m",
+        model_version="babylon-mmo@3",
+        system_prompt="s",
+        user_prompt="u",
+        response=response,
+        temperature=0.0,
+        max_tokens=64,
+        latency_ms=12.5,
+        prompt_tokens=10,
+        completion_tokens=0,
+    )
     r.complete_step(t, action_type="BUY", parameters={"ticker": "BTC"}, success=True, result={"price": 1})
     if end:
         r.end_trajectory(t, **final)
@@ -85,12 +93,15 @@ def test_steps_are_written_in_the_games_own_json(engine: sa.Engine) -> None:
     (log,) = rows_of(engine, game_tables.llm_call_logs)
     assert json.loads(log["metadata"]) == {"modelVersion": "babylon-mmo@3"}
     assert (log["trajectory_id"], log["prompt_tokens"], log["completion_tokens"], log["total_tokens"]) == (
-        row["trajectory_id"], 10, 0, 10,
-    )  # fmt: skip
+        row["trajectory_id"],
+        10,
+        0,
+        10,
+    )
     assert (row["trades_executed"], row["posts_created"], row["episode_length"]) == (1, 0, 1)
 
 
-def test_the_window_is_the_hour_of_the_start_even_a_moment_before_the_next(engine: sa.Engine) -> None:
+def test_a_recorded_window_is_the_hour_of_the_start(engine: sa.Engine) -> None:
     """Guards against letting PostgreSQL round 10:59:59.9996 up into the next hour."""
     clock = Clock()
     r = TrajectoryRecorder(engine, clock=clock)
@@ -101,7 +112,7 @@ def test_the_window_is_the_hour_of_the_start_even_a_moment_before_the_next(engin
     assert (row["window_id"], row["scenario_id"], row["window_hours"]) == ("2025-01-15T10:00", "2025-01-15T10:00", 1)
     assert row["start_time"].isoformat() == "2025-01-15T10:59:59.999000"
     with engine.connect() as conn:
-        assert len(read_window(conn, HourWindow.parse("2025-01-15T10:00"))[0]) == 1
+        assert len(read_rows(conn, HourWindow.parse("2025-01-15T10:00"))[0]) == 1
 
 
 def test_a_given_scenario_is_kept_beside_the_window(engine: sa.Engine) -> None:
@@ -119,7 +130,7 @@ def test_zero_is_written_as_zero_and_unknown_as_null(engine: sa.Engine) -> None:
     assert found == {"zero": (0.0, 0.0), "unknown": (None, None)}
 
 
-def test_a_trajectory_whose_calls_cannot_be_written_is_not_written_either(engine: sa.Engine) -> None:
+def test_a_trajectory_is_written_with_its_calls_or_not_at_all(engine: sa.Engine) -> None:
     r = TrajectoryRecorder(engine, clock=Clock())
     t = record(r, end=False)
     with engine.begin() as conn:
@@ -129,7 +140,7 @@ def test_a_trajectory_whose_calls_cannot_be_written_is_not_written_either(engine
     assert rows_of(engine, game_tables.trajectories) == []
 
 
-def test_a_batch_is_one_transaction_and_an_error_inside_writes_nothing(engine: sa.Engine) -> None:
+def test_a_batch_with_an_error_writes_nothing(engine: sa.Engine) -> None:
     r = TrajectoryRecorder(engine, clock=Clock())
     with r.batch():
         record(r)
@@ -159,7 +170,7 @@ def test_a_new_batch_goes_straight_into_the_table(engine: sa.Engine, monkeypatch
     assert _insert(engine, [a_row("a"), a_row("b")]) == 2
 
 
-def test_a_batch_that_another_writer_is_just_committing_writes_nothing_twice(engine: sa.Engine) -> None:
+def test_two_writers_of_the_same_batch_write_it_once(engine: sa.Engine) -> None:
     """Guards the straight COPY: neither saw the other's rows when it looked."""
     waiting = sa.text(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -183,7 +194,7 @@ def test_a_batch_that_another_writer_is_just_committing_writes_nothing_twice(eng
 
 
 @pytest.mark.parametrize("batched", [True, False])
-def test_another_trajectory_under_a_taken_id_is_refused_and_not_lost(engine: sa.Engine, batched: bool) -> None:
+def test_another_trajectory_under_a_taken_id_is_refused(engine: sa.Engine, batched: bool) -> None:
     """Guards ON CONFLICT DO NOTHING: two writers with one simulated clock make the same ids."""
     record(TrajectoryRecorder(engine, clock=Clock()), "first")
     r = TrajectoryRecorder(engine, clock=Clock())
