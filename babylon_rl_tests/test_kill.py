@@ -44,7 +44,7 @@ def test_after_a_kill_training_finishes_and_repeats_no_window(
 
     def planned() -> bool:
         with engine.connect() as conn:
-            return bool(conn.scalar(sa.text("SELECT count(*) FROM babylon_rl.training_plans")))
+            return bool(conn.scalar(sa.text("SELECT count(*) FROM babylon_rl.planned_batches")))
 
     def written() -> bool:
         return any(step.parent.glob("0001*"))

@@ -118,8 +118,12 @@ def schema(what: What, *, with_hindsight: bool = False) -> "pa.Schema":
     messages = pa.list_(pa.struct([("role", text), ("content", text)]))
     spoken = [("policy_version", text), ("temperature", real)]
     judged = [("judgment_key", text), ("judge", text)]
-    outcome = [("hindsight_start_balance_usd", real), ("hindsight_pnl_usd", real),
-               ("hindsight_game_knowledge_json", text), ("hindsight_explanation", text)]  # fmt: skip
+    outcome = [
+        ("hindsight_start_balance_usd", real),
+        ("hindsight_pnl_usd", real),
+        ("hindsight_game_knowledge_json", text),
+        ("hindsight_explanation", text),
+    ]
     if what == "groups":
         turn = [("messages", messages), ("advantage", real), ("compared", count), *spoken]
         member = [("trajectory_id", text), ("agent_id", text), ("score", real), ("reward", real)]
@@ -130,14 +134,37 @@ def schema(what: What, *, with_hindsight: bool = False) -> "pa.Schema":
         columns = [("group_id", text), ("window_id", text), *judged, ("members", pa.list_(pa.struct(member)))]
     else:
         columns = [
-            ("data_source", text), ("prompt", messages), ("completion", messages), ("response", text),
-            ("score", real), ("reward", real), ("advantage", real), ("compared", count),
-            ("group_id", text), ("window_id", text), ("trajectory_id", text), ("agent_id", text),
-            ("turn_index", count), *spoken, *judged, ("ability", text),
+            ("data_source", text),
+            ("prompt", messages),
+            ("completion", messages),
+            ("response", text),
+            ("score", real),
+            ("reward", real),
+            ("advantage", real),
+            ("compared", count),
+            ("group_id", text),
+            ("window_id", text),
+            ("trajectory_id", text),
+            ("agent_id", text),
+            ("turn_index", count),
+            *spoken,
+            *judged,
+            ("ability", text),
             ("reward_model", pa.struct([("style", text), ("ground_truth", text)])),
-            ("extra_info", pa.struct([("index", count), ("group_id", text), ("trajectory_id", text),
-                                      ("turn_index", count), ("response", text), ("reward", real)])),
-        ]  # fmt: skip
+            (
+                "extra_info",
+                pa.struct(
+                    [
+                        ("index", count),
+                        ("group_id", text),
+                        ("trajectory_id", text),
+                        ("turn_index", count),
+                        ("response", text),
+                        ("reward", real),
+                    ]
+                ),
+            ),
+        ]
         if with_hindsight:
             columns += [*outcome, ("hindsight_decision_json", text)]
     if with_hindsight:

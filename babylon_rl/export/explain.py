@@ -70,7 +70,7 @@ def explain(workspace: Workspace, row_or_trajectory_id: str) -> list[str]:
                 return list(_trajectory_story(workspace, window, agent_id, ends))
     raise DataError(
         f"{row_or_trajectory_id!r} is neither the id nor the trajectoryId of a recorded row, nor a trajectory "
-        "'<window>/<agent>' that was stitched; take one from `trajectories` or from babylon_rl.row_outcomes",
+        "'<window>/<agent>' that was stitched; take one from `trajectories` or from table `row_outcomes`",
         facts={"id": row_or_trajectory_id},
     )
 

@@ -11,8 +11,9 @@ from babylon_rl.errors import DataError, TransientError
 from babylon_rl.store.check_results import write_check_result
 from babylon_rl.store.ledger import Ledger, PlannedBatch
 from babylon_rl.store.windows import Store
-from babylon_rl.types import CheckResult, Judgment, Score
+from babylon_rl.types import CheckResult, Hindsight, Judgment, Score, WindowOutcomes
 from babylon_rl.windows import HourWindow
+from babylon_rl_tests.factories import a_group
 
 FIRST = HourWindow.parse("2025-01-15T00:00")
 CHECKS = ("a", "b")
@@ -26,10 +27,21 @@ def ledger(engine: sa.Engine) -> Ledger:
 def make_ready(engine: sa.Engine, *windows: HourWindow, passed: tuple[bool, ...] = (True, True)) -> None:
     store = Store(engine)
     for w in windows:
+        group = a_group("a", window=w)
+        hindsight = Hindsight(
+            group_id=group.group_id, window_id=str(w), outcomes=WindowOutcomes(window_id=str(w)), members=()
+        )
+        score = Score(trajectory_id=f"{w}/a", value=0.5, explanation="")
         judgment = Judgment(
-            key=f"key-{w}", group_id=f"{w}#g", window_id=str(w), judge_model="j", judge_version="1",
-            scores=(Score(trajectory_id=f"{w}/a", value=0.5, explanation=""),),
-        )  # fmt: skip
+            key=f"key-{w}",
+            group_id=group.group_id,
+            window_id=str(w),
+            judge_model="j",
+            judge_version="1",
+            scores=(score,),
+        )
+        store.write_ingest(w, [], [], rows=0)
+        store.write_group(w, group, hindsight, [])
         store.write_judgment(judgment)
         store.set_current_judgment(w, judgment.group_id, judgment.key)
         for name, ok in zip(CHECKS, passed, strict=False):

@@ -1,0 +1,147 @@
+"""May this window train? Training, export, `check-windows` and `explain` give one answer, whatever state it is in."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from babylon_rl.database import tables as t
+from babylon_rl.errors import DataError
+from babylon_rl.export.dataset import export
+from babylon_rl.export.explain import explain
+from babylon_rl.ingest.window_summary import refresh
+from babylon_rl.pipeline.ingest import ingest_window
+from babylon_rl.pipeline.readiness import readiness
+from babylon_rl.pipeline.workspace import Workspace, open_workspace
+from babylon_rl.settings import Settings
+from babylon_rl.store.check_results import write_check_result
+from babylon_rl.store.eligibility import Reason
+from babylon_rl.types import CheckResult
+from babylon_rl.windows import HourWindow
+from babylon_rl_tests.factories import insert_row
+from babylon_rl_tests.played import FIRST, NOW, hours, judge, play, prepare
+
+CHECK = "groups_hold_only_what_was_logged"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """What the four said of one window: whether it trains, and of `check-windows` and `explain` in which words."""
+
+    ready: bool
+    exported: bool
+    state: str
+    unused: bool
+    story: str
+
+
+@pytest.fixture
+def workspace(settings: Settings) -> Iterator[Workspace]:
+    with open_workspace(settings) as w:
+        yield w
+
+
+def ask_all(workspace: Workspace, out: Path, window: HourWindow = FIRST) -> Answers:
+    said = readiness(workspace, min_agents=5, min_windows=1, now=NOW)
+    try:
+        exported = export(workspace, str(out), format="jsonl", first=window, last=window).windows == 1
+    except DataError:
+        exported = False
+    with workspace.game.connect() as conn:
+        played = sa.text("SELECT min(id) FROM trajectories WHERE window_id = :w AND agent_id NOT LIKE 'extra-%'")
+        row = conn.scalar(played, {"w": str(window)})
+    return Answers(
+        ready=str(window) in {r.window_id for r in workspace.ledger.ready()},
+        exported=exported,
+        state=next(line.state for line in said.lines if line.window_id == str(window)),
+        unused=said.unused == 1,
+        story=explain(workspace, str(row))[-1],
+    )
+
+
+def bring_to(workspace: Workspace, reason: Reason | None) -> None:
+    """Bring the first window into a state."""
+    play(workspace, hours(1), agents=3 if reason is Reason.TOO_FEW_AGENTS else 6)
+    if reason is Reason.TOO_FEW_AGENTS:
+        for i in range(3):
+            insert_row(workspace.game, f"extra-{i}", window=FIRST, steps_json=[])
+    if reason is Reason.NOT_READ:
+        return
+    if reason is Reason.NOT_GROUPED:
+        ingest_window(FIRST, workspace.game, workspace.store)
+        return
+    prepare(workspace, FIRST)
+    if reason in (Reason.NOT_JUDGED, Reason.TOO_FEW_AGENTS):
+        return
+    judge(workspace, hours(1))
+    check = t.check_results
+    if reason is Reason.CHECK_FAILED:
+        write_check_result(workspace.store.engine, FIRST, CHECK, CheckResult(passed=False, facts={}))
+    elif reason is Reason.CHECKS_MISSING:
+        with workspace.store.engine.begin() as conn:
+            conn.execute(sa.delete(check).where(check.c.check_name == CHECK))
+    elif reason is Reason.CHANGED:
+        insert_row(workspace.game, "extra-late", window=FIRST)
+        refresh(workspace.game, workspace.store.engine)
+    elif reason is Reason.STALE:
+        group = t.contextualized_groups
+        with workspace.store.engine.begin() as conn:  # as if its outcomes had been other ones
+            conn.execute(sa.update(group).values(made_from="another|version"))
+
+
+@pytest.mark.parametrize(
+    ("reason", "state", "story", "unused"),
+    [
+        (None, "judged", "its window is ready, one of 1", True),
+        (Reason.NOT_READ, "recorded", "That window was not read yet", True),
+        (Reason.CHANGED, "changed: rows came", "came or were rewritten since it was read", True),
+        (Reason.STALE, "changed: rows or outcomes", "changed since its group was made", True),
+        (Reason.CHECK_FAILED, f"kept out: {CHECK}", f"the window failed {CHECK}", False),
+        (Reason.TOO_FEW_AGENTS, "kept out: 3 usable agents", "a group needs 5", False),
+        (Reason.NOT_GROUPED, "recorded", "No group holds it", True),
+        (Reason.NOT_JUDGED, "grouped", "a window trains when it is judged", True),
+        (Reason.CHECKS_MISSING, f"judged, without {CHECK}", f"{CHECK} did not run", True),
+    ],
+)
+def test_all_four_give_one_answer(
+    workspace: Workspace, tmp_path: Path, reason: Reason | None, state: str, story: str, unused: bool
+) -> None:
+    bring_to(workspace, reason)
+    said = ask_all(workspace, tmp_path / "x.jsonl")
+    assert (said.ready, said.exported) == (reason is None, reason is None)
+    assert said.state.startswith(state)
+    assert story in said.story
+    assert said.unused is unused
+    [known] = workspace.ledger.eligibility.states([FIRST], min_agents=5)
+    assert (known.reason, known.trainable) == (reason, reason is None)
+
+
+def test_a_failed_check_that_is_not_required_keeps_out_of_nothing(workspace: Workspace, tmp_path: Path) -> None:
+    bring_to(workspace, None)
+    write_check_result(workspace.store.engine, FIRST, "an_opinion", CheckResult(passed=False, facts={}))
+    said = ask_all(workspace, tmp_path / "x.jsonl")
+    assert (said.ready, said.exported, said.state, said.unused) == (True, True, "judged", True)
+    assert "its window is ready" in said.story
+
+
+def test_what_a_lineage_did_with_a_window_is_its_own(workspace: Workspace, tmp_path: Path) -> None:
+    bring_to(workspace, None)
+    batch = workspace.ledger.plan(FIRST, 1, learning_rate=None)
+    assert batch is not None
+    [planned] = workspace.ledger.eligibility.states([FIRST])
+    assert (planned.planned_step, planned.consumed_step) == (1, None)
+    workspace.ledger.record(batch, trainer="t", base_model="b", path="p", manifest={}, metrics={})
+    [used] = workspace.ledger.eligibility.states([FIRST])
+    assert (used.planned_step, used.consumed_step, used.trainable) == (None, 1, True)
+    said = ask_all(workspace, tmp_path / "x.jsonl")
+    assert (said.ready, said.exported, said.state, said.unused) == (False, True, "trained @1", False)
+
+
+def test_the_function_names_every_reason_and_no_other(workspace: Workspace) -> None:
+    body = sa.text("SELECT prosrc FROM pg_proc WHERE proname = 'trainable_windows'")
+    with workspace.store.engine.connect() as conn:
+        source = str(conn.scalar(body))
+    named = {word.split("'")[1] for word in source.split("THEN ")[1:]}
+    assert named == set(Reason)
