@@ -35,7 +35,7 @@ def rejudge(
     upgrade(settings.database)
     with open_workspace(settings) as workspace:
         report = run(
-            workspace.store, open_judge(settings.judge, model=judge), span, make_current=make_current,
+            workspace, open_judge(settings.judge, model=judge), span, make_current=make_current,
             concurrency=2 * settings.judge.concurrency, budget_usd=settings.judge.budget_usd,
         )  # fmt: skip
     table, lines = rejudge_table(report, last=last, made_current=make_current)

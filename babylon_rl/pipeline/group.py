@@ -16,7 +16,7 @@ def group_window(window: HourWindow, store: Store, *, min_agents: int) -> Window
     if made is not None:
         hindsight = hindsight_for(made, trajectories, store.outcomes(window))
     ends = account(store.dispositions(window), made)
-    version, changed = store.write_group(window, made, hindsight, ends)
+    version, changed = store.write_group(window, made, hindsight, ends, min_agents=min_agents)
     members = 0 if made is None else len(made.members)
     turns = 0 if made is None else sum(len(m.turns) for m in made.members)
     return WindowResult(

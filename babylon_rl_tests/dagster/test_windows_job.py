@@ -12,7 +12,8 @@ from babylon_rl.common.canonical import pack
 from babylon_rl.database import tables as t
 from babylon_rl.defs.assets import WINDOW_ASSETS
 from babylon_rl.errors import ConfigError
-from babylon_rl.pipeline.workspace import REQUIRED_CHECKS, Workspace
+from babylon_rl.pipeline.checks import REQUIRED_CHECKS
+from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.check_results import check_results_of
 from babylon_rl.types import GroupMember, Turn
 from babylon_rl.windows import HourWindow
@@ -53,7 +54,7 @@ def test_a_range_of_windows_is_one_run_with_one_verdict_per_window(
 def test_each_checks_verdict_is_current_for_its_partition(
     workspace: Workspace, runner: Runner, resources: dict[str, object]
 ) -> None:
-    """A plain AssetCheckResult in a range run writes one row without a partition: the tempting cleanup of per_window."""
+    """A plain AssetCheckResult in a range run writes one row without a partition: the tempting cleanup of `asset_check`."""
     spawn_windows(workspace, 2)
     runner.materialize("windows", FIRST, FIRST.next(), resources=resources)
     latest = runner.instance.get_latest_storage_id_by_partition(
