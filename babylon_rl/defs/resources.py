@@ -1,4 +1,4 @@
-"""Thin factories: each opens a plain object of the domain and closes it. Assets ask for the plain object."""
+"""Resources: each opens a plain object of the domain and closes it. Assets ask for the plain object."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -17,7 +17,6 @@ class WorkspaceResource(dg.ConfigurableResource[Workspace]):
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Generator[Workspace]:
         """Dispose of the pools even when the run fails."""
-        del context
         with open_workspace(Settings.load()) as workspace:
             yield workspace
 
@@ -34,9 +33,8 @@ class JudgeResource(dg.ConfigurableResource[Judge]):
 
 
 class ProgressResource(dg.ConfigurableResource[Progress]):
-    """Nobody watches, unless a command passes its own."""
+    """Reports progress to nobody; a command passes its own callback instead."""
 
     def create_resource(self, context: dg.InitResourceContext) -> Progress:
         """Ignore progress."""
-        del context
         return ignore_progress

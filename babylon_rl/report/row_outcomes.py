@@ -1,18 +1,19 @@
 """Where the rows of some windows ended, counted and drawn: for the metadata of `contextualized_groups`.
 
-A picture is one small SVG, drawn by hand, so that a run pays neither for a plotting library nor for a picture per
-window.
+A run draws one small picture of all its windows.
 """
 
-import base64
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Final
 
 import sqlalchemy as sa
+from markupsafe import Markup
 
+from babylon_rl.report import charts
+from babylon_rl.report.charts import Scale, Size
+from babylon_rl.report.pictures import markdown_picture
 from babylon_rl.windows import HourWindow
 
 MOST_BARS: Final = 96
@@ -25,7 +26,9 @@ _COLOURS: Final[Mapping[str, str]] = {
     "excluded": "#999999",
     "quarantined": "#d55e00",
 }
-_WIDTH, _HEIGHT, _LEFT, _BASE, _TOP = 640, 190, 48, 150, 12
+_STYLE: Final = ".other{fill:#bbb}" + "".join(f".{name}{{fill:{colour}}}" for name, colour in _COLOURS.items())
+_SIZE: Final = Size(name="rows", width=640, height=190)
+_LEFT, _BASE, _TOP = 48, 150, 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,41 +68,38 @@ def table(ends: Sequence[WindowEnds]) -> list[dict[str, str | int | float]]:
 
 def picture(ends: Sequence[WindowEnds]) -> str:
     """Markdown with one stacked bar per window (per several, where there are more than `MOST_BARS`)."""
-    encoded = base64.b64encode(_svg(ends).encode()).decode()
-    return f"![rows by disposition, window by window](data:image/svg+xml;base64,{encoded})"
-
-
-def _svg(ends: Sequence[WindowEnds]) -> str:
     bars = list(_bars(ends))
     known = [*_COLOURS, *sorted({d for bar in bars for d in bar} - _COLOURS.keys())]
     shown = [d for d in known if any(bar[d] for bar in bars)]
-    top = max((bar.total() for bar in bars), default=0) or 1
-    width = (_WIDTH - _LEFT) / max(len(bars), 1)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" '
-        'font-family="sans-serif" font-size="11" fill="#777">',
-        f'<text x="{_LEFT - 6}" y="{_TOP + 8}" text-anchor="end">{top:,}</text>',
-        f'<text x="{_LEFT - 6}" y="{_BASE}" text-anchor="end">0 rows</text>',
-    ]
-    for i, bar in enumerate(bars):
-        y = float(_BASE)
-        for d in shown:
-            height = bar[d] / top * (_BASE - _TOP)
-            y -= height
-            if height:
-                x, w = _LEFT + i * width, max(width * 0.9, 0.5)
-                parts.append(
-                    f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{height:.1f}" fill="{_colour(d)}"/>'
-                )
+    parts = [*_stacks(bars, shown), *_legend(bars, shown)]
     if ends:
-        parts.append(f'<text x="{_LEFT}" y="{_BASE + 14}">{ends[0].window_id}</text>')
-        if len(ends) > 1:
-            parts.append(f'<text x="{_WIDTH}" y="{_BASE + 14}" text-anchor="end">{ends[-1].window_id}</text>')
+        parts.append(charts.text(_LEFT, _BASE + 14, ends[0].window_id, "tick"))
+    if len(ends) > 1:
+        parts.append(charts.text(_SIZE.width, _BASE + 14, ends[-1].window_id, "tick end-anchor"))
+    return markdown_picture("rows by disposition, window by window", _SIZE, parts, style=_STYLE)
+
+
+def _stacks(bars: Sequence[Counter[str]], shown: Sequence[str]) -> Iterator[Markup]:
+    """The axis and the bars; the tallest bar reaches the top."""
+    tallest = max((bar.total() for bar in bars), default=0) or 1
+    y = Scale(0, tallest, _BASE, _TOP)
+    yield charts.text(_LEFT - 6, _TOP + 8, f"{tallest:,}", "tick end-anchor")
+    yield charts.text(_LEFT - 6, _BASE, "0 rows", "tick end-anchor")
+    width = (_SIZE.width - _LEFT) / max(len(bars), 1)
+    for i, bar in enumerate(bars):
+        below = 0
+        for d in shown:
+            if bar[d]:
+                top, bottom = y(below + bar[d]), y(below)
+                yield charts.rect(_LEFT + i * width, top, max(width * 0.9, 0.5), bottom - top, _class_of(d))
+                below += bar[d]
+
+
+def _legend(bars: Sequence[Counter[str]], shown: Sequence[str]) -> Iterator[Markup]:
     for i, d in enumerate(shown):
-        x, n = _LEFT + i * 99, sum(bar[d] for bar in bars)
-        parts.append(f'<rect x="{x}" y="{_HEIGHT - 16}" width="9" height="9" fill="{_colour(d)}"/>')
-        parts.append(f'<text x="{x + 12}" y="{_HEIGHT - 8}">{escape(d)} {n:,}</text>')
-    return "".join([*parts, "</svg>"])
+        x, rows = _LEFT + i * 99, sum(bar[d] for bar in bars)
+        yield charts.rect(x, _SIZE.height - 16, 9, 9, _class_of(d))
+        yield charts.text(x + 12, _SIZE.height - 8, f"{d} {rows:,}", "tick")
 
 
 def _bars(ends: Sequence[WindowEnds]) -> Iterator[Counter[str]]:
@@ -112,5 +112,5 @@ def _bars(ends: Sequence[WindowEnds]) -> Iterator[Counter[str]]:
         yield bar
 
 
-def _colour(disposition: str) -> str:
-    return _COLOURS.get(disposition, "#bbbbbb")
+def _class_of(disposition: str) -> str:
+    return disposition if disposition in _COLOURS else "other"
