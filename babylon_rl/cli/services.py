@@ -1,4 +1,4 @@
-"""Starts what runs beside us: the database, Dagster's home, its webserver and its daemon. Loopback only."""
+"""Prepares DAGSTER_HOME and runs Dagster's webserver and daemon, on loopback by default."""
 
 import logging
 import os
@@ -58,7 +58,7 @@ def up(settings: Settings, *, port: int, host: str = "127.0.0.1") -> int:
     Args:
         settings: Says where everything lives.
         port: Of the webserver.
-        host: Loopback unless the operator decides otherwise.
+        host: Address to listen on.
 
     Returns:
         The exit status of whichever ended first; 0 when the user stopped us.
