@@ -113,9 +113,7 @@ def test_psql_opens_our_own_schema_where_it_lives_elsewhere(house: dict[str, str
         drop_database(server_url, name)
 
 
-def test_a_judge_is_audited_and_windows_are_judged_again_from_the_command_line(
-    house: dict[str, str], engine: sa.Engine
-) -> None:
+def test_the_command_line_audits_a_judge_and_judges_again(house: dict[str, str], engine: sa.Engine) -> None:
     said = run(house, "audit-judge", "--groups", "3")
     assert "truth agreement (tau)" in said
     assert "judge hindsight hindsight-1: fit" in said
@@ -135,7 +133,7 @@ def test_a_judge_is_audited_and_windows_are_judged_again_from_the_command_line(
     )  # fmt: skip
 
 
-def test_up_serves_dagster_watches_without_notices_and_ends_at_ctrl_c(house: dict[str, str], tmp_path: Path) -> None:
+def test_up_serves_dagster_until_ctrl_c(house: dict[str, str], tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -19,9 +19,7 @@ def demo(house: dict[str, str], out: Path) -> str:
     return done.stdout
 
 
-def test_a_demo_reports_what_it_measured_and_a_second_one_repeats_nothing(
-    house: dict[str, str], engine: sa.Engine, tmp_path: Path
-) -> None:
+def test_a_second_demo_repeats_no_work(house: dict[str, str], engine: sa.Engine, tmp_path: Path) -> None:
     house |= {"BABYLON_EVALUATION_WINDOWS": "6"}
     said = demo(house, tmp_path / "a")
     report = json.loads((tmp_path / "a/report.json").read_text())

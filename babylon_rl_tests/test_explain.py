@@ -43,7 +43,7 @@ def a_row_of(workspace: Workspace, window: HourWindow = FIRST) -> str:
         )
 
 
-def test_a_trained_rows_story_goes_from_its_window_to_its_checkpoint(workspace: Workspace) -> None:
+def test_a_trained_rows_story_ends_at_its_checkpoint(workspace: Workspace) -> None:
     play_and_judge(workspace, hours(3))
     plan = workspace.ledger.plan(FIRST.next(2), 3, learning_rate=None)
     assert plan is not None

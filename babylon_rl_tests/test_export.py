@@ -83,9 +83,7 @@ def test_datasets_reads_both_formats_as_the_same_rows(
     assert [without_hour(r) for r in jsonl] == [without_hour(r) for r in parquet]
 
 
-def test_jsonl_loads_by_itself_too_and_takes_only_the_hour_for_a_time(
-    played: Workspace, tmp_path: Path, cache: Path
-) -> None:
+def test_jsonl_loads_and_only_the_hour_is_taken_for_a_time(played: Workspace, tmp_path: Path, cache: Path) -> None:
     """The JSON loader makes times of texts that look like one: `group_id` holds the hour as text as well."""
     export(played, str(tmp_path / "x.jsonl"), format="jsonl")
     loaded = load("json", tmp_path / "x.jsonl", cache)
@@ -94,7 +92,7 @@ def test_jsonl_loads_by_itself_too_and_takes_only_the_hour_for_a_time(
     assert [without_hour(r) for r in loaded] == [without_hour(r) for r in lines(tmp_path / "x.jsonl")]
 
 
-def test_every_turn_that_may_train_is_exported_once_and_to_the_byte(played: Workspace, tmp_path: Path) -> None:
+def test_every_turn_that_may_train_is_exported_exactly_once(played: Workspace, tmp_path: Path) -> None:
     done = export(played, str(tmp_path / "x.jsonl"), format="jsonl")
     rows = lines(tmp_path / "x.jsonl")
     assert (done.windows, done.rows, done.left_out) == (3, len(rows), 0)
@@ -127,7 +125,7 @@ def test_rows_have_the_shapes_that_trl_and_verl_read(played: Workspace, tmp_path
         assert r["extra_info"] == {"index": index} | {k: r[k] for k in told}
 
 
-def test_rewards_are_ranks_and_advantages_are_over_the_same_decision(played: Workspace, tmp_path: Path) -> None:
+def test_exported_advantages_compare_turns_of_one_decision(played: Workspace, tmp_path: Path) -> None:
     window = str(FIRST)
     group = played.store.group(FIRST)
     assert group is not None
@@ -200,7 +198,7 @@ def test_what_may_not_train_is_left_out_and_counted(played: Workspace, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_range_takes_both_its_ends_and_an_empty_one_says_what_to_do(played: Workspace, tmp_path: Path) -> None:
+def test_an_export_range_includes_both_its_ends(played: Workspace, tmp_path: Path) -> None:
     out = str(tmp_path / "x.jsonl")
     export(played, out, format="jsonl", first=FIRST.next(), last=FIRST.next(2))
     assert sorted({r["window_id"] for r in lines(Path(out))}) == [str(FIRST.next()), str(FIRST.next(2))]

@@ -96,7 +96,7 @@ def test_the_start_balance_is_what_the_first_step_saw(balance: Any, expected: fl
     assert one(*rows).start_balance_usd == expected
 
 
-def test_decisions_say_which_step_and_when_and_the_policy_version_travels_with_the_turn() -> None:
+def test_a_turn_carries_its_step_time_and_policy_version() -> None:
     silent = a_step(0, calls=[])
     spoken = a_step(1, calls=[a_call("act", model_version="babylon-mmo@4", temperature=0.5)])
     made = one(a_source_row("a", silent, spoken))
@@ -124,7 +124,7 @@ def test_a_group_is_the_same_however_its_trajectories_come(agents: list[str]) ->
     assert to_json(made) == to_json(make_group(WINDOW, map(a_trajectory, AGENTS), min_agents=5))
 
 
-def test_the_group_id_names_window_and_content_and_hindsight_does_not_change_it() -> None:
+def test_hindsight_does_not_change_the_group_id() -> None:
     base = [a_trajectory(a) for a in AGENTS]
     first = make_group(WINDOW, base, min_agents=5)
     assert first is not None
@@ -191,7 +191,7 @@ OUTCOMES = WindowOutcomes(
 )
 
 
-def test_hindsight_is_in_no_trained_message_and_all_of_it_reaches_the_judge() -> None:
+def test_hindsight_is_in_no_trained_message() -> None:
     action = {
         "actionType": "BUY",
         "parameters": {"ticker": "BTC"},
@@ -214,7 +214,7 @@ def test_hindsight_is_in_no_trained_message_and_all_of_it_reaches_the_judge() ->
     assert [m.trajectory_id for m in hindsight.members] == [m.trajectory_id for m in group.members]
 
 
-def test_hindsight_of_another_window_or_without_a_member_is_refused() -> None:
+def test_hindsight_must_fit_its_window_and_members() -> None:
     trajectories = [a_trajectory(a) for a in AGENTS]
     group = make_group(WINDOW, trajectories, min_agents=5)
     assert group is not None

@@ -34,7 +34,7 @@ def wait_until(happened: object, process: subprocess.Popen[bytes], log: Path, ti
 
 
 @pytest.mark.parametrize("moment", ["planned", "written"])
-def test_a_killed_training_is_finished_and_no_window_trains_twice(
+def test_after_a_kill_training_finishes_and_repeats_no_window(
     settings: Settings, engine: sa.Engine, house: dict[str, str], tmp_path: Path, moment: str
 ) -> None:
     """Killed once the batch is planned, and once the first checkpoint's files stand but nobody recorded them."""

@@ -50,7 +50,7 @@ def test_a_sound_row_goes_the_quick_way(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(parse_steps(memoryview(json.dumps(sound).encode()))) == 2
 
 
-def test_parameters_of_a_megabyte_are_cut_for_the_judge_and_what_was_said_never_is() -> None:
+def test_long_parameters_are_cut_but_what_was_said_never_is() -> None:
     long = "x" * 1_000_000
     action = {"actionType": "POST", "parameters": {"note": [long]}}
     (made,) = stitch([a_source_row("a", a_step(action=action))])

@@ -70,5 +70,5 @@ def test_what_is_no_full_utc_hour_is_refused(text: str) -> None:
         ("0999-01-13T09:00", "2025-01-13T14:00"),
     ],
 )
-def test_a_row_is_of_its_valid_window_id_else_of_the_hour_it_started_in(window_id: str | None, expected: str) -> None:
+def test_a_row_without_a_valid_window_id_is_of_its_start_hour(window_id: str | None, expected: str) -> None:
     assert str(window_of(window_id, START)) == expected

@@ -26,7 +26,7 @@ def test_loading_the_code_location_imports_nothing_heavy(tmp_path: Path) -> None
     assert not list(tmp_path.iterdir()), "loading definitions wrote something"
 
 
-def test_loading_the_code_location_takes_less_than_twice_the_time_of_dagster(tmp_path: Path) -> None:
+def test_loading_definitions_takes_under_twice_dagsters_time(tmp_path: Path) -> None:
     code = "import time; t = time.perf_counter(); import {}; print(time.perf_counter() - t)"
     bare = min(float(fresh(code.format("dagster"), tmp_path)) for _ in range(4))
     ours = min(float(fresh(code.format("babylon_rl.definitions"), tmp_path)) for _ in range(4))

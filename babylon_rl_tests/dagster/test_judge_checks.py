@@ -32,7 +32,7 @@ class PricedJudge(CountingJudge):
         return await super().judge(group, hindsight)
 
 
-def test_the_hindsight_judge_audits_itself_and_its_windows_are_ready(
+def test_windows_of_the_self_audited_hindsight_judge_are_ready(
     workspace: Workspace, runner: Runner, resources: dict[str, object]
 ) -> None:
     spawn_windows(workspace, 1)
@@ -63,7 +63,7 @@ def test_windows_judged_by_an_unfit_judge_do_not_train(
     assert workspace.ledger.ready() == []
 
 
-def test_a_window_left_because_the_budget_was_spent_fails_a_check_that_says_so(
+def test_a_check_says_that_the_budget_was_spent(
     workspace: Workspace, runner: Runner, resources: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(workspace.settings.judge.__dict__, "budget_usd", 1.5)

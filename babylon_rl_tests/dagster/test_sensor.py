@@ -33,9 +33,7 @@ def test_it_waits_and_says_for_what(workspace: Workspace, runner: Runner, resour
 
 
 @pytest.mark.usefixtures("three_ready")
-def test_a_tick_repeated_asks_for_the_same_run_under_the_same_key(
-    workspace: Workspace, instance: dg.DagsterInstance
-) -> None:
+def test_a_repeated_tick_requests_the_same_run(workspace: Workspace, instance: dg.DagsterInstance) -> None:
     first, second = tick(instance, workspace), tick(instance, workspace)
     assert isinstance(first, dg.RunRequest)
     assert isinstance(second, dg.RunRequest)
@@ -44,7 +42,7 @@ def test_a_tick_repeated_asks_for_the_same_run_under_the_same_key(
 
 
 @pytest.mark.usefixtures("three_ready")
-def test_a_failed_run_is_asked_for_again_under_a_new_key_but_not_for_ever(
+def test_a_run_that_failed_three_times_is_not_requested_again(
     workspace: Workspace, instance: dg.DagsterInstance
 ) -> None:
     for failures in range(3):
@@ -75,7 +73,7 @@ def missed(instance: dg.DagsterInstance, workspace: Workspace) -> dg.RunRequest 
     return said
 
 
-def test_windows_that_the_schedule_missed_are_prepared_by_one_range_run(
+def test_one_range_run_prepares_the_windows_a_schedule_missed(
     workspace: Workspace, runner: Runner, resources: dict[str, object]
 ) -> None:
     assert isinstance(missed(runner.instance, workspace), dg.SkipReason)
@@ -93,7 +91,7 @@ def test_windows_that_the_schedule_missed_are_prepared_by_one_range_run(
     assert isinstance(tick(runner.instance, workspace), dg.RunRequest)
 
 
-def test_a_window_to_which_rows_come_late_twice_is_asked_for_each_time(
+def test_a_window_is_requested_each_time_rows_come_late(
     workspace: Workspace, runner: Runner, resources: dict[str, object]
 ) -> None:
     """Guards the key: Dagster launches one run per key, ever."""
@@ -127,7 +125,7 @@ def test_a_range_that_keeps_failing_does_not_hold_up_others(workspace: Workspace
     assert f"preparing {FIRST}, {FIRST.next(24)} failed 3 times" in str(said.skip_message)
 
 
-def test_a_window_that_cannot_be_judged_is_not_asked_for_for_ever(
+def test_a_window_that_cannot_be_judged_is_not_requested_forever(
     workspace: Workspace, runner: Runner, resources: dict[str, object]
 ) -> None:
     spawn_windows(workspace, 1)

@@ -24,7 +24,7 @@ def judged(workspace: Workspace, runner: Runner, resources: dict[str, object]) -
 
 
 @pytest.mark.usefixtures("judged")
-def test_a_range_replays_every_iteration_and_a_second_one_trains_nothing(
+def test_replaying_a_range_trains_nothing_twice(
     workspace: Workspace, runner: Runner, resources: dict[str, object]
 ) -> None:
     runner.materialize("policy", FIRST, FIRST.next(6), assets=["trained_checkpoint"], resources=resources)
@@ -49,7 +49,7 @@ def test_a_range_replays_every_iteration_and_a_second_one_trains_nothing(
 
 
 @pytest.mark.usefixtures("judged")
-def test_a_plan_left_behind_is_finished_with_the_windows_it_named(workspace: Workspace) -> None:
+def test_an_unfinished_batch_is_finished_with_its_own_windows(workspace: Workspace) -> None:
     """What a kill between plan and record leaves: the plan, and a directory that no ledger knows."""
     plan = workspace.ledger.plan(FIRST.next(3), 4, learning_rate=None)
     assert plan is not None
@@ -67,7 +67,7 @@ def test_a_plan_left_behind_is_finished_with_the_windows_it_named(workspace: Wor
 
 
 @pytest.mark.usefixtures("judged")
-def test_a_planned_window_that_was_grouped_anew_stops_the_training_with_one_sentence(
+def test_a_planned_window_grouped_anew_stops_the_training(
     workspace: Workspace, runner: Runner, resources: dict[str, object]
 ) -> None:
     workspace.ledger.plan(FIRST.next(2), 3, learning_rate=None)

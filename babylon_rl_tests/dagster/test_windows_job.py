@@ -32,7 +32,7 @@ def everything_kept(workspace: Workspace) -> str:
     return h.hexdigest()
 
 
-def test_a_range_of_windows_is_one_run_with_one_verdict_per_window(
+def test_a_range_is_one_run_with_one_check_result_per_window(
     workspace: Workspace, runner: Runner, resources: dict[str, object]
 ) -> None:
     spawn_windows(workspace, 3)
@@ -68,7 +68,7 @@ def test_each_checks_verdict_is_current_for_its_partition(
     assert all(e.passed and not e.blocking for e in evaluations)
 
 
-def test_materializing_again_writes_the_same_bytes_and_judges_nothing_twice(
+def test_materializing_again_writes_the_same_bytes(
     workspace: Workspace, runner: Runner, resources: dict[str, object], judge: CountingJudge
 ) -> None:
     spawn_windows(workspace, 3)
@@ -103,7 +103,7 @@ def test_every_source_row_ends_in_exactly_one_disposition(
     assert {("grouped", "stitched"), ("quarantined", "no_steps"), ("quarantined", "bad_json")} <= counted
 
 
-def test_a_window_that_a_check_rejects_stays_out_and_its_siblings_train(
+def test_a_rejected_window_stays_out_and_its_siblings_train(
     workspace: Workspace, runner: Runner, resources: dict[str, object]
 ) -> None:
     """A message that nobody logged is put into one stored group, as a leak would be."""
@@ -164,9 +164,7 @@ def test_an_empty_hour_is_materialized_as_empty(
     assert workspace.ledger.ready() == []
 
 
-def test_a_window_outside_the_partitions_is_refused_in_one_sentence(
-    runner: Runner, resources: dict[str, object]
-) -> None:
+def test_a_window_outside_the_partitions_is_refused(runner: Runner, resources: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="set BABYLON_START or choose another window"):
         runner.materialize("windows", HourWindow.parse("1999-01-01T00:00"), FIRST, resources=resources)
 

@@ -51,7 +51,7 @@ def test_bad_judges_are_told_from_honest_ones(capsys: pytest.CaptureFixture[str]
     assert len(good) + len(every) >= 200
 
 
-def test_an_honest_judge_is_fit_and_the_hindsight_judge_passes_its_own_audit(server: JudgeServer) -> None:
+def test_an_honest_judge_and_the_hindsight_judge_pass_the_audit(server: JudgeServer) -> None:
     assert audited(HindsightJudge()).faults == []
     found = through_http(server, "honest")
     assert found.faults == []
@@ -84,7 +84,7 @@ def test_a_judge_that_judges_nothing_has_no_figures(server: JudgeServer) -> None
         through_http(server, "nan")
 
 
-def test_the_same_seed_probes_with_the_same_groups_and_another_with_others() -> None:
+def test_the_seed_decides_which_groups_probe_a_judge() -> None:
     def found(seed: int) -> Figures:
         return audited(PlantedJudge("honest", honest), groups=3, seed=seed)
 
@@ -92,7 +92,7 @@ def test_the_same_seed_probes_with_the_same_groups_and_another_with_others() -> 
     assert found(1).retest_noise != found(2).retest_noise
 
 
-def test_an_exam_says_what_any_change_of_behaviour_would_have_earned() -> None:
+def test_a_synthetic_group_knows_what_each_behaviour_earns() -> None:
     exam = make_exam(7)
     for t, pnl in exam.truth.items():
         assert exam.pnl_of(exam.moves[t]) == pytest.approx(pnl, abs=0.02)
@@ -129,7 +129,7 @@ def test_the_hindsight_judge_is_audited_without_being_asked(engine: sa.Engine) -
     assert audit_of(engine, "openai/gpt-4o-mini", "ruler-2") is None
 
 
-def test_an_unfit_judges_scores_do_not_pass_and_an_unaudited_ones_say_so() -> None:
+def test_scores_of_an_unfit_judge_do_not_pass() -> None:
     exam = make_exam(1)
     judgment = asyncio.run(HindsightJudge().judge(exam.group, exam.hindsight))
     assert checks.judge_fit(judgment, (True, {})).passed

@@ -81,9 +81,7 @@ def a_window(cage: Cage, window: HourWindow) -> tuple[TrajectoryGroup, Hindsight
     return group, hindsight_for(group, trajectories, outcomes)
 
 
-def test_ten_thousand_canaries_reach_the_judge_and_none_reaches_training(
-    server: JudgeServer, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_canary_in_hindsight_reaches_training(server: JudgeServer, capsys: pytest.CaptureFixture[str]) -> None:
     cage = Cage()
     pairs = [a_window(cage, FIRST.next(i)) for i in range(50)]
     assert len(cage.hindsight) >= 10_000

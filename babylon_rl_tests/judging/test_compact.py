@@ -55,7 +55,7 @@ def with_observations(texts: list[str]) -> Pair:
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_both_forms_of_every_seeded_group_read_back_to_the_original_messages(seed: int) -> None:
+def test_both_prompt_forms_read_back_to_the_messages(seed: int) -> None:
     pair = (
         with_observations(pieces(seed)) if seed % 2 else _pair(make_exam(seed, agents=5, steps=3, note=seed % 4 == 0))
     )
@@ -64,7 +64,7 @@ def test_both_forms_of_every_seeded_group_read_back_to_the_original_messages(see
         assert messages_in(written) == messages_of(pair[0])
 
 
-def test_at_logged_sizes_the_compact_form_takes_less_than_a_third_and_tells_ground_truth_once() -> None:
+def test_the_compact_form_is_less_than_a_third_of_the_plain() -> None:
     exam = logged_size_exam(1)
     forms = write_forms(exam.group, exam.hindsight, rubric="r", key="k")
     assert forms.compact is not None
@@ -96,7 +96,7 @@ def test_a_compact_form_that_does_not_read_back_is_not_used(monkeypatch: pytest.
     assert [name for name, _, _ in forms.by_preference()] == ["plain"]
 
 
-def test_tokens_counted_line_by_line_are_within_a_per_cent_of_the_whole_text() -> None:
+def test_counting_tokens_by_line_errs_by_less_than_a_percent() -> None:
     encode = _encode()
     assert encode is not None
     assert counted_with() == "tiktoken o200k_base"

@@ -24,7 +24,7 @@ def values_of(pnls: tuple[float | None, ...], **more: object) -> list[float]:
     return [s.value for s in attained_shares(*a_pair(pnls, **more))]  # type: ignore[arg-type]
 
 
-def test_a_score_is_the_share_of_what_the_hour_held_worked_by_hand() -> None:
+def test_a_score_is_the_share_of_the_hours_possible_gain() -> None:
     # TRUMP moved 7 %: best bet 1.5 x 7 % = 10.5 %; three YES stakes at even odds 15 % beat it. B = 10,000.
     best, worst = 1500.0, -1500.0 - 0.002 * 3 * 10_000
     expected = [(p - worst) / (best - worst) for p in PNLS]
@@ -36,7 +36,7 @@ def test_a_score_is_the_share_of_what_the_hour_held_worked_by_hand() -> None:
     assert values_of(PNLS, outcomes=only_stocks) == pytest.approx(expected, abs=1e-12)
 
 
-def test_the_limits_of_the_formula_are_those_of_the_embedded_game() -> None:
+def test_the_formulas_limits_are_those_of_the_embedded_game() -> None:
     assert (formula.FEE, formula.MAX_EXPOSURE, formula.PREDICTION_STAKE) == (
         portfolio.FEE,
         portfolio.MAX_EXPOSURE,
@@ -49,7 +49,7 @@ money = st.floats(-30_000, 30_000, allow_nan=False).map(lambda x: round(x, 2))
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(money, min_size=5, max_size=9).filter(lambda p: max(p) - min(p) > 1.0))
-def test_advantages_from_scores_are_the_advantages_of_pnl_however_wild_the_pnl(pnls: list[float]) -> None:
+def test_advantages_of_scores_are_those_of_pnl(pnls: list[float]) -> None:
     values = values_of(tuple(pnls))
     assert all(0 <= v <= 1 for v in values)
     assert advantages(values) == pytest.approx(advantages(pnls), abs=1e-6)
@@ -81,7 +81,7 @@ def test_a_hold_logged_as_unsuccessful_is_a_valid_decision(logged: dict[str, obj
     assert attained_shares(*with_decisions(a_pair(), 0, hold, hold, hold)) == attained_shares(*a_pair())
 
 
-def test_every_explanation_is_one_sentence_with_the_numbers_and_says_that_no_llm_judged() -> None:
+def test_every_explanation_is_one_sentence_with_numbers() -> None:
     judgment = asyncio.run(HindsightJudge().judge(*a_pair()))
     assert (judgment.judge_model, judgment.judge_version) == ("hindsight", "hindsight-1")
     assert (judgment.prompt_tokens, judgment.cost_usd) == (0, 0.0)
@@ -91,7 +91,7 @@ def test_every_explanation_is_one_sentence_with_the_numbers_and_says_that_no_llm
     assert all(s.explanation.startswith("No LLM judged") for s in judgment.scores)
 
 
-def test_unknown_pnl_fails_the_group_and_names_the_trajectory_and_the_next_step() -> None:
+def test_unknown_pnl_fails_the_group_and_names_the_trajectory() -> None:
     with pytest.raises(DataError, match=r"agent-1'.*sync-outcomes"):
         attained_shares(*a_pair((1.0, None, 3.0, 4.0, 5.0)))
 

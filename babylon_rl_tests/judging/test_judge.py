@@ -58,7 +58,7 @@ def test_the_key_changes_with_every_ingredient(judge: Any, ingredient: str) -> N
     assert judge.key(*INGREDIENTS[ingredient](a_pair())) != judge.key(*a_pair())
 
 
-def test_the_key_changes_with_the_judge_its_rubric_and_its_version() -> None:
+def test_the_judgment_key_depends_on_judge_rubric_and_version() -> None:
     pair, judge = a_pair(), a_ruler(NOWHERE)
     later = a_ruler(NOWHERE)
     later.version = "ruler-next"
@@ -88,7 +88,7 @@ def test_half_an_emoji_fails_one_group_with_its_name() -> None:
         HindsightJudge().key(*turn_changed(response="\ud83d")(a_pair()))
 
 
-def test_a_group_and_the_hindsight_of_another_are_not_judged_together() -> None:
+def test_a_group_is_only_judged_with_its_own_hindsight() -> None:
     group, h = a_pair()
     with pytest.raises(DataError, match="agent-4"):
         HindsightJudge().key(group, replace(h, members=h.members[:-1]))
@@ -105,7 +105,7 @@ def test_scores_are_matched_by_id_and_come_back_sorted() -> None:
 
 
 @pytest.mark.parametrize("bad", [1.01, -0.01, float("nan"), float("inf"), True, None, "0.5"])
-def test_a_value_that_is_no_number_in_the_unit_interval_fails_the_group(bad: Any) -> None:
+def test_a_score_outside_the_unit_interval_fails_the_group(bad: Any) -> None:
     with pytest.raises(DataError, match="agent-1"):
         validated(a_pair((1.0, 2.0))[0], scores(0.5, bad))
 
@@ -124,7 +124,7 @@ def test_without_model_and_key_the_hindsight_judge_judges() -> None:
     assert isinstance(open_judge(settings()), HindsightJudge)
 
 
-def test_a_key_alone_opens_ruler_with_the_default_model_and_asking_for_hindsight_wins_over_a_key() -> None:
+def test_a_key_alone_opens_ruler_with_the_default_model() -> None:
     judge = open_judge(settings(OPENAI_API_KEY=KEY))
     assert isinstance(judge, RulerJudge)
     assert judge.model == "openai/gpt-4o-mini"

@@ -58,7 +58,7 @@ def asked(server: JudgeServer) -> Counter[str]:
     return Counter(p["messages"][1]["content"] for p in server.payloads)
 
 
-def test_killed_at_every_persistence_point_no_group_is_lost_and_at_most_the_call_in_flight_is_repeated(
+def test_a_killed_judging_repeats_at_most_the_call_in_flight(
     engine: sa.Engine, database_url: str, server: JudgeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """100 groups, one request in flight: killed at each point in turn, always somewhere else in the run."""
@@ -137,9 +137,7 @@ def test_a_pass_that_was_answered_is_not_asked_again(engine: sa.Engine, server: 
     assert judgment.details["requests"] == 3  # type: ignore[attr-defined]
 
 
-def test_asks_of_an_attempt_cut_short_count_and_a_failed_attempt_may_be_tried_again(
-    engine: sa.Engine, server: JudgeServer
-) -> None:
+def test_requests_of_an_interrupted_attempt_count(engine: sa.Engine, server: JudgeServer) -> None:
     journal, pair = PostgresJournal(engine), a_pair()
     server.behave("nan", times=2)
     server.behave("401", times=1)
@@ -170,9 +168,7 @@ def run(
     return asyncio.run(go())
 
 
-def test_the_budget_stops_before_the_request_that_could_cross_it_and_the_rest_is_judged_the_next_day(
-    engine: sa.Engine, server: JudgeServer
-) -> None:
+def test_the_budget_stops_before_the_request_that_crosses_it(engine: sa.Engine, server: JudgeServer) -> None:
     windows = fill(engine, 6)
     first = run(engine, server, windows[:1])
     with engine.connect() as conn:
@@ -226,7 +222,7 @@ def a_call(**change: object) -> Call:
     return replace(known, **change)  # type: ignore[arg-type]
 
 
-def test_a_lost_request_keeps_its_reservation_and_a_refused_one_gives_it_back(engine: sa.Engine) -> None:
+def test_a_refused_request_gives_back_its_reservation(engine: sa.Engine) -> None:
     now = datetime(2025, 1, 15, 23, 59, tzinfo=UTC)
     journal = PostgresJournal(engine, budget_usd=2.5, now=lambda: now)
     journal.end(journal.begin(a_call()), Ended.LOST)

@@ -46,9 +46,7 @@ def test_every_pass_shows_everybody_once_and_places_add_up_alike(members: int, p
     assert members == 2 or len({tuple(p) for p in shown}) == passes
 
 
-def test_a_planted_position_bias_is_taken_out_in_three_calls_a_group(
-    server: JudgeServer, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_three_calls_remove_a_planted_position_bias(server: JudgeServer, capsys: pytest.CaptureFixture[str]) -> None:
     server.behave("position_biased")
     single, triple = judged(server, GROUPS, 1), judged(server, GROUPS, 3)
     one = statistics.fmean(tau(j, e) for j, e in zip(single, GROUPS, strict=True))
@@ -82,9 +80,7 @@ score = st.floats(0, 1).map(lambda x: round(x, 3))
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(score, min_size=3, max_size=9), st.lists(st.floats(-0.3, 0.3), min_size=9, max_size=9))
-def test_three_passes_find_what_members_are_worth_whatever_places_are_worth(
-    worth: list[float], places: list[float]
-) -> None:
+def test_three_passes_separate_worth_from_position(worth: list[float], places: list[float]) -> None:
     names = [f"m{i}" for i in range(len(worth))]
     truth = dict(zip(names, worth, strict=True))
     shown = orders(names, 3)

@@ -32,14 +32,14 @@ def judged(server: JudgeServer, exam: Exam, **more: object) -> Judgment:
     return asyncio.run(ask())
 
 
-def test_what_fits_is_sent_in_one_call_and_says_its_form_and_both_token_counts(server: JudgeServer) -> None:
+def test_a_group_that_fits_is_sent_in_one_call(server: JudgeServer) -> None:
     judgment = judged(server, make_exam(1, agents=8, steps=8, tickers=12))
     assert server.calls == 1
     assert judgment.details["form"] == "compact"
     assert 0 < judgment.details["compact_tokens"] < 0.7 * judgment.details["plain_tokens"]
 
 
-def test_a_plain_prompt_that_the_server_refuses_as_too_long_is_sent_compact(server: JudgeServer) -> None:
+def test_a_prompt_refused_as_too_long_is_sent_compact(server: JudgeServer) -> None:
     # Two members share little, so plain is preferred; the limit lies between the two forms.
     exam = make_exam(4, agents=2, steps=4, tickers=3, news=0)
     forms = write_forms(exam.group, exam.hindsight, rubric="r", key="k")
@@ -55,9 +55,7 @@ def test_a_plain_prompt_that_the_server_refuses_as_too_long_is_sent_compact(serv
 
 @pytest.mark.parametrize("known", [True, False], ids=["limit known", "limit learnt from refusals"])
 @pytest.mark.parametrize("agents", [3, 4, 5, 8, 11])
-def test_a_group_that_fits_in_no_form_runs_in_heats_and_nobody_is_cut(
-    agents: int, known: bool, server: JudgeServer
-) -> None:
+def test_a_group_that_does_not_fit_is_judged_in_sub_batches(agents: int, known: bool, server: JudgeServer) -> None:
     exam = make_exam(10 + agents, agents=agents, steps=4)
     if known:
         judgment = judged(server, exam, context_tokens=_just_too_small(exam))
@@ -80,14 +78,14 @@ def test_a_group_that_fits_in_no_form_runs_in_heats_and_nobody_is_cut(
     assert not known or server.calls <= 6
 
 
-def test_when_not_even_two_members_fit_the_group_fails_by_name_and_nothing_is_cut(server: JudgeServer) -> None:
+def test_a_group_fails_when_not_even_two_members_fit(server: JudgeServer) -> None:
     server.context_chars = 500
     with pytest.raises(TooLongError, match=r"two of its trajectories are longer than judge .*longer context"):
         judged(server, make_exam(3))
     assert issubclass(TooLongError, DataError)
 
 
-def test_a_known_limit_sends_nothing_that_the_server_would_refuse(server: JudgeServer) -> None:
+def test_a_known_limit_sends_nothing_that_would_be_refused(server: JudgeServer) -> None:
     with pytest.raises(TooLongError):
         judged(server, make_exam(3), context_tokens=50)
     assert server.calls == 0

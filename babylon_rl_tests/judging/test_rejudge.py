@@ -44,7 +44,7 @@ def again(store: Store, judge: Judge, windows: list[HourWindow], **more: bool) -
     return rejudge(workspace, judge, windows, **more)
 
 
-def test_new_judgments_stand_beside_the_old_and_the_current_ones_stay(engine: sa.Engine, server: JudgeServer) -> None:
+def test_a_new_judgment_does_not_replace_the_current_one(engine: sa.Engine, server: JudgeServer) -> None:
     store, windows = first_judged(engine)
     before = [store.judgment(w) for w in windows]
     report = again(store, a_ruler(server.url), windows)
@@ -78,9 +78,7 @@ def test_another_rubric_is_another_judgment(engine: sa.Engine, server: JudgeServ
     assert server.calls == 2
 
 
-def test_asked_to_the_new_judgment_becomes_current_with_verdicts_of_its_own(
-    engine: sa.Engine, server: JudgeServer
-) -> None:
+def test_on_request_the_new_judgment_becomes_current(engine: sa.Engine, server: JudgeServer) -> None:
     store, windows = first_judged(engine)
     server.behave("missing", only=str(windows[3]))
     report = again(store, a_ruler(server.url), windows, make_current=True)

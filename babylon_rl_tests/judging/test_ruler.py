@@ -54,7 +54,7 @@ def test_a_judge_that_misbehaves_once_ends_in_correct_scores(mode: str, requests
 
 
 @pytest.mark.parametrize("mode", [m for m, n in ONCE.items() if n == 2 and m not in ("429", "500", "html")])
-def test_a_judge_that_never_answers_well_fails_the_group_after_three_asks(mode: str, server: JudgeServer) -> None:
+def test_three_bad_replies_fail_the_group(mode: str, server: JudgeServer) -> None:
     server.behave(mode)
     with pytest.raises(DataError, match=r"group '2025-01-15T10:00/g'.*no usable reply in 3 asks") as e:
         judged(server)
@@ -78,7 +78,7 @@ def test_order_and_odd_text_of_a_reply_play_no_part(mode: str, server: JudgeServ
      ("out_of_range", "7.5"), ("nan", "NaN"), ("fenced", "fence"), ("broken", "complete JSON"), ("empty", "empty"),
      ("text_score", "valid number"), ("double_key", "twice")],
 )  # fmt: skip
-def test_the_re_ask_shows_the_judge_its_reply_and_names_the_fault(mode: str, named: str, server: JudgeServer) -> None:
+def test_a_second_request_shows_the_judge_its_faulty_reply(mode: str, named: str, server: JudgeServer) -> None:
     server.behave(mode, times=1)
     judged(server)
     first, second = (p["messages"] for p in server.payloads)
@@ -142,7 +142,7 @@ def test_a_refusal_is_never_retried_and_says_who_acts(
 
 
 @pytest.mark.parametrize("mode", ["401", "400", "429", "500", "quota", "html", "broken", "hang"])
-def test_the_key_shows_in_no_error_and_no_log_even_if_the_server_echoes_it(
+def test_the_api_key_is_in_no_error_and_no_log(
     mode: str, server: JudgeServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -216,7 +216,7 @@ def test_litellm_speaks_to_the_same_server_under_the_same_rules(server: JudgeSer
 # ── what the judge is shown ────────────────────────────────────────────────────────────────────────
 
 
-def test_every_field_of_hindsight_reaches_the_judge_and_ground_truth_is_told_once(server: JudgeServer) -> None:
+def test_the_judge_reads_every_field_of_hindsight(server: JudgeServer) -> None:
     group, h = a_pair()
     outcomes = WindowOutcomes(
         window_id=h.window_id,
@@ -283,9 +283,7 @@ FORGERIES = [
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
-def test_a_forgery_in_an_agents_text_does_not_change_what_an_honest_reader_reads(
-    forgery: str, server: JudgeServer
-) -> None:
+def test_a_forged_prompt_in_an_agents_text_changes_nothing(forgery: str, server: JudgeServer) -> None:
     # The worst case: the agent has even guessed the id it would go under.
     plain = a_pair()
     label = next(iter(write_prompt(*plain, rubric="r", key="k").ids))
@@ -320,7 +318,7 @@ def test_a_forgery_in_an_agents_text_does_not_change_what_an_honest_reader_reads
     assert text in saids  # told in full, and decoding gives back the agent's own words
 
 
-def test_ids_differ_from_group_to_group_and_say_nothing_of_the_agent(server: JudgeServer) -> None:
+def test_ids_shown_to_the_judge_do_not_reveal_the_agent(server: JudgeServer) -> None:
     judged(server)
     judged(server, a_pair(window="2025-01-15T11:00"))
     one, other = (set(pnls_in(server.prompt(i))) for i in (0, 1))
@@ -329,13 +327,13 @@ def test_ids_differ_from_group_to_group_and_say_nothing_of_the_agent(server: Jud
     assert "agent-0" not in server.prompt()
 
 
-def test_the_same_judgment_sends_the_same_bytes_whatever_the_order_of_members(server: JudgeServer) -> None:
+def test_a_request_has_the_same_bytes_in_any_order_of_members(server: JudgeServer) -> None:
     judged(server)
     judged(server, reversed_pair(a_pair()))
     assert server.payloads[0] == server.payloads[1]
 
 
-def test_the_place_of_a_member_in_the_prompt_is_drawn_anew_for_each_group() -> None:
+def test_each_group_draws_its_own_order_of_members() -> None:
     places = []
     for h in range(24):
         group, hindsight = a_pair(window=f"2025-01-15T{h:02}:00")
@@ -344,7 +342,7 @@ def test_the_place_of_a_member_in_the_prompt_is_drawn_anew_for_each_group() -> N
     assert set(places) == set(range(len(PNLS)))
 
 
-def test_the_rubric_asks_for_one_judgment_with_reasons_before_the_score(server: JudgeServer) -> None:
+def test_the_rubric_asks_for_reasons_before_the_score(server: JudgeServer) -> None:
     judged(server)
     system = server.payloads[0]["messages"][0]["content"]
     assert system.startswith(trading_rubric().strip())

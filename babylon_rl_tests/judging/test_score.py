@@ -70,9 +70,7 @@ def test_unknown_pnl_of_one_member_costs_only_its_group() -> None:
 
 
 @pytest.mark.parametrize(("mode", "error"), [("500", TransientError), ("401", ConfigError)])
-def test_when_the_judge_itself_is_gone_what_was_paid_for_is_kept_and_no_more_is_asked(
-    mode: str, error: type[Exception], server: JudgeServer
-) -> None:
+def test_paid_scores_are_kept_when_the_judge_goes_away(mode: str, error: type[Exception], server: JudgeServer) -> None:
     server.behave(mode, only="05:00")
     shelf = Shelf()
     with pytest.raises(error):

@@ -26,7 +26,7 @@ def test_the_shipped_base_reads_its_prompts_and_plays_legally(policy: LoadedPoli
     assert exam.invalid_rate <= 0.05
 
 
-def test_the_shipped_base_is_a_few_megabytes_of_safetensors_and_says_how_it_was_made() -> None:
+def test_the_shipped_base_is_small_and_says_how_it_was_made() -> None:
     files = {f.name: f.stat().st_size for f in shipped_base().iterdir()}
     made = json.loads((shipped_base() / "base.json").read_text())
 
@@ -48,7 +48,7 @@ def test_the_same_seed_makes_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a/model.safetensors").read_bytes() != (tmp_path / "c/model.safetensors").read_bytes()
 
 
-def test_a_base_that_cannot_read_is_refused_with_its_numbers_and_nothing_is_left(tmp_path: Path) -> None:
+def test_a_base_that_cannot_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"reads 0\.0% of 204 held-out prompts right.*expected at least 95%") as e:
         make_base_policy(tmp_path / "base", windows=6, exam_windows=34)
 
@@ -85,7 +85,7 @@ def test_a_base_that_never_trades_a_perp_does_not_pass() -> None:
         ("{", None),
     ],
 )
-def test_an_order_follows_its_reason_when_it_trades_the_ticker_named(text: str, follows: bool | None) -> None:
+def test_an_order_trades_the_ticker_that_its_reason_names(text: str, follows: bool | None) -> None:
     assert follows_its_reason(text) is follows
 
 

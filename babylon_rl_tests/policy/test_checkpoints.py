@@ -53,7 +53,7 @@ def test_a_name_resolves_to_lineage_and_step(root: Path, name: str, step: int) -
 
 
 @pytest.mark.parametrize("name", ["mmo@3", "mmo@11", "mmo@12"])
-def test_a_step_that_is_not_finished_is_unknown_and_the_latest_is_named(root: Path, name: str) -> None:
+def test_an_unfinished_step_is_unknown(root: Path, name: str) -> None:
     with pytest.raises(DataError, match=rf"policy '{name}' is unknown: .*the latest is 'mmo@10'"):
         resolve(root, name)
 
@@ -66,7 +66,7 @@ def test_what_is_no_policy_name_is_refused(root: Path, name: str) -> None:
         resolve(root, name)
 
 
-def test_a_lineage_without_checkpoints_is_the_base_if_it_is_known(root: Path) -> None:
+def test_a_lineage_without_checkpoints_is_the_base(root: Path) -> None:
     assert resolve(root, "fresh") == ("fresh", 0)
     assert resolve(root, "fresh@latest", known=("fresh",)) == ("fresh", 0)
     with pytest.raises(DataError, match="lineage 'gpt-4' has no checkpoint; known lineages: fresh, mmo"):

@@ -49,7 +49,7 @@ def messages(user: str) -> list[Any]:
     return [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": user}]
 
 
-def test_an_answer_is_what_the_sampler_gives_with_its_tokens_and_a_right_count(
+def test_a_served_answer_is_the_samplers_with_its_token_count(
     client: openai.OpenAI, policy: LoadedPolicy, prompts: list[list[int]], user_prompts: list[str]
 ) -> None:
     (wanted,) = sample(policy, [SampleRequest(prompt_ids=prompts[0], temperature=1.0, seed=5, max_tokens=64)])
@@ -141,7 +141,7 @@ def test_what_is_not_json_is_a_bad_request(url: str) -> None:
     assert got.json()["error"]["type"] == "invalid_request_error"
 
 
-def test_requests_that_come_together_are_answered_in_few_batches_each_by_its_own_checkpoint_and_seed(
+def test_concurrent_requests_are_answered_in_few_batches(
     url: str, policy: LoadedPolicy, prompts: list[list[int]], user_prompts: list[str]
 ) -> None:
     before = httpx.get(url.removesuffix("/v1") + "/healthz").json()

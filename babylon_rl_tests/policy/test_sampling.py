@@ -30,9 +30,7 @@ def test_log_probabilities_are_those_of_a_teacher_forced_forward(
         )
 
 
-def test_greedy_in_a_batch_is_greedy_alone_and_greedy_by_the_plain_loop(
-    policy: LoadedPolicy, prompts: list[list[int]]
-) -> None:
+def test_greedy_sampling_is_the_same_in_a_batch_and_alone(policy: LoadedPolicy, prompts: list[list[int]]) -> None:
     mixed = [[5, 9], prompts[0][:40], *prompts[:9], prompts[3]]
     together = sample(policy, [ask(p, temperature=0, seed=i) for i, p in enumerate(mixed)])
 
@@ -46,9 +44,7 @@ def test_greedy_in_a_batch_is_greedy_alone_and_greedy_by_the_plain_loop(
             ids.append(token)
 
 
-def test_an_answer_follows_from_prompt_temperature_and_seed_whoever_shares_the_batch(
-    policy: LoadedPolicy, prompts: list[list[int]]
-) -> None:
+def test_an_answer_does_not_depend_on_who_shares_the_batch(policy: LoadedPolicy, prompts: list[list[int]]) -> None:
     asked = [ask(p, seed=100 + i, temperature=0.5 + 0.1 * (i % 9)) for i, p in enumerate(prompts)]
     together = sample(policy, asked)
     reversed_ = sample(policy, asked[::-1])[::-1]
@@ -58,9 +54,7 @@ def test_an_answer_follows_from_prompt_temperature_and_seed_whoever_shares_the_b
     assert [a.token_ids for a in together[:6]] == [a.token_ids for a in alone]
 
 
-def test_other_seeds_give_other_answers_and_their_frequencies_are_the_models(
-    policy: LoadedPolicy, prompts: list[list[int]]
-) -> None:
+def test_sampled_frequencies_are_the_models_probabilities(policy: LoadedPolicy, prompts: list[list[int]]) -> None:
     """The first free choice, drawn 400 times, against the model's own distribution."""
     text = '{"read":"TRUMP good, MUSK up, event yes","why":"'
     prompt = prompts[0] + policy.tokenizer.encode(text, add_special_tokens=False)
@@ -94,7 +88,7 @@ def test_nothing_asked_is_nothing_answered(policy: LoadedPolicy) -> None:
     ("prompt", "temperature", "max_tokens"),
     [([], 1.0, 5), ([1], 1.0, 0), ([1], -1.0, 5), ([1], float("nan"), 5), ([1] * 2048, 1.0, 1), ([1], 1.0, 2048)],
 )
-def test_a_request_that_cannot_be_answered_is_refused_with_its_numbers(
+def test_an_impossible_request_is_refused_with_its_numbers(
     policy: LoadedPolicy, prompt: list[int], temperature: float, max_tokens: int
 ) -> None:
     with pytest.raises(DataError, match=rf"request 0 has {len(prompt)} prompt tokens"):

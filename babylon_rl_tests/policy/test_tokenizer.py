@@ -18,7 +18,7 @@ def test_the_same_seed_makes_the_same_tokenizer_byte_for_byte(tmp_path: Path) ->
     assert a != c
 
 
-def test_the_highest_id_is_the_sentinel_that_art_splices_with_and_it_round_trips(policy: LoadedPolicy) -> None:
+def test_the_highest_token_id_is_a_sentinel_that_round_trips(policy: LoadedPolicy) -> None:
     t = policy.tokenizer
     highest = max(range(t.vocab_size))
 

@@ -84,7 +84,7 @@ def test_it_outlives_its_starter_and_a_ctrl_c_in_its_terminal(home: Path) -> Non
     assert query(url) == 1
 
 
-def test_after_kill_9_of_everything_it_starts_again_with_its_data(home: Path) -> None:
+def test_after_kill_9_the_server_starts_with_its_data(home: Path) -> None:
     url = ensure_server(home)
     with psycopg.connect(url) as conn:
         conn.execute("CREATE TABLE kept AS SELECT 7 AS x")
@@ -92,7 +92,7 @@ def test_after_kill_9_of_everything_it_starts_again_with_its_data(home: Path) ->
     assert query(ensure_server(home), "SELECT x FROM kept") == 7
 
 
-def test_a_server_whose_home_was_deleted_makes_way_for_the_new_one(fresh_home: Path) -> None:
+def test_a_server_whose_home_was_deleted_is_replaced(fresh_home: Path) -> None:
     """Guards the socket: the old server, once it notices, would remove the new one's."""
     ensure_server(fresh_home)
     old = pid_of(fresh_home)
@@ -111,7 +111,7 @@ def test_a_server_whose_socket_was_swept_away_is_started_again(home: Path) -> No
     assert query(url) == 1
 
 
-def test_a_pid_file_that_names_somebody_elses_process_does_not_count(home: Path) -> None:
+def test_a_pid_file_of_another_process_does_not_count(home: Path) -> None:
     ensure_server(home)
     lines = (home / "postgres" / "postmaster.pid").read_text().splitlines()
     stop_server(home)
@@ -119,13 +119,13 @@ def test_a_pid_file_that_names_somebody_elses_process_does_not_count(home: Path)
     assert query(ensure_server(home)) == 1
 
 
-def test_a_killed_initdb_leaves_nothing_that_stops_the_next_start(fresh_home: Path) -> None:
+def test_a_killed_initdb_does_not_stop_the_next_start(fresh_home: Path) -> None:
     (fresh_home / "postgres.new").mkdir()
     (fresh_home / "postgres.new" / "PG_VERSION").write_text("18\n")
     assert query(ensure_server(fresh_home)) == 1
 
 
-def test_a_home_too_deep_for_a_socket_works_and_its_socket_lies_elsewhere(fresh_home: Path) -> None:
+def test_a_home_too_deep_for_a_socket_works(fresh_home: Path) -> None:
     deep = fresh_home / ("deep folder " * 12)
     try:
         url = ensure_server(deep)
@@ -135,7 +135,7 @@ def test_a_home_too_deep_for_a_socket_works_and_its_socket_lies_elsewhere(fresh_
         stop_server(deep)
 
 
-def test_once_it_runs_finding_it_takes_no_time_and_stopping_twice_is_fine(home: Path) -> None:
+def test_a_running_server_is_found_at_once(home: Path) -> None:
     url = ensure_server(home)
     began = time.perf_counter()
     assert ensure_server(home) == url
@@ -146,7 +146,7 @@ def test_once_it_runs_finding_it_takes_no_time_and_stopping_twice_is_fine(home: 
         connect(url)
 
 
-def test_dagster_has_a_database_of_its_own_even_beside_an_external_game(home: Path) -> None:
+def test_dagster_always_has_a_database_of_its_own(home: Path) -> None:
     settings = Settings.load(
         BABYLON_HOME=str(home),
         DATABASE_URL="postgresql+asyncpg://u:p@db.example:5432/game?schema=public&pgbouncer=true",
@@ -176,7 +176,7 @@ def test_a_prisma_url_keeps_its_schema_as_the_search_path(server_url: str, empty
     )
 
 
-def test_an_unreachable_server_is_one_clear_error_without_the_password() -> None:
+def test_an_unreachable_server_is_an_error_without_password() -> None:
     with pytest.raises(ConfigError) as e:
         connect("postgresql://me:s3cret@127.0.0.1:1/game")
     assert "cannot be reached" in str(e.value)
@@ -188,7 +188,7 @@ def test_an_unreachable_server_is_one_clear_error_without_the_password() -> None
 
 
 @pytest.mark.parametrize("url", ["mysql://me:s3cret@h/x", "s3cret", "postgresql://me:s3cret@h:notaport/x"])
-def test_what_is_no_postgres_url_is_named_by_its_variable_and_not_shown(url: str) -> None:
+def test_a_bad_database_url_is_named_and_not_shown(url: str) -> None:
     with pytest.raises(ConfigError, match="DATABASE_URL") as e:
         normalise(url, "DATABASE_URL")
     assert "s3cret" not in str(e.value)

@@ -125,9 +125,7 @@ def test_a_reward_written_back_is_no_change(w: Workspace, judge: CountingJudge) 
     assert set(states(w).values()) == {"judged"}
 
 
-def test_a_stale_group_neither_trains_nor_is_judged_when_only_the_rows_were_read_again(
-    w: Workspace, judge: CountingJudge
-) -> None:
+def test_a_stale_group_neither_trains_nor_is_judged(w: Workspace, judge: CountingJudge) -> None:
     prepare(w, judge)
     insert_row(w.game, "late", window=WINDOWS[0])
     ingest_window(WINDOWS[0], w.game, w.store)
@@ -140,9 +138,7 @@ def test_a_stale_group_neither_trains_nor_is_judged_when_only_the_rows_were_read
     assert len(judge.asked) == 4
 
 
-def test_a_late_row_that_trains_nothing_is_accounted_for_and_judges_nothing_anew(
-    w: Workspace, judge: CountingJudge
-) -> None:
+def test_a_late_row_without_turns_causes_no_new_judgment(w: Workspace, judge: CountingJudge) -> None:
     prepare(w, judge)
     insert_row(w.game, "crashed", window=WINDOWS[0], steps_json=[])
     prepare(w, judge, WINDOWS[:1])
@@ -151,9 +147,7 @@ def test_a_late_row_that_trains_nothing_is_accounted_for_and_judges_nothing_anew
     assert len(w.store.dispositions(WINDOWS[0])) == 6
 
 
-def test_a_corrected_outcome_is_a_new_version_of_the_group_and_is_judged_anew(
-    w: Workspace, judge: CountingJudge
-) -> None:
+def test_a_corrected_outcome_has_the_group_judged_again(w: Workspace, judge: CountingJudge) -> None:
     prepare(w, judge)
     group = w.store.group(WINDOWS[3])
     with w.game.begin() as conn:
@@ -166,7 +160,7 @@ def test_a_corrected_outcome_is_a_new_version_of_the_group_and_is_judged_anew(
     assert judge.asked[4:] == [str(WINDOWS[3])]
 
 
-def test_a_window_that_trained_is_reported_as_stale_and_never_trains_again(w: Workspace, judge: CountingJudge) -> None:
+def test_a_trained_window_that_went_stale_never_trains_again(w: Workspace, judge: CountingJudge) -> None:
     prepare(w, judge)
     train(w, 2)
     assert w.ledger.stale() == []
@@ -183,7 +177,7 @@ def test_a_window_that_trained_is_reported_as_stale_and_never_trains_again(w: Wo
     assert w.ledger.stale() == []  # the rows it trained on are what is stored again
 
 
-def test_a_row_that_moves_and_comes_back_is_accounted_for_in_both_windows(w: Workspace, judge: CountingJudge) -> None:
+def test_a_row_that_moves_and_returns_counts_in_both_windows(w: Workspace, judge: CountingJudge) -> None:
     prepare(w, judge)
     move = sa.text("UPDATE trajectories SET window_id = :to WHERE agent_id = 'a4' AND window_id = :frm")
 
@@ -276,9 +270,7 @@ def test_the_summary_says_what_a_count_over_all_rows_says(w: Workspace) -> None:
 # ── dropout ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_dropout_leaves_whole_windows_out_before_they_are_judged_and_decides_once(
-    w: Workspace, judge: CountingJudge
-) -> None:
+def test_dropout_drops_whole_windows_before_judging(w: Workspace, judge: CountingJudge) -> None:
     for h in WINDOWS:
         ingest_window(h, w.game, w.store)
         snapshot_outcomes(h, w.game, w.store, now=NOW, sync=True)
@@ -301,7 +293,7 @@ def test_dropout_leaves_whole_windows_out_before_they_are_judged_and_decides_onc
     assert Ledger(w.store.engine, "other", required_checks=()).drop_out(WINDOWS, target=None, cap=0.5, seed=1) == set()
 
 
-def test_a_row_in_no_hour_is_taken_by_the_game_as_it_was_before_us(engine: sa.Engine) -> None:
+def test_the_game_may_still_write_a_row_of_no_hour(engine: sa.Engine) -> None:
     """Our trigger must not refuse what the game's own table takes: `infinity` with no window id names no hour."""
     row = a_row("agent-1") | {"window_id": None}
     with engine.begin() as conn:

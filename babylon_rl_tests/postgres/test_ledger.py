@@ -44,7 +44,7 @@ def ids(ledger: Ledger) -> list[str]:
     return [r.window_id for r in ledger.ready()]
 
 
-def test_a_window_is_ready_only_when_every_required_check_has_passed(engine: sa.Engine, ledger: Ledger) -> None:
+def test_a_window_is_ready_when_every_required_check_passed(engine: sa.Engine, ledger: Ledger) -> None:
     make_ready(engine, FIRST)
     make_ready(engine, FIRST.next(1), passed=(True, False))
     make_ready(engine, FIRST.next(2), passed=(True,))
@@ -60,7 +60,7 @@ def test_a_batch_takes_the_oldest_windows_up_to_the_hour(engine: sa.Engine, ledg
     assert (plan.step, plan.window_id, plan.learning_rate) == (1, str(FIRST.next(4)), 1e-3)
 
 
-def test_a_plan_stands_until_it_is_recorded_whatever_else_becomes_ready(engine: sa.Engine, ledger: Ledger) -> None:
+def test_a_planned_batch_stands_until_it_is_recorded(engine: sa.Engine, ledger: Ledger) -> None:
     make_ready(engine, *(FIRST.next(i) for i in range(1, 4)))
     plan = ledger.plan(FIRST.next(3), 3, learning_rate=None)
     make_ready(engine, FIRST)  # a late window: an undecided batch would now look different

@@ -44,7 +44,7 @@ def test_reading_ten_times_the_agents_takes_no_more_memory(engine: sa.Engine) ->
     assert peak(lambda: read(LARGE)) < 1.5 * peak(lambda: read(SMALL)) + 10 * PROMPT_BYTES
 
 
-def test_grouping_holds_the_trajectories_and_no_second_copy_of_them(engine: sa.Engine) -> None:
+def test_grouping_keeps_no_second_copy_of_the_trajectories(engine: sa.Engine) -> None:
     fill(engine, LARGE, 200)
     store = Store(engine)
     ingest_window(LARGE, engine, store)

@@ -57,9 +57,7 @@ def test_two_that_migrate_at_once_both_succeed(empty_database_url: str, tmp_path
     assert migrate.current(settings) == migrate.latest()
 
 
-def test_downgrade_takes_away_all_that_upgrade_created_and_up_again_restores_it(
-    empty_database_url: str, tmp_path: Path
-) -> None:
+def test_downgrade_removes_all_that_upgrade_created(empty_database_url: str, tmp_path: Path) -> None:
     settings = load(empty_database_url, tmp_path)
     migrate.upgrade(settings)
     migrate.downgrade(settings)
@@ -96,7 +94,7 @@ def test_game_tables_that_stood_before_us_survive_a_downgrade(empty_database_url
     assert table_names(empty_database_url) == {"trajectories"}
 
 
-def test_with_a_database_of_our_own_the_game_database_is_not_touched(
+def test_a_platform_database_leaves_the_games_untouched(
     server_url: str, empty_database_url: str, tmp_path: Path
 ) -> None:
     game = ensure_database(server_url, "babylon_untouched")
@@ -123,7 +121,7 @@ def test_the_guides_sql_runs_as_printed(engine: sa.Engine) -> None:
         assert list(rows.keys()) == ["window_id", "agents", "avg_pnl"]
 
 
-def test_what_is_long_is_stored_by_lz4_or_as_it_is_and_never_by_pglz(engine: sa.Engine) -> None:
+def test_long_values_are_never_compressed_by_pglz(engine: sa.Engine) -> None:
     """pglz takes several times as long as writing; lz4 where the server has it, looked up and not assumed."""
     columns = sa.text("""
         SELECT attname, attstorage::text, attcompression::text FROM pg_attribute

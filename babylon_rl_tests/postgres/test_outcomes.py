@@ -74,18 +74,18 @@ def test_outcomes_are_computed_from_the_hours_own_facts(engine: sa.Engine) -> No
     ]
 
 
-def test_a_close_just_before_the_hour_ends_is_not_mistaken_for_the_next_hours_opening(engine: sa.Engine) -> None:
+def test_a_late_close_is_not_taken_for_the_next_hours_opening(engine: sa.Engine) -> None:
     facts(engine, prices=[("BTC", at(0), 100.0), ("BTC", END - timedelta(milliseconds=1), 110.0), ("BTC", END, 55.0)])
     sync(engine)
     assert only_stock(engine).end_price == 110.0
 
 
-def test_a_ticker_that_only_opens_the_next_hour_has_no_outcome_in_this_one(engine: sa.Engine) -> None:
+def test_a_ticker_that_opens_the_next_hour_has_no_outcome_yet(engine: sa.Engine) -> None:
     facts(engine, prices=[("BTC", END, 55.0)])
     assert sync(engine) == "no_facts"
 
 
-def test_an_open_hour_has_no_outcomes_and_is_synced_once_it_is_over(engine: sa.Engine) -> None:
+def test_an_open_hour_has_no_outcomes_until_it_closes(engine: sa.Engine) -> None:
     facts(engine, prices=[("BTC", at(0), 100.0), ("BTC", at(20), 110.0)])
     assert sync(engine, END - timedelta(microseconds=1)) == "open"
     assert stored(engine) == []
@@ -176,7 +176,7 @@ def test_recent_windows_are_all_accounted_for(engine: sa.Engine) -> None:
         assert sync_recent(conn, hours=24, now=now) == SyncReport(written=0, unchanged=1, open=1, no_facts=23)
 
 
-def test_a_fact_written_again_replaces_itself_and_a_senseless_one_is_refused(engine: sa.Engine) -> None:
+def test_a_fact_written_again_replaces_itself(engine: sa.Engine) -> None:
     facts(engine, prices=[("BTC", at(0), 1.0), ("BTC", at(0), 2.0)])
     facts(engine, prices=[("BTC", at(0), 3.0)])
     with engine.connect() as conn:
@@ -187,7 +187,7 @@ def test_a_fact_written_again_replaces_itself_and_a_senseless_one_is_refused(eng
         facts(engine, prices=[("BTC", at(0).replace(tzinfo=None), 1.0)])
 
 
-def test_what_was_wrong_with_the_rows_is_reported_and_an_open_hours_values_are_no_outcome(engine: sa.Engine) -> None:
+def test_faulty_outcome_rows_are_reported(engine: sa.Engine) -> None:
     def row(id_: str, created_min: int, **known: Any) -> dict[str, Any]:
         created_at = at(created_min).replace(tzinfo=None)
         return {"id": id_, "window_id": str(WINDOW), "created_at": created_at} | known
@@ -218,7 +218,7 @@ def test_what_was_wrong_with_the_rows_is_reported_and_an_open_hours_values_are_n
     assert (found.overall_trend, found.volatility_pct) == ("BULLISH", pytest.approx(250**0.5))
 
 
-def test_the_trend_of_unknown_changes_is_unknown_and_of_none_neutral() -> None:
+def test_the_trend_of_unknown_changes_is_unknown() -> None:
     def window(*changes: float | None) -> WindowOutcomes:
         stocks = [
             StockOutcome(ticker=str(i), start_price=None, end_price=None, change_pct=c) for i, c in enumerate(changes)

@@ -13,7 +13,9 @@ from psycopg.types.json import Json as AsJson
 from babylon_rl.database.embedded import ensure_database
 from babylon_rl.database.migrate import upgrade
 from babylon_rl.errors import ConfigError
+from babylon_rl.ingest.outcomes import read_outcomes
 from babylon_rl.ingest.queries import find_spelling
+from babylon_rl.ingest.reader import read_window
 from babylon_rl.ingest.window_summary import refresh
 from babylon_rl.pipeline import checks
 from babylon_rl.pipeline.group import group_window
@@ -143,7 +145,7 @@ def test_both_spellings_of_the_same_rows_give_identical_groups(settings: Setting
         assert (shown[0].rows, shown[0].agents, shown[0].outcomes) == (21, 7, True)
 
 
-def test_gates_read_the_prisma_spelling_and_nothing_of_it_is_written(over_prisma: Workspace) -> None:
+def test_checks_read_prismas_tables_and_write_nothing_there(over_prisma: Workspace) -> None:
     made(over_prisma)
     store = over_prisma.store
     assert not over_prisma.owns_game
@@ -186,8 +188,6 @@ def test_a_database_without_the_games_tables_is_refused_in_words(empty_database_
 
 def test_a_window_without_outcomes_table_or_flags_is_still_read(empty_database_url: str) -> None:
     """Columns that a database does not have are unknown, and a table it does not have is empty."""
-    from babylon_rl.ingest.outcomes import read_outcomes
-    from babylon_rl.ingest.reader import read_window
 
     engine = sa.create_engine(sa.make_url(empty_database_url).set(drivername="postgresql+psycopg"))
     with engine.connect() as conn:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from babylon_rl.common.canonical import to_json
-from babylon_rl.ingest.queries import SNAKE_CASE, window_expression
+from babylon_rl.ingest.queries import SNAKE_CASE, select_window, window_expression, window_parameters
 from babylon_rl.ingest.reader import logged_messages, read_window, window_of
 from babylon_rl.types import Disposition, Seen, SourceRow
 from babylon_rl_tests.factories import (
@@ -60,7 +60,7 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, str]]] = [
 ]
 
 
-def test_every_kind_of_bad_row_is_set_aside_with_its_reason_and_costs_no_sibling(engine: sa.Engine) -> None:
+def test_every_bad_row_is_set_aside_and_costs_no_sibling(engine: sa.Engine) -> None:
     good = [insert_row(engine, f"good-{i}") for i in range(2)]
     insert_rows(engine, [a_row(name, **changes) for name, changes, _ in BAD])
     rows, aside = read(engine)
@@ -89,7 +89,7 @@ ODD: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def test_odd_but_sound_rows_are_read_and_what_is_kept_of_them_is_canonical(engine: sa.Engine) -> None:
+def test_odd_but_sound_rows_are_read_and_kept_canonical(engine: sa.Engine) -> None:
     insert_rows(engine, [a_row(name, **changes) for name, changes in ODD])
     rows, aside = read(engine)
     assert aside == []
@@ -123,7 +123,7 @@ def test_an_instant_beyond_the_calendar_costs_its_own_row_only(engine: sa.Engine
     }
 
 
-def test_calls_that_stand_only_in_the_log_are_given_to_their_steps(engine: sa.Engine) -> None:
+def test_calls_only_in_the_log_are_given_to_their_steps(engine: sa.Engine) -> None:
     steps = [a_json_step(i, llmCalls=[], stepId=f"step-{i}") for i in range(3)]
     for s in steps[1:]:
         del s["stepId"]
@@ -196,7 +196,6 @@ def test_sql_and_python_agree_on_a_rows_window(engine: sa.Engine, rows: list[tup
 
 def test_reading_a_window_uses_indexes(engine: sa.Engine) -> None:
     """Guards the split WHERE: filtering by the bare rule reads the whole table for every hour."""
-    from babylon_rl.ingest.queries import select_window, window_parameters
 
     with engine.begin() as conn:
         conn.exec_driver_sql("SET LOCAL enable_seqscan = off")

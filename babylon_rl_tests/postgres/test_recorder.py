@@ -90,7 +90,7 @@ def test_steps_are_written_in_the_games_own_json(engine: sa.Engine) -> None:
     assert (row["trades_executed"], row["posts_created"], row["episode_length"]) == (1, 0, 1)
 
 
-def test_the_window_is_the_hour_of_the_start_even_a_moment_before_the_next(engine: sa.Engine) -> None:
+def test_a_recorded_window_is_the_hour_of_the_start(engine: sa.Engine) -> None:
     """Guards against letting PostgreSQL round 10:59:59.9996 up into the next hour."""
     clock = Clock()
     r = TrajectoryRecorder(engine, clock=clock)
@@ -119,7 +119,7 @@ def test_zero_is_written_as_zero_and_unknown_as_null(engine: sa.Engine) -> None:
     assert found == {"zero": (0.0, 0.0), "unknown": (None, None)}
 
 
-def test_a_trajectory_whose_calls_cannot_be_written_is_not_written_either(engine: sa.Engine) -> None:
+def test_a_trajectory_is_written_with_its_calls_or_not_at_all(engine: sa.Engine) -> None:
     r = TrajectoryRecorder(engine, clock=Clock())
     t = record(r, end=False)
     with engine.begin() as conn:
@@ -129,7 +129,7 @@ def test_a_trajectory_whose_calls_cannot_be_written_is_not_written_either(engine
     assert rows_of(engine, game_tables.trajectories) == []
 
 
-def test_a_batch_is_one_transaction_and_an_error_inside_writes_nothing(engine: sa.Engine) -> None:
+def test_a_batch_with_an_error_writes_nothing(engine: sa.Engine) -> None:
     r = TrajectoryRecorder(engine, clock=Clock())
     with r.batch():
         record(r)
@@ -159,7 +159,7 @@ def test_a_new_batch_goes_straight_into_the_table(engine: sa.Engine, monkeypatch
     assert _insert(engine, [a_row("a"), a_row("b")]) == 2
 
 
-def test_a_batch_that_another_writer_is_just_committing_writes_nothing_twice(engine: sa.Engine) -> None:
+def test_two_writers_of_the_same_batch_write_it_once(engine: sa.Engine) -> None:
     """Guards the straight COPY: neither saw the other's rows when it looked."""
     waiting = sa.text(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -183,7 +183,7 @@ def test_a_batch_that_another_writer_is_just_committing_writes_nothing_twice(eng
 
 
 @pytest.mark.parametrize("batched", [True, False])
-def test_another_trajectory_under_a_taken_id_is_refused_and_not_lost(engine: sa.Engine, batched: bool) -> None:
+def test_another_trajectory_under_a_taken_id_is_refused(engine: sa.Engine, batched: bool) -> None:
     """Guards ON CONFLICT DO NOTHING: two writers with one simulated clock make the same ids."""
     record(TrajectoryRecorder(engine, clock=Clock()), "first")
     r = TrajectoryRecorder(engine, clock=Clock())

@@ -25,7 +25,7 @@ def test_what_is_written_is_read_back_equal(report: DemoReport) -> None:
     assert from_json(to_json(unknown)).lift.share_of_oracle_gap is None
 
 
-def test_the_same_numbers_give_the_same_bytes_whatever_the_order_of_phases(report: DemoReport) -> None:
+def test_the_order_of_phases_does_not_change_the_bytes(report: DemoReport) -> None:
     turned = replace(report, seconds=dict(reversed(report.seconds.items())))
     assert to_json(turned) == to_json(report)
     assert to_json(report).endswith(b"}\n")
@@ -33,7 +33,7 @@ def test_the_same_numbers_give_the_same_bytes_whatever_the_order_of_phases(repor
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_number_that_json_would_turn_into_unknown_is_refused_by_name(report: DemoReport, bad: float) -> None:
+def test_a_number_that_json_cannot_hold_is_refused_by_name(report: DemoReport, bad: float) -> None:
     with pytest.raises(DataError, match=r"report\.lift\.ci95\[1\]"):
         to_json(replace(report, lift=Lift(mean=1.0, ci95=(0.0, bad), share_of_oracle_gap=None)))
     with pytest.raises(DataError, match=r"report\.seconds\.play"):

@@ -16,7 +16,7 @@ def printed(report: DemoReport, *, encoding: str = "utf-8", width: int = 100) ->
     return raw.getvalue().decode(encoding)
 
 
-def test_the_report_fits_thirty_lines_of_a_hundred_columns_and_says_the_numbers(report: DemoReport) -> None:
+def test_the_report_fits_thirty_lines_of_a_hundred_columns(report: DemoReport) -> None:
     out = printed(report)
     lines = out.splitlines()
     assert len(lines) <= 30
@@ -113,7 +113,7 @@ def test_a_phase_that_fails_is_marked_counted_and_passed_on() -> None:
     assert run.seconds == {"train": 4.0}
 
 
-def test_on_a_terminal_the_phase_at_work_is_shown_and_only_its_line_stays() -> None:
+def test_on_a_terminal_only_the_line_of_each_phase_stays() -> None:
     out = io.StringIO()
     console = Console(file=out, width=100, force_terminal=True, color_system=None)
     with run_progress(console) as run, run.phase("train", "iteration 1 of 1", total=4) as phase:

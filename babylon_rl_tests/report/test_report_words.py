@@ -10,7 +10,7 @@ def with_lift(report: DemoReport, mean: float, lo: float, hi: float, share: floa
     return replace(report, lift=Lift(mean=mean, ci95=(lo, hi), share_of_oracle_gap=share))
 
 
-def test_a_gain_is_claimed_with_its_interval_and_its_share_of_the_gap(report: DemoReport) -> None:
+def test_a_gain_is_stated_with_interval_and_share_of_the_gap(report: DemoReport) -> None:
     said = formatting.headline(with_lift(report, 198.2, 120.4, 260.0, 0.523))
     assert said == (
         "After 8 iterations the trained policy makes $198 more per window than its base, 95 % interval [+$120, +$260] "

@@ -45,7 +45,7 @@ def test_a_window_is_written_as_the_game_does_one_row_per_tick(engine: sa.Engine
     assert int(found[0]["id"]) > 2**53
 
 
-def test_recording_the_same_play_again_is_refused_and_changes_nothing(engine: sa.Engine) -> None:
+def test_recording_the_same_play_again_is_refused(engine: sa.Engine) -> None:
     record_play(engine, played(), seed=1)
     with pytest.raises(DataError, match="holds recorded play already"):
         record_play(engine, played(), seed=1)
@@ -80,7 +80,7 @@ def test_the_guides_sql_answers_as_printed(engine: sa.Engine) -> None:
     assert all(r.avg_pnl is not None for r in rows)
 
 
-def test_spawning_again_plays_other_hours_and_stays_in_the_last_day(engine: sa.Engine) -> None:
+def test_spawning_again_plays_other_hours_of_the_last_day(engine: sa.Engine) -> None:
     first = free_windows(engine, 3, now=NOW)
     spawn(engine, first, Cast(learners=5, policy="guide"), seed=1)
     second = free_windows(engine, 3, now=NOW)
@@ -102,7 +102,7 @@ def test_rivals_are_recorded_but_offered_to_no_training(engine: sa.Engine) -> No
         assert conn.scalars(sa.text("SELECT DISTINCT is_training_data FROM trajectories")).all() == [False]
 
 
-def test_the_market_and_scripted_play_do_not_depend_on_the_hash_seed(tmp_path: Path) -> None:
+def test_market_and_scripted_play_ignore_the_hash_seed(tmp_path: Path) -> None:
     import subprocess
     import sys
 

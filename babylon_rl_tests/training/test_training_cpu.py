@@ -14,10 +14,13 @@ from training_factories import LINEAGE, a_batch, a_group, batch_of, cpu_trainer
 
 from babylon_rl.errors import DataError, TransientError
 from babylon_rl.policy.checkpoints import checkpoint_dir, latest_step
+from babylon_rl.policy.model import load_policy
 from babylon_rl.policy.shipped import shipped_base
 from babylon_rl.settings import Settings
 from babylon_rl.training import checkpoint_store
+from babylon_rl.training.config import CpuTrainingConfig
 from babylon_rl.training.factory import open_trainer
+from babylon_rl.training.sequences import PARENT, Behaviour, plan_training
 
 
 def train(root: Path, batch):
@@ -36,7 +39,7 @@ def files(root: Path, step: int) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(checkpoint_dir(root, LINEAGE, step).iterdir())}
 
 
-def test_killed_in_the_middle_and_run_again_it_writes_the_same_bytes_as_uninterrupted(two_steps, tmp_path) -> None:
+def test_a_killed_training_run_again_writes_the_same_bytes(two_steps, tmp_path) -> None:
     """Adam's state is in the checkpoint and nothing is in memory: another process and a kill -9 leave no trace."""
     script = training_factories.__file__
 
@@ -78,7 +81,7 @@ def test_the_manifest_and_the_card_say_what_was_trained(two_steps) -> None:
     assert str(shipped_base()) not in texts
 
 
-def test_order_of_rows_leaves_no_trace_in_the_bytes_but_the_seed_does(two_steps, tmp_path) -> None:
+def test_row_order_does_not_change_the_checkpoint_but_seed_does(two_steps, tmp_path) -> None:
     batch = batch_of(1)
     turned = tuple(replace(g, group=replace(g.group, members=g.group.members[::-1])) for g in reversed(batch.groups))
 
@@ -91,11 +94,8 @@ def test_order_of_rows_leaves_no_trace_in_the_bytes_but_the_seed_does(two_steps,
     )
 
 
-def test_training_makes_what_was_scored_high_likelier_and_what_was_scored_low_less_so(tmp_path) -> None:
+def test_training_makes_high_scores_likelier_and_low_less_so(tmp_path) -> None:
     import torch
-
-    from babylon_rl.policy.model import load_policy
-    from babylon_rl.training.sequences import plan_training
 
     batch = a_batch(*(a_group(i, agents=4) for i in range(3)))
     train(tmp_path, replace(batch, learning_rate=0.01))
@@ -118,15 +118,12 @@ def test_training_makes_what_was_scored_high_likelier_and_what_was_scored_low_le
     assert change[0.0] < -0.05
 
 
-def test_old_log_probs_come_from_the_policy_that_spoke_at_its_temperature(two_steps) -> None:
+def test_old_log_probs_are_of_the_policy_that_spoke(two_steps) -> None:
     """Turns of the base at 0.8 under the parent `@1`, beside turns of nobody known: two policies, two temperatures."""
     import torch
 
-    from babylon_rl.policy.model import load_policy
-    from babylon_rl.training.config import CpuTrainingConfig
     from babylon_rl.training.cpu_backend import CpuEngine
     from babylon_rl.training.cpu_service import CpuJob, CpuService
-    from babylon_rl.training.sequences import PARENT, Behaviour, plan_training
 
     root, _ = two_steps
     engine = CpuEngine(root, shipped_base())
@@ -157,7 +154,7 @@ def test_old_log_probs_come_from_the_policy_that_spoke_at_its_temperature(two_st
     assert temperature[mask].tolist() == pytest.approx([e[1] for e in expected])
 
 
-def test_open_trainer_trains_on_the_cpu_by_default_and_tells_each_step(tmp_path) -> None:
+def test_the_default_trainer_is_the_cpu_and_reports_each_step(tmp_path) -> None:
     told = []
 
     async def run():
@@ -217,7 +214,7 @@ def test_arts_own_call_works_without_us(tmp_path) -> None:
     assert latest_step(tmp_path, "own") == 2
 
 
-def test_a_batch_without_spread_is_refused_before_anything_is_written(tmp_path) -> None:
+def test_a_batch_without_score_spread_is_refused(tmp_path) -> None:
     flat = a_group(0, scores=dict.fromkeys(range(5), 0.3))
 
     with pytest.raises(DataError, match="every member has the same score"):
@@ -233,7 +230,7 @@ def _copy(two_steps, tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
-def test_a_parent_that_is_gone_or_changed_or_of_another_base_is_refused(two_steps, tmp_path) -> None:
+def test_a_missing_changed_or_foreign_parent_is_refused(two_steps, tmp_path) -> None:
     root = _copy(two_steps, tmp_path)
     third = replace(batch_of(1), step=3)
     with pytest.raises(DataError, match=rf"{LINEAGE}@3 is recorded but"):

@@ -19,7 +19,7 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(shipped_base(), local_files_only=True)
 
 
-def test_each_decision_of_a_window_is_one_group_of_all_its_agents(tokenizer) -> None:
+def test_each_decision_of_a_window_is_one_group(tokenizer) -> None:
     plan = plan_training(a_batch(a_group(0, agents=5, decisions=3)), tokenizer, context=CONTEXT)
 
     assert [d.decision for d in plan.decisions] == [0, 1, 2]
@@ -50,7 +50,7 @@ def test_the_answer_trains_to_its_end_token_and_ends_there(tokenizer) -> None:
         assert tokenizer.decode(s.response_ids[:-1]) == s.turn.response
 
 
-def test_a_window_whose_scores_are_equal_trains_nothing_and_is_counted(tokenizer) -> None:
+def test_a_window_with_equal_scores_trains_nothing(tokenizer) -> None:
     """0.1 three times has a float mean that is not 0.1: without our own check ART trains on the rounding error."""
     flat = a_group(0, agents=3, scores=dict.fromkeys(range(3), 0.1))
 
@@ -62,7 +62,7 @@ def test_a_window_whose_scores_are_equal_trains_nothing_and_is_counted(tokenizer
         plan_training(a_batch(flat), tokenizer, context=CONTEXT)
 
 
-def test_a_prompt_beyond_the_context_is_left_out_whole_and_counted(tokenizer) -> None:
+def test_a_prompt_beyond_the_context_is_left_out_whole(tokenizer) -> None:
     from dataclasses import replace
 
     group = a_group(0, agents=4, decisions=1)
@@ -114,7 +114,7 @@ def test_an_agent_that_missed_a_decision_is_not_compared_there(tokenizer) -> Non
         ("gpt-4o", 1.0, (PARENT, "unknown")),
     ],
 )
-def test_only_recent_checkpoints_of_the_lineage_give_their_own_log_probs(version, temperature, expected) -> None:
+def test_only_recent_checkpoints_give_their_own_log_probs(version, temperature, expected) -> None:
     turn = Turn(system="s", user="u", response="r", policy_version=version, temperature=temperature)
 
     assert behaviour_of(turn, LINEAGE, parent_step=5) == expected
@@ -146,7 +146,7 @@ def test_a_score_outside_the_unit_interval_is_refused(tokenizer, scores, says) -
         plan_training(a_batch(a_group(0, agents=2, scores=scores)), tokenizer, context=CONTEXT)
 
 
-def test_a_score_without_a_member_or_a_member_without_a_score_is_refused(tokenizer) -> None:
+def test_scores_and_members_must_match_one_to_one(tokenizer) -> None:
     from dataclasses import replace
 
     group = a_group(0)

@@ -44,7 +44,7 @@ def train(settings, batch=BATCH):
     return asyncio.run(run())
 
 
-def test_a_training_over_http_sends_exactly_what_agents_saw_and_said_and_their_scores(server, settings) -> None:
+def test_serverless_training_sends_what_agents_saw_and_said(server, settings) -> None:
     made = train(settings)
 
     (job,) = server.jobs
@@ -105,7 +105,7 @@ def test_what_is_sent_trains_under_arts_own_tokenizer(server, settings) -> None:
         assert tokenizer.decode(said[:-1]) == r.trajectory.messages()[-1]["content"]
 
 
-def test_a_second_step_follows_the_first_and_a_step_the_ledger_does_not_know_is_refused(server, settings) -> None:
+def test_a_step_that_the_ledger_does_not_know_is_refused(server, settings) -> None:
     train(settings)
     second = replace(BATCH, step=2)
 

@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 from training_factories import a_batch, a_group
 
+from babylon_rl.policy.checkpoints import PROJECT, checkpoint_dir
+from babylon_rl.policy.model import load_policy
 from babylon_rl.policy.shipped import shipped_base
+from babylon_rl.training.cpu_attention import use_packed_attention
+from babylon_rl.training.packing import pack_rows
 from babylon_rl.training.sequences import plan_training
 
 CONTEXT = 2048
@@ -25,7 +29,7 @@ def results_of(engine, batch, **options):
     return plan, list(tokenize_trajectory_groups(engine.tokenizer, engine.groups(plan), False, True, **options))
 
 
-def test_every_trained_sequence_is_its_own_prompt_and_answer_and_only_the_answer_trains(engine) -> None:
+def test_only_the_answer_of_each_sequence_trains(engine) -> None:
     """From the logged text alone: the template's prompt, then the answer and its end token, and nothing after it."""
     tok = engine.tokenizer
     batch = a_batch(a_group(0, agents=5, decisions=2), a_group(1, agents=5, decisions=2))
@@ -72,8 +76,6 @@ def test_our_rows_hold_what_arts_rows_hold(engine) -> None:
     import torch
     from art.preprocessing.pack import packed_tensors_from_tokenized_results
 
-    from babylon_rl.training.packing import pack_rows
-
     _, results = results_of(
         engine, a_batch(*(a_group(i, agents=6) for i in range(3))), shuffle_group_trajectories=False
     )
@@ -101,14 +103,11 @@ def test_our_rows_hold_what_arts_rows_hold(engine) -> None:
     assert all(torch.equal(ours[k].nan_to_num(), again[k].nan_to_num()) for k in ("advantages", "weights", "group_ids"))
 
 
-def test_log_probs_of_packed_rows_are_those_of_each_sequence_alone(engine) -> None:
+def test_packing_does_not_change_log_probs(engine) -> None:
     """Packing must not show: a token sees its own prompt and answer, at its own temperature."""
     import torch
 
-    from babylon_rl.policy.model import load_policy
-    from babylon_rl.training.cpu_attention import use_packed_attention
     from babylon_rl.training.cpu_service import token_logprobs
-    from babylon_rl.training.packing import pack_rows
 
     _, results = results_of(engine, a_batch(a_group(0, agents=6), a_group(1, agents=3)))
     rows = {k: v for k, v in pack_rows(results, 700, 0).items() if isinstance(v, torch.Tensor)}
@@ -136,8 +135,6 @@ def test_checkpoints_lie_where_art_looks_for_them(tmp_path: Path) -> None:
     import art
     from art.utils.get_model_step import get_model_step
     from art.utils.output_dirs import get_model_dir, get_step_checkpoint_dir
-
-    from babylon_rl.policy.checkpoints import PROJECT, checkpoint_dir
 
     model = art.TrainableModel(project=PROJECT, name="line.1", base_model="base")
     ours = checkpoint_dir(tmp_path, "line.1", 12)

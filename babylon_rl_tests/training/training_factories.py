@@ -7,7 +7,6 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -17,13 +16,11 @@ from babylon_rl.simulator.market import make_market
 from babylon_rl.simulator.observation import SYSTEM_PROMPT, observe
 from babylon_rl.simulator.portfolio import Portfolio, parse_order
 from babylon_rl.simulator.strategies import habits
+from babylon_rl.training.art_trainer import ArtTrainer
 from babylon_rl.training.config import CpuTrainingConfig
 from babylon_rl.training.trainer import ScoredGroup, TrainingBatch
 from babylon_rl.types import GroupMember, TrajectoryGroup, Turn
 from babylon_rl.windows import HourWindow
-
-if TYPE_CHECKING:
-    from babylon_rl.training.art_trainer import ArtTrainer
 
 FIRST = HourWindow.parse("2025-01-15T10:00")
 LINEAGE = "test-line"
@@ -86,9 +83,8 @@ def with_turns(scored: ScoredGroup, **changes: object) -> ScoredGroup:
     return replace(scored, group=replace(scored.group, members=members))
 
 
-def cpu_trainer(root: Path, *, progress: Progress = ignore_progress) -> "ArtTrainer":
+def cpu_trainer(root: Path, *, progress: Progress = ignore_progress) -> ArtTrainer:
     """The CPU trainer on the shipped base, with gradient steps of one row so that a tiny batch has several."""
-    from babylon_rl.training.art_trainer import ArtTrainer
     from babylon_rl.training.cpu_backend import CpuEngine
 
     config = CpuTrainingConfig(rows_per_step=1, threads=1)
