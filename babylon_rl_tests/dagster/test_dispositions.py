@@ -38,9 +38,12 @@ def test_a_run_shows_where_all_its_rows_ended_on_its_last_window(
         conn.execute(sa.text("UPDATE trajectories SET steps_json = '[]' WHERE id = (SELECT min(id) FROM trajectories)"))
 
     runner.materialize(
-        "windows", FIRST, FIRST.next(3), resources=resources,
+        "windows",
+        FIRST,
+        FIRST.next(3),
+        resources=resources,
         assets=["raw_trajectories", "market_outcomes", "contextualized_groups"],
-    )  # fmt: skip
+    )
 
     shown = metadata_of(runner, FIRST.next(3))
     assert shown["rows_accounted_for"].value == 2 * 6 * 3 + 3 * 3
@@ -48,8 +51,10 @@ def test_a_run_shows_where_all_its_rows_ended_on_its_last_window(
     assert isinstance(shown_table, dg.TableMetadataValue)
     records = [r.data for r in shown_table.records]
     assert [(r["disposition"], r["reason"], r["rows"]) for r in records] == [
-        ("grouped", "stitched", 35), ("ineligible", "too_few_agents", 9), ("quarantined", "no_steps", 1),
-    ]  # fmt: skip
+        ("grouped", "stitched", 35),
+        ("ineligible", "too_few_agents", 9),
+        ("quarantined", "no_steps", 1),
+    ]
     texts = [x.text for x in drawn(str(shown["dispositions_by_window"].value)).iter(f"{SVG}text")]
     assert {"grouped 35", "ineligible 9", "quarantined 1", str(FIRST), str(FIRST.next(3))} <= set(texts)
     assert shown["members"].value == 0, "its own numbers stand beside it"

@@ -18,8 +18,16 @@ from babylon_rl.store.check_results import check_results_of
 from babylon_rl.types import GroupMember, Turn
 from babylon_rl.windows import HourWindow
 
-KEPT = (t.windows, t.window_trajectories, t.row_dispositions, t.window_outcomes, t.contextualized_groups, t.judgments,
-        t.window_judgments, t.check_results)  # fmt: skip
+KEPT = (
+    t.windows,
+    t.window_trajectories,
+    t.row_dispositions,
+    t.window_outcomes,
+    t.contextualized_groups,
+    t.judgments,
+    t.window_judgments,
+    t.check_results,
+)
 
 
 def everything_kept(workspace: Workspace) -> str:
@@ -149,9 +157,11 @@ def test_a_window_without_outcomes_is_not_judged_and_says_why(
     ran = runner.materialize("windows", FIRST, FIRST.next(), resources=resources)
     assert ran.failed_checks >= 1
     assert [r.window_id for r in workspace.ledger.ready()] == [str(FIRST.next())]
-    (event,) = list(runner.instance.fetch_materializations(
+    (event,) = list(
+        runner.instance.fetch_materializations(
             dg.AssetRecordsFilter(dg.AssetKey("ruler_scores"), asset_partitions=[str(FIRST)]), limit=1
-        ).records)  # fmt: skip
+        ).records
+    )
     assert "sync-outcomes" in str(event.asset_materialization.metadata["failed"].value)
 
 
