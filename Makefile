@@ -12,13 +12,16 @@ STAMP  := $(VENV)/.installed
 PORT   ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test format lint types pytest bench lock clean
+.PHONY: help setup demo ui test format lint types pytest bench house lock clean
 
 help:
 	@echo "make demo    the whole loop on this machine, ends with a report"
 	@echo "make ui      browse what it did, in Dagster's UI"
 	@echo "make test    format, lint, types and tests: what CI runs"
 	@echo "make bench   benchmarks, side by side"
+	@echo "make house   packages, their order and what they import"
+	@echo "make lock    requirements.lock anew, from pyproject.toml (not torch)"
+	@echo "make clean   removes what all of these made, with the data under .babylon"
 
 setup: $(STAMP)
 
@@ -56,6 +59,10 @@ pytest: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/judge.py
+	$(BIN)/python benchmarks/policy.py
+
+house: $(STAMP)
+	@$(BIN)/python -m babylon_rl_tests.house
 
 lock:
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-header --no-annotate --quiet --upgrade -o requirements.lock

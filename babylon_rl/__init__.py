@@ -1,6 +1,7 @@
 """babylon_rl turns the log of a never-ending prediction-market game into better agents.
 
-Read `types.py` for the nouns, `defs/assets.py` for the flow, then one room. Importing this package
+Read `types.py` (the nouns), `defs/assets.py` (the flow), `pipeline/` (one module per asset), then one package; each says
+in its `__init__` what belongs there. Importing this package
 imports nothing heavy: no torch, no art, no Dagster, no pandas.
 
 ```python

@@ -7,14 +7,14 @@ import dagster as dg
 from babylon_rl.defs.assets import ASSETS
 from babylon_rl.defs.automation import JOBS, SCHEDULES, SENSORS
 from babylon_rl.defs.checks import CHECKS
-from babylon_rl.defs.resources import JudgeResource, ProgressResource, WorkspaceResource
+from babylon_rl.defs.resources import ProgressResource, WorkspaceResource, judge_resource
 
 
 def build_defs(**overrides: object) -> dg.Definitions:
     """All definitions; an override replaces a resource by a plain object or another resource."""
     resources: Mapping[str, object] = {
         "workspace": WorkspaceResource(),
-        "judge": JudgeResource(),
+        "judge": judge_resource,
         "progress": ProgressResource(),
         **overrides,
     }

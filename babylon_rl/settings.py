@@ -4,10 +4,13 @@ Every default is the safe choice: loopback, our own embedded database, the CPU t
 parts; a factory takes the part it needs.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self, get_args
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from babylon_rl.errors import ConfigError
@@ -26,22 +29,22 @@ class DatabaseSettings(_Part):
     home: Path = Field(
         default=Path(".babylon"),
         validation_alias="BABYLON_HOME",
-        description="Where the embedded database, checkpoints and Dagster's files live.",
+        description="Folder of the embedded database, the checkpoints and Dagster's files: the whole state.",
     )
     url: SecretStr | None = Field(
         default=None,
         validation_alias="DATABASE_URL",
-        description="The game's database. Unset: an embedded PostgreSQL under BABYLON_HOME.",
+        description="The game's database. Unset: an embedded PostgreSQL under `BABYLON_HOME`.",
     )
     platform_url: SecretStr | None = Field(
         default=None,
         validation_alias="BABYLON_PLATFORM_URL",
-        description="Where our own schema lives, when the game's database must stay untouched.",
+        description="Database of our own schema, where the game's may only be read. Unset: beside the game's tables.",
     )
     dagster_url: SecretStr | None = Field(
         default=None,
         validation_alias="BABYLON_DAGSTER_URL",
-        description="Database of Dagster's own storage. The launcher sets it for the embedded server.",
+        description="Database of Dagster's own storage. Unset: `dagster` on the embedded server.",
     )
 
     @field_validator("home")
@@ -56,51 +59,56 @@ class JudgeSettings(_Part):
     model: str | None = Field(
         default=None,
         validation_alias="JUDGE_MODEL",
-        description="LiteLLM model id for RULER, e.g. openai/gpt-4o-mini. Unset and no OPENAI_API_KEY: the hindsight judge.",
+        description="Any LiteLLM model id: RULER judges with it. `hindsight` computes scores without an LLM; `dice` is the control that must teach nothing. Unset: `openai/gpt-4o-mini` if there is a key, else `hindsight`.",
     )
     api_key: SecretStr | None = Field(
         default=None,
         validation_alias="OPENAI_API_KEY",
-        description="Key of the judge; with it and no JUDGE_MODEL, RULER judges with openai/gpt-4o-mini.",
+        description="Key of the judge's endpoint. Unset: `hindsight` judges, no LLM.",
     )
     base_url: str | None = Field(
-        default=None, validation_alias="JUDGE_BASE_URL", description="OpenAI-compatible address of the judge."
+        default=None,
+        validation_alias="JUDGE_BASE_URL",
+        description="OpenAI-compatible address of the judge. Unset: the one of the model's provider.",
     )
     rubric: Path | None = Field(
         default=None,
         validation_alias="JUDGE_RUBRIC",
-        description="Markdown file to judge by. Unset: the trading rubric shipped with the package.",
+        description="Markdown file to judge by. Unset: the trading rubric of this package.",
     )
     passes: int = Field(
         default=1,
         ge=1,
         le=3,
         validation_alias="JUDGE_PASSES",
-        description="Permuted passes over each group; 3 take a judge's position bias out, at three times the price.",
+        description="Passes over each group, 1 to 3, each in another order; three remove position bias at three times the price.",
     )
     concurrency: int = Field(
-        default=8, ge=1, validation_alias="JUDGE_CONCURRENCY", description="Requests to the judge at a time."
+        default=8, ge=1, validation_alias="JUDGE_CONCURRENCY", description="Most requests to the judge at one time."
     )
     requests_per_minute: float | None = Field(
-        default=None, gt=0, validation_alias="JUDGE_RPM", description="Requests that may start in a minute."
+        default=None,
+        gt=0,
+        validation_alias="JUDGE_RPM",
+        description="Most requests to the judge in a minute. Unset: no limit.",
     )
     context_tokens: int | None = Field(
         default=None,
         gt=0,
         validation_alias="JUDGE_CONTEXT_TOKENS",
-        description="What the judge reads at most; unset: by litellm's table, or what its server refuses.",
+        description="Longest prompt the judge reads, in tokens. Unset: by litellm's table, or what the server refuses.",
     )
     budget_usd: float | None = Field(
         default=None,
         ge=0,
         validation_alias="JUDGE_BUDGET_USD",
-        description="US dollars that judging may cost in a UTC day; a request that could cross it is not sent.",
+        description="Most US dollars that judging may cost in a UTC day; a request that could cross it is not sent. Unset: no limit.",
     )
     price_usd_per_mtok: str | None = Field(
         default=None,
         validation_alias="JUDGE_PRICE_USD_PER_MTOK",
         pattern=r"^\d+(\.\d+)?/\d+(\.\d+)?$",
-        description="Prompt/completion price per million tokens, e.g. 0.15/0.60; unset: by litellm's table.",
+        description="Price per million tokens, prompt/completion, e.g. `0.15/0.60`. Unset: by litellm's table.",
     )
 
 
@@ -110,51 +118,53 @@ class TrainingSettings(_Part):
     trainer: Literal["cpu", "local", "serverless"] = Field(
         default="cpu",
         validation_alias="BABYLON_TRAINER",
-        description="ART backend that trains.",
+        description="`cpu`; `local`: your GPU; `serverless`: W&B, needs `WANDB_API_KEY`.",
     )
     base_model: str | None = Field(
         default=None,
         validation_alias="BABYLON_BASE_MODEL",
-        description="Base the adapters stand on. Unset: the small policy shipped with the package (cpu).",
+        description="Model that the adapters are trained on; for `local` and `serverless` a model name. Unset: the policy of this package.",
     )
     learning_rate: float | None = Field(
         default=None,
         gt=0,
         validation_alias="BABYLON_LEARNING_RATE",
-        description="Unset: 3e-3 for the small CPU policy, 1e-5 elsewhere.",
+        description="Learning rate. Unset: 3e-3 for the small CPU policy, 1e-5 elsewhere.",
     )
     min_agents: int = Field(
         default=5,
         ge=2,
         validation_alias="BABYLON_MIN_AGENTS",
-        description="Distinct usable agents that make a window a group.",
+        description="Distinct usable agents that a window needs to become a group.",
     )
     min_windows: int = Field(
         default=3,
         ge=1,
         validation_alias="BABYLON_MIN_WINDOWS",
-        description="Unused, judged windows that make one training; the sensor waits for them.",
+        description="Unused judged windows that one training needs; the sensor waits for them.",
     )
     dropout_target: int | None = Field(
         default=None,
         ge=1,
         validation_alias="BABYLON_DROPOUT_TARGET",
-        description="Windows that are enough: beyond it whole windows are dropped before they are judged. Unset: none.",
+        description="Target number of windows; above it whole windows are dropped before they are judged. Unset: no window is dropped.",
     )
     dropout_cap: float = Field(
         default=0.3,
         ge=0,
         lt=1,
         validation_alias="BABYLON_DROPOUT_CAP",
-        description="Largest share of windows that dropout may leave out.",
+        description="Maximum fraction of windows dropped above the target.",
     )
     wandb_api_key: SecretStr | None = Field(
-        default=None, validation_alias="WANDB_API_KEY", description="Key of W&B, for the trainer `serverless`."
+        default=None,
+        validation_alias="WANDB_API_KEY",
+        description="Key of W&B, for the trainer `serverless`. Unset: nothing is sent to W&B.",
     )
     wandb_base_url: str | None = Field(
         default=None,
         validation_alias="BABYLON_WANDB_TRAINING_URL",
-        description="Address of W&B Serverless training, when it is not ART's own default.",
+        description="Address of W&B Serverless training. Unset: ART's own default.",
     )
 
 
@@ -164,7 +174,7 @@ class ServingSettings(_Part):
     inference_url: str | None = Field(
         default=None,
         validation_alias="BABYLON_INFERENCE_URL",
-        description="OpenAI-compatible endpoint that serves the checkpoints. Unset: started on loopback when needed.",
+        description="OpenAI-compatible endpoint that serves the checkpoints. Unset: one is started on loopback.",
     )
     explore_temperature: float = Field(
         default=1.0,
@@ -176,18 +186,18 @@ class ServingSettings(_Part):
         default=0.5,
         ge=0,
         validation_alias="BABYLON_SERVE_TEMPERATURE",
-        description="Temperature of served agents that ask for none, and of every evaluation.",
+        description="Temperature of every evaluation, and of served agents that ask for none (why 0.5: docs/adr/0007).",
     )
     evaluation_windows: int = Field(
         default=100,
         ge=2,
         validation_alias="BABYLON_EVALUATION_WINDOWS",
-        description="Held-out windows each new checkpoint plays beside its base.",
+        description="Held-out windows that each new checkpoint plays beside its base.",
     )
 
 
 class Settings(_Part):
-    """All settings of one process.
+    """The process as a whole: which hours, which lineage, which seed.
 
     `Settings.load(BABYLON_SEED=7)` overrides one; a bad value becomes one sentence.
     """
@@ -195,13 +205,13 @@ class Settings(_Part):
     start: str = Field(
         default="2025-01-01T00:00",
         validation_alias="BABYLON_START",
-        description="First window of the hourly partitions; set it near the first data.",
+        description="First hourly partition; set it near the first data.",
     )
     lineage: str = Field(
         default="babylon-mmo",
         validation_alias="BABYLON_LINEAGE",
         pattern=r"^[A-Za-z0-9._-]{1,64}$",
-        description="Name of the training run; a window is consumed once per lineage.",
+        description="Name of a series of checkpoints; a window trains once per lineage.",
     )
     seed: int = Field(
         default=1,
@@ -259,3 +269,53 @@ PARTS: dict[str, type[_Part]] = {
     "training": TrainingSettings,
     "serving": ServingSettings,
 }
+
+
+UNSET: Final = " Unset: "
+"""In a field's description, what follows says what happens where the variable is not set."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variable:
+    """One environment variable, as the README and `babylon-rl settings` show it.
+
+    Attributes:
+        name: Name in the environment.
+        part: `run`, or the part of the settings it belongs to.
+        description: What it decides.
+        default: What holds where it is not set, in words if that is no value.
+        secret: Whether its value must not be shown.
+        value: The value in force; a secret's only says whether there is one.
+        is_set: Whether the value comes from the environment.
+    """
+
+    name: str
+    part: str
+    description: str
+    default: str
+    secret: bool
+    value: str
+    is_set: bool
+
+
+def variables(settings: Settings) -> Iterator[Variable]:
+    """Every environment variable that the project reads, part by part, with the value in force."""
+    parts: dict[str, _Part] = {"database": settings.database, "run": settings}
+    parts |= {name: getattr(settings, name) for name in PARTS}
+    for part, values in parts.items():
+        for name, field in type(values).model_fields.items():
+            if field.validation_alias is not None:
+                yield _variable(part, field, getattr(values, name), is_set=name in values.model_fields_set)
+
+
+def _variable(part: str, field: FieldInfo, value: object, *, is_set: bool) -> Variable:
+    description, _, unset = (field.description or "").partition(UNSET)
+    return Variable(
+        name=str(field.validation_alias),
+        part=part,
+        description=description,
+        default=unset.rstrip(".") if field.default is None else f"`{field.default}`",
+        secret=SecretStr in (field.annotation, *get_args(field.annotation)),
+        value="" if value is None else str(value),
+        is_set=is_set,
+    )

@@ -11,7 +11,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from enum import StrEnum
+from typing import Annotated, Any, Final, Self
 
 import msgspec
 
@@ -30,8 +31,8 @@ class LlmCall(msgspec.Struct, frozen=True, kw_only=True, rename="camel", gc=Fals
     temperature: float | None = None
 
 
-class Seen(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What a step says that the agent had when it decided.
+class EnvironmentState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What a step says that the agent had when it decided: the part of `environmentState` that is kept.
 
     Attributes:
         lifetime_pnl_usd: What it had made in all its life until then.
@@ -41,7 +42,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     lifetime_pnl_usd: float | None = msgspec.field(default=None, name="agentPnL")
 
 
-NOTHING_SEEN: Final = Seen()
+UNKNOWN_ENVIRONMENT: Final = EnvironmentState()
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -55,7 +56,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """
 
     at_ms: Annotated[int, msgspec.Meta(ge=0, lt=END_OF_TIME_MS)] | None = msgspec.field(default=None, name="timestamp")
-    seen: Seen = msgspec.field(default=NOTHING_SEEN, name="environmentState")
+    environment: EnvironmentState = msgspec.field(default=UNKNOWN_ENVIRONMENT, name="environmentState")
     llm_calls: tuple[LlmCall, ...] = msgspec.field(default=(), name="llmCalls")
     action: Json = msgspec.field(default_factory=dict)
 
@@ -80,24 +81,93 @@ class SourceRow:
     metadata: Json
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Disposition:
-    """Where one source row ended. Every row read has exactly one.
+class _DocumentedWord(StrEnum):
+    """Words that are stored as they are; each stands with the sentence that says what it means, its docstring."""
 
-    Attributes:
-        disposition: `grouped`; `stitched` (part of its agent's trajectory `<window_id>/<agent_id>`, without a turn
-            of its own); `ineligible`; `dropped_out`; `excluded`; or `quarantined`.
-        reason: Machine-readable: `stitched`, `too_few_agents`, `no_turns`, `dropout`, `benchmark`, `no_steps`,
-            `no_llm_calls`, `bad_json`, `lone_surrogate`, ….
-    """
+    meaning: str
+
+    def __new__(cls, word: str, meaning: str = "") -> Self:  # looked up by the word alone
+        member = str.__new__(cls, word)
+        member._value_ = word
+        member.meaning = member.__doc__ = meaning
+        return member
+
+
+class RowStatus(_DocumentedWord):
+    """How far a source row came. `REASONS` says which reasons each has."""
+
+    READ = "read", "it can be used, and `contextualized_groups` has not decided about it yet"
+    GROUPED = "grouped", "it is part of its agent's trajectory `<window_id>/<agent_id>`, a member of `group_id`"
+    INELIGIBLE = "ineligible", "it can be used, but no group holds it"
+    DROPPED_OUT = "dropped_out", "it was grouped, and then its window was left out of judging and training"
+    EXCLUDED = "excluded", "it is sound, but not meant for training"
+    QUARANTINED = "quarantined", "it cannot be used"
+
+    @property
+    def is_set_aside(self) -> bool:
+        """Whether reading decided it: the row is in no trajectory, and grouping never looks at it."""
+        return self in (RowStatus.EXCLUDED, RowStatus.QUARANTINED)
+
+
+class RowReason(_DocumentedWord):
+    """Why a source row has its status."""
+
+    HAS_TURN = "has_turn", "it holds at least one call that decided, each a turn of its trajectory"
+    NO_TURN = "no_turn", "it holds no call that decided anything, so its trajectory has no turn of it"
+    TOO_FEW_AGENTS = "too_few_agents", "too few distinct agents had anything to train on in that hour"
+    NO_TURNS = "no_turns", "it holds no call that decided anything, so it counts for no group"
+    DROPOUT = "dropout", "its whole window was left out at random, before anything was judged"
+    BENCHMARK = "benchmark", "its scenario is a benchmark's"
+    EVALUATION = "evaluation", "it was recorded as an evaluation"
+    NOT_TRAINING_DATA = "not_training_data", "it is marked as no training data"
+    NO_STEPS = "no_steps", "it holds no steps, as a crashed tick leaves behind"
+    NO_LLM_CALLS = "no_llm_calls", "no answered LLM call is logged for it, and none is invented"
+    BAD_JSON = "bad_json", "its stepsJson is no JSON, perhaps cut off"
+    BAD_SHAPE = "bad_shape", "its stepsJson is JSON of another shape than steps"
+    BAD_TIME = "bad_time", "it starts at no instant of a calendar (infinity, BC, after 9999)"
+    LONE_SURROGATE = "lone_surrogate", "a text that would train holds half an emoji, which UTF-8 cannot carry"
+
+
+REASONS: Final[Mapping[RowStatus, tuple[RowReason, ...]]] = {
+    RowStatus.READ: (RowReason.HAS_TURN, RowReason.NO_TURN),
+    RowStatus.GROUPED: (RowReason.HAS_TURN, RowReason.NO_TURN),
+    RowStatus.INELIGIBLE: (RowReason.TOO_FEW_AGENTS, RowReason.NO_TURNS),
+    RowStatus.DROPPED_OUT: (RowReason.DROPOUT,),
+    RowStatus.EXCLUDED: (RowReason.BENCHMARK, RowReason.EVALUATION, RowReason.NOT_TRAINING_DATA),
+    RowStatus.QUARANTINED: (
+        RowReason.NO_STEPS,
+        RowReason.NO_LLM_CALLS,
+        RowReason.BAD_JSON,
+        RowReason.BAD_SHAPE,
+        RowReason.BAD_TIME,
+        RowReason.LONE_SURROGATE,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowOutcome:
+    """Where one source row ended. Every row read has exactly one."""
 
     source_id: str
     trajectory_id: str
     agent_id: str
     window_id: str
-    disposition: str
-    reason: str
+    status: RowStatus
+    reason: RowReason
     group_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowOutcomeCounts:
+    """How the rows of one window ended: (status, reason) → rows."""
+
+    window_id: str
+    rows: Mapping[tuple[RowStatus, RowReason], int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.rows.values())
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -9,11 +9,23 @@ from typing import Any
 import sqlalchemy as sa
 
 from babylon_rl.database import game_tables
-from babylon_rl.types import GroupMember, Json, LlmCall, Seen, SourceRow, Step, Trajectory, TrajectoryGroup, Turn
+from babylon_rl.ingest.reader import stream_window
+from babylon_rl.types import (
+    EnvironmentState,
+    GroupMember,
+    Json,
+    LlmCall,
+    RowOutcome,
+    SourceRow,
+    Step,
+    Trajectory,
+    TrajectoryGroup,
+    Turn,
+)
 from babylon_rl.windows import HourWindow
 
 WINDOW = HourWindow.parse("2025-01-15T10:00")
-# "After Test Data Generation", as the guide prints it.
+# "After Test Data Generation", as the game's guide for operators prints it.
 GUIDE_SQL = """
 SELECT
   window_id,
@@ -68,7 +80,7 @@ def a_call(response: str = '{"action":"HOLD"}', purpose: str = "action", **chang
 def a_step(number: int = 0, *, calls: Iterable[LlmCall] | None = None, **changes: Any) -> Step:
     known: dict[str, Any] = {
         "at_ms": int((WINDOW.start_at + timedelta(minutes=20 * number)).timestamp() * 1000),
-        "seen": Seen(balance_usd=10_000.0, lifetime_pnl_usd=0.0),
+        "environment": EnvironmentState(balance_usd=10_000.0, lifetime_pnl_usd=0.0),
         "action": {"actionType": "HOLD", "parameters": {}, "success": True},
     }
     own = (a_call(),) if calls is None else tuple(calls)
@@ -165,6 +177,13 @@ def insert_row(engine: sa.Engine, agent: str = "agent-1", **changes: Any) -> Jso
 def insert_rows(engine: sa.Engine, rows: Sequence[Json]) -> None:
     with engine.begin() as conn:
         conn.execute(sa.insert(game_tables.trajectories), list(rows))
+
+
+def read_rows(conn: sa.Connection, window: HourWindow = WINDOW) -> tuple[list[SourceRow], list[RowOutcome]]:
+    """Every usable row of a window, by start time and id, and the outcomes of the others."""
+    agents = list(stream_window(conn, window))
+    rows = [r for a in agents for r in a.rows]
+    return sorted(rows, key=lambda r: (r.start_at, r.source_id)), [o for a in agents for o in a.set_aside]
 
 
 def insert_call_log(engine: sa.Engine, trajectory_id: str, **changes: Any) -> Json:

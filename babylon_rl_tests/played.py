@@ -11,7 +11,7 @@ from babylon_rl.pipeline.ingest import ingest_window
 from babylon_rl.pipeline.outcomes import snapshot_outcomes
 from babylon_rl.pipeline.score import score_windows
 from babylon_rl.pipeline.workspace import Workspace
-from babylon_rl.simulator.spawn import Cast, spawn
+from babylon_rl.simulator.spawn import AgentLineup, spawn
 from babylon_rl.store.check_results import write_check_result
 from babylon_rl.windows import HourWindow
 
@@ -24,7 +24,7 @@ def hours(count: int, first: HourWindow = FIRST) -> list[HourWindow]:
 
 
 def play(workspace: Workspace, windows: Sequence[HourWindow], *, agents: int = 6, policy: str = "habits") -> None:
-    spawn(workspace.game, list(windows), Cast(learners=agents, policy=policy), seed=1)
+    spawn(workspace.game, list(windows), AgentLineup(learners=agents, policy=policy), seed=1)
 
 
 def prepare(workspace: Workspace, window: HourWindow, *, min_agents: int = 5) -> None:

@@ -60,7 +60,7 @@ def digest_of(workspace: Workspace) -> dict[str, str]:
         "outcomes": "SELECT window_id, data_version FROM babylon_rl.window_outcomes ORDER BY window_id",
         "groups": "SELECT window_id, group_id, data_version FROM babylon_rl.contextualized_groups ORDER BY window_id",
         "trajectories": "SELECT trajectory_id, body FROM babylon_rl.window_trajectories ORDER BY trajectory_id",
-        "dispositions": "SELECT source_id, disposition, reason, group_id FROM babylon_rl.row_dispositions ORDER BY source_id",
+        "row outcomes": "SELECT source_id, status, reason, group_id FROM babylon_rl.row_outcomes ORDER BY source_id",
         "judgment keys": "SELECT window_id, judgment_key FROM babylon_rl.window_judgments ORDER BY window_id",
         "scores": "SELECT trajectory_id, score, explanation FROM babylon_rl.judgments ORDER BY trajectory_id",
     }
@@ -68,7 +68,7 @@ def digest_of(workspace: Workspace) -> dict[str, str]:
     with workspace.store.engine.connect() as conn:
         for name, query in queries.items():
             rows = [tuple(r) for r in conn.execute(sa.text(query))]
-            assert {str(r[0])[:16] for r in rows} >= set(map(str, hours(3))) or name == "dispositions", (
+            assert {str(r[0])[:16] for r in rows} >= set(map(str, hours(3))) or name == "row outcomes", (
                 f"{name}: a window is missing"
             )
             found[name] = hashlib.sha256(repr(rows).encode()).hexdigest()

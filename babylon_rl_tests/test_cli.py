@@ -107,7 +107,7 @@ def test_psql_opens_our_own_schema_where_it_lives_elsewhere(house: dict[str, str
         there = house | {"BABYLON_PLATFORM_URL": apart}
         run(there, "migrate")
         assert f"/{name}?" in run(there, "db-url", "--platform")
-        assert "0 (1 row)" in run(there, "psql", "--platform", "-c", "SELECT count(*) FROM babylon_rl.row_dispositions")
+        assert "0 (1 row)" in run(there, "psql", "--platform", "-c", "SELECT count(*) FROM babylon_rl.row_outcomes")
         assert "0 (1 row)" in run(there, "psql", "-c", "SELECT count(*) FROM trajectories")
     finally:
         drop_database(server_url, name)
@@ -120,7 +120,7 @@ def test_the_command_line_audits_a_judge_and_judges_again(house: dict[str, str],
     run(house, "spawn-test-agents", "--agents", "5", "--start", "2025-01-15T00:00")
     insert_row(engine, "crashed", window=HourWindow.parse("2025-01-15T00:00"), steps_json="[]")
     said = run(house, "materialize", "--from", "2025-01-15T00:00", "--to", "2025-01-15T01:00")
-    assert re.search(r"\d+ rows: \d+ grouped \(stitched\).* 1 quarantined \(no_steps\) 1 of 2 windows judged", said)
+    assert re.search(r"\d+ rows: \d+ grouped \(has_turn\).* 1 quarantined \(no_steps\) 1 of 2 windows judged", said)
     said = run(house, "rejudge", "--judge", "hindsight", "--windows", "2025-01-15T00:00..2025-01-15T02:00")
     assert "1 group: 0 judged now, 1 judged before, 0 failed, cost $0.0000" in said
     assert "Rank agreement old/new (Kendall tau, mean over groups): +1.000" in said

@@ -54,7 +54,7 @@ def test_a_second_demo_repeats_no_work(house: dict[str, str], engine: sa.Engine,
         judged = conn.scalar(sa.text("SELECT count(*) FROM babylon_rl.judgments"))
         unaccounted = conn.scalar(
             sa.text(
-                "SELECT count(*) FROM trajectories t FULL JOIN babylon_rl.row_dispositions d ON d.source_id = t.id "
+                "SELECT count(*) FROM trajectories t FULL JOIN babylon_rl.row_outcomes d ON d.source_id = t.id "
                 "WHERE t.id IS NULL OR d.source_id IS NULL"
             )
         )

@@ -13,7 +13,7 @@ HOURS = [str(WINDOW.next(i)) for i in range(60)]
 @pytest.mark.parametrize(
     ("windows", "target", "cap", "dropped"),
     [
-        (5_000, 1_000, 0.3, 1_500),  # the guide's numbers: 3,500 are used
+        (5_000, 1_000, 0.3, 1_500),  # the numbers of the game's guide: 3,500 are used
         (1_200, 1_000, 0.3, 200),  # no more than is beyond the target
         (1_000, 1_000, 0.3, 0),
         (10, 1, 0.3, 3),

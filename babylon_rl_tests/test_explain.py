@@ -70,7 +70,9 @@ def test_a_trained_rows_story_ends_at_its_checkpoint(workspace: Workspace) -> No
         f"Row {row} ({found['trajectory_id']}) was recorded by agent {found['agent_id']}; it started 2025-"
     )
     assert told[1] == f"It belongs to window {FIRST}, because its own window_id is '{FIRST}'."
-    assert told[2] == "It is grouped (stitched): it was stitched into its agent's trajectory."
+    assert (
+        told[2] == "It is grouped (has_turn): it holds at least one call that decided, each a turn of its trajectory."
+    )
     assert told[3].startswith(f"Trajectory {FIRST}/{found['agent_id']} is stitched from 3 rows: 3 turns of ")
     assert told[4] == f"It is one of 6 members of group {group.group_id}."
     assert f"(hindsight hindsight-1, judgment {judgment.key[:12]}) scored it {mine.value:.3f}, place " in told[5]
@@ -155,8 +157,9 @@ def test_a_row_set_aside_ends_there(workspace: Workspace, changes: dict[str, obj
 
 def test_rows_without_a_group_say_what_a_group_needs(workspace: Workspace) -> None:
     row = insert_row(workspace.game, "a", window=FIRST)
-    thought = insert_row(workspace.game, "b", window=FIRST,
-                         steps_json=[a_json_step(llmCalls=[a_json_call(purpose="reasoning")])])  # fmt: skip
+    thought = insert_row(
+        workspace.game, "b", window=FIRST, steps_json=[a_json_step(llmCalls=[a_json_call(purpose="reasoning")])]
+    )
     prepare(workspace, FIRST)
     told = story(workspace, row["id"])
     assert "It is ineligible (too_few_agents): too few distinct agents" in told
@@ -185,8 +188,13 @@ def test_a_prisma_spelling_is_read_from_the_catalog(workspace: Workspace) -> Non
     row = insert_row(workspace.game, "a", window=FIRST)
     before = explain(workspace, row["id"])
     with workspace.game.begin() as conn:
-        for name, theirs in (("trajectory_id", "trajectoryId"), ("agent_id", "agentId"), ("window_id", "windowId"),
-                             ("start_time", "startTime"), ("end_time", "endTime")):  # fmt: skip
+        for name, theirs in (
+            ("trajectory_id", "trajectoryId"),
+            ("agent_id", "agentId"),
+            ("window_id", "windowId"),
+            ("start_time", "startTime"),
+            ("end_time", "endTime"),
+        ):
             conn.execute(sa.text(f'ALTER TABLE trajectories RENAME COLUMN {name} TO "{theirs}"'))
     assert explain(workspace, row["trajectory_id"]) == before
 

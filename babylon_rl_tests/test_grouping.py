@@ -12,11 +12,20 @@ from hypothesis import strategies as st
 
 from babylon_rl.common.canonical import to_json
 from babylon_rl.errors import DataError
-from babylon_rl.grouping.groups import account, dispositions_of, make_group
+from babylon_rl.grouping.groups import decide_row_outcomes, make_group
 from babylon_rl.grouping.hindsight import hindsight_for
 from babylon_rl.ingest.steps import parse_steps
-from babylon_rl.ingest.stitching import stitch, usable
-from babylon_rl.types import PredictionOutcome, Seen, SourceRow, StockOutcome, Trajectory, WindowOutcomes
+from babylon_rl.ingest.stitching import mark_as_read, stitch, usable
+from babylon_rl.types import (
+    EnvironmentState,
+    PredictionOutcome,
+    RowReason,
+    RowStatus,
+    SourceRow,
+    StockOutcome,
+    Trajectory,
+    WindowOutcomes,
+)
 from babylon_rl_tests.factories import WINDOW, a_call, a_json_step, a_source_row, a_step, a_trajectory
 
 AGENTS = [f"agent-{i}" for i in range(5)]
@@ -83,7 +92,7 @@ def test_a_windows_pnl_is_a_difference_of_lifetime_pnl(
     rows: list[tuple[float | None, float | None]], expected: float | None
 ) -> None:
     made = [
-        a_source_row("a", a_step(t, seen=Seen(lifetime_pnl_usd=e)), tick=t, final_pnl=f)
+        a_source_row("a", a_step(t, environment=EnvironmentState(lifetime_pnl_usd=e)), tick=t, final_pnl=f)
         for t, (e, f) in enumerate(rows)
     ]
     assert one(*reversed(made)).pnl_usd == expected
@@ -148,35 +157,37 @@ def test_another_windows_trajectory_or_an_agent_twice_is_refused() -> None:
     st.lists(st.tuples(st.sampled_from([*AGENTS, "agent-5"]), st.booleans()), max_size=20),
     st.integers(min_value=2, max_value=6),
 )
-def test_every_row_ends_in_exactly_one_disposition(ticks: list[tuple[str, bool]], min_agents: int) -> None:
+def test_every_row_ends_in_exactly_one_outcome(ticks: list[tuple[str, bool]], min_agents: int) -> None:
     rows = [
         a_source_row(agent, a_step(i, calls=[a_call()] if spoken else []), source_id=f"{i:02d}")
         for i, (agent, spoken) in enumerate(ticks)
     ]
     trajectories = stitch(rows)
     group = make_group(WINDOW, trajectories, min_agents=min_agents)
-    ends = dispositions_of(WINDOW, rows, group)
+    read = mark_as_read(rows)
+    ends = decide_row_outcomes(read, group)
+    assert {o.status for o in read} <= {RowStatus.READ}
     assert [d.source_id for d in ends] == [r.source_id for r in rows]
     speakers = {a for a, spoken in ticks if spoken}
     for d, (agent, spoken) in zip(ends, ticks, strict=True):
         if len(speakers) >= min_agents and agent in speakers:
             assert group is not None
-            expected = ("grouped", "stitched") if spoken else ("stitched", "no_turns")
-            assert (d.disposition, d.reason, d.group_id) == (*expected, group.group_id)
+            expected = ("grouped", "has_turn") if spoken else ("grouped", "no_turn")
+            assert (d.status, d.reason, d.group_id) == (*expected, group.group_id)
         else:
-            assert (d.disposition, d.group_id) == ("ineligible", None)
+            assert (d.status, d.group_id) == ("ineligible", None)
             assert d.reason == ("too_few_agents" if spoken else "no_turns")
-    # Asked before the group was known and brought up to date afterwards, or the other way: the same.
-    assert account(dispositions_of(WINDOW, rows, None), group) == ends
-    assert account(ends, None) == dispositions_of(WINDOW, rows, None)
+    # Made anew, and gone again: what a row is called depends on the group that is there, not on the one before.
+    assert decide_row_outcomes(ends, group) == ends
+    assert decide_row_outcomes(ends, None) == decide_row_outcomes(read, None)
 
 
 def test_accounting_leaves_what_reading_set_aside() -> None:
     rows = [a_source_row(a) for a in AGENTS]
-    aside = replace(dispositions_of(WINDOW, rows[:1], None)[0], disposition="quarantined", reason="bad_json")
+    aside = replace(mark_as_read(rows[:1])[0], status=RowStatus.QUARANTINED, reason=RowReason.BAD_JSON)
     group = make_group(WINDOW, stitch(rows), min_agents=5)
-    ends = account([aside, *dispositions_of(WINDOW, rows[1:], None)], group)
-    assert Counter(d.reason for d in ends) == {"bad_json": 1, "stitched": 4}
+    ends = decide_row_outcomes([aside, *mark_as_read(rows[1:])], group)
+    assert Counter(d.reason for d in ends) == {"bad_json": 1, "has_turn": 4}
 
 
 # ── hindsight ──────────────────────────────────────────────────────────────────────────────────────

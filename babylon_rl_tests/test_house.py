@@ -65,6 +65,27 @@ def test_only_dagsters_own_packages_import_dagster() -> None:
     assert {g for g in guilty if not g.startswith("defs/")} == {"definitions.py", "cli/runner.py"}
 
 
+def test_the_report_reads_no_database() -> None:
+    """Numbers in, page out: what is reported was measured and read elsewhere."""
+    used = {
+        (m, u)
+        for m in HOUSE.modules
+        if room(m) == "report"
+        for u in HOUSE.modules[m]
+        if room(u) in ("database", "store")
+    }
+    sql = {
+        (p.name, alias.name if isinstance(node, ast.Import) else node.module)
+        for p in sorted((PACKAGE / "report").glob("*.py"))
+        for node in ast.walk(ast.parse(p.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+        if (alias.name if isinstance(node, ast.Import) else node.module or "").split(".")[0]
+        in ("sqlalchemy", "psycopg")
+    }
+    assert used | sql == set()
+
+
 def test_hidden_market_state_stays_with_the_simulator() -> None:
     """Making the base policy and evaluating play markets of their own; nothing between rows and weights may."""
     users = {m for m, used in HOUSE.modules.items() if "simulator.market" in used}

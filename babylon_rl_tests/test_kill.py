@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from babylon_rl.pipeline.workspace import open_workspace
 from babylon_rl.settings import Settings
-from babylon_rl.simulator.spawn import Cast, spawn
+from babylon_rl.simulator.spawn import AgentLineup, spawn
 from babylon_rl.windows import HourWindow
 
 FIRST = HourWindow.parse("2025-01-15T00:00")
@@ -47,7 +47,7 @@ def test_after_a_kill_training_finishes_and_repeats_no_window(
     settings: Settings, engine: sa.Engine, house: dict[str, str], tmp_path: Path, moment: str
 ) -> None:
     """Killed once the batch is planned, and once the first checkpoint's files stand but nobody recorded them."""
-    spawn(engine, [FIRST.next(i) for i in range(8)], Cast(learners=6, policy="habits"), seed=1)
+    spawn(engine, [FIRST.next(i) for i in range(8)], AgentLineup(learners=6, policy="habits"), seed=1)
     log = tmp_path / "log"
     step = settings.checkpoints_dir / "babylon-agents/models/babylon-mmo/checkpoints/0001"
 
@@ -63,7 +63,7 @@ def test_after_a_kill_training_finishes_and_repeats_no_window(
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     with open_workspace(settings) as workspace:
-        plan = workspace.ledger.open_plan()
+        plan = workspace.ledger.unfinished_batch()
         before = workspace.ledger.checkpoints()
     assert before == [] or moment == "written"
 

@@ -36,10 +36,10 @@ def test_a_judged_window_is_a_row_per_turn(workspace: Workspace, settings: Setti
     assert one.score.to_dict() == {s.trajectory_id: s.value for s in judgment.scores}
     assert one.pnl_usd.to_dict() == {t.trajectory_id: t.pnl_usd for t in trajectories}
     assert (one.reward.min(), one.reward.max()) == (0.0, 1.0)
-    assert set(frame.disposition) == {"grouped"}
+    assert set(frame.status) == {"grouped"}
     assert set(frame.group_id) == {judgment.group_id}
     assert set(frame.source_rows) == {3}
-    assert frame.attrs == {"window_id": str(FIRST), "rows": 18, "dispositions": {"grouped/stitched": 18}}
+    assert frame.attrs == {"window_id": str(FIRST), "rows": 18, "row_outcomes": {"grouped/has_turn": 18}}
 
 
 def test_what_is_unknown_is_missing_and_never_zero(workspace: Workspace, settings: Settings) -> None:
@@ -54,8 +54,8 @@ def test_what_is_unknown_is_missing_and_never_zero(workspace: Workspace, setting
     assert frame.loc["a", "pnl_usd"] is pd.NA
     assert frame[["score", "reward", "group_id", "judge"]].isna().all().all()
     assert frame.loc["c", ["policy_version", "temperature", "action_type", "success"]].isna().all()
-    assert (frame.loc["a", "disposition"], frame.loc["a", "reason"]) == ("ineligible", "too_few_agents")
-    assert frame.attrs["dispositions"] == {"ineligible/too_few_agents": 2, "quarantined/bad_json": 1}
+    assert (frame.loc["a", "status"], frame.loc["a", "reason"]) == ("ineligible", "too_few_agents")
+    assert frame.attrs["row_outcomes"] == {"ineligible/too_few_agents": 2, "quarantined/bad_json": 1}
 
 
 def test_an_empty_hour_has_the_columns_and_no_rows(workspace: Workspace, settings: Settings) -> None:

@@ -5,7 +5,7 @@ in the changelog and write the new values down.
 """
 
 from babylon_rl.judging.hindsight_judge import HindsightJudge
-from babylon_rl.judging.random_judge import DiceJudge
+from babylon_rl.judging.random_judge import RandomJudge
 from babylon_rl.pipeline.workspace import open_workspace
 from babylon_rl.settings import Settings
 from babylon_rl_tests.played import hours, play, prepare
@@ -34,5 +34,5 @@ def test_the_same_rows_keep_group_ids_and_judgment_keys(settings: Settings) -> N
             group, hindsight = workspace.store.group(window), workspace.store.hindsight(window)
             assert group is not None
             assert hindsight is not None
-            found.append((group.group_id, HindsightJudge().key(group, hindsight), DiceJudge().key(group, hindsight)))
+            found.append((group.group_id, HindsightJudge().key(group, hindsight), RandomJudge().key(group, hindsight)))
     assert found == PINNED

@@ -13,9 +13,17 @@ from babylon_rl.ingest.stitching import LONGEST_TEXT, stitch
 from babylon_rl_tests.factories import a_json_call, a_json_step, a_source_row, a_step
 
 odd = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=9),
-    st.just({}), st.just([]), st.just({"a": "{\"b\": 1}"}), st.just('{"encoded": [1]}'), st.just([{"response": "x"}]),
-)  # fmt: skip
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(max_size=9),
+    st.just({}),
+    st.just([]),
+    st.just({"a": '{"b": 1}'}),
+    st.just('{"encoded": [1]}'),
+    st.just([{"response": "x"}]),
+)
 STEP_KEYS = [*a_json_step(), "observation", "stepId"]
 CALL_KEYS = list(a_json_call())
 

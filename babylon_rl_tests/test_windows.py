@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babylon_rl.errors import DataError
-from babylon_rl.ingest.reader import window_of
+from babylon_rl.ingest.queries import window_of
 from babylon_rl.windows import HourWindow
 
 START = datetime(2025, 1, 13, 14, 20, tzinfo=UTC)

@@ -46,7 +46,8 @@ from babylon_rl.database.connection import connect
 from babylon_rl.database.embedded import ensure_database, ensure_server, stop_server
 from babylon_rl.database.migrate import upgrade
 from babylon_rl.grouping.groups import make_group
-from babylon_rl.ingest.queries import SNAKE_CASE, select_window, window_parameters
+from babylon_rl.ingest.columns import SNAKE_CASE
+from babylon_rl.ingest.queries import select_window, window_parameters
 from babylon_rl.ingest.reader import stream_window
 from babylon_rl.ingest.recorder import TrajectoryRecorder
 from babylon_rl.ingest.stitching import stitch, usable

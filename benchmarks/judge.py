@@ -4,7 +4,7 @@
     python benchmarks/judge.py --latency 4            a slower judge
 
 Prompts have the sizes of the game's logged ones (8 agents × 15 decisions). Scores a second are measured against the
-test server in a process of its own, with a fixed latency and our journal in a real PostgreSQL; ideal is
+test server in a process of its own, with a fixed latency and our log of calls in a real PostgreSQL; ideal is
 `in flight / latency`, a client that costs nothing. Ratios hold across machines, times do not.
 """
 
@@ -27,19 +27,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from judge_server import JudgeServer  # noqa: E402
 from planted_judges import BAD, PlantedJudge, auc, honest  # noqa: E402
 
+from babylon_rl.common.rank_agreement import kendall_tau  # noqa: E402
 from babylon_rl.database.connection import connect  # noqa: E402
 from babylon_rl.database.embedded import ensure_database, ensure_server, stop_server  # noqa: E402
 from babylon_rl.database.migrate import upgrade  # noqa: E402
 from babylon_rl.judging.audit.audit import audit  # noqa: E402
-from babylon_rl.judging.audit.synthetic_groups import Exam, logged_size_exam, make_exam  # noqa: E402
+from babylon_rl.judging.audit.synthetic_groups import SyntheticGroup, logged_size_group, make_synthetic_group  # noqa: E402
 from babylon_rl.judging.ruler.endpoint import OpenAIEndpoint  # noqa: E402
 from babylon_rl.judging.ruler.judge import RulerJudge, trading_rubric  # noqa: E402
-from babylon_rl.judging.ruler.order import kendall  # noqa: E402
 from babylon_rl.judging.ruler.prompt import messages_in, messages_of, write_forms  # noqa: E402
 from babylon_rl.judging.ruler.tokens import counted_with  # noqa: E402
 from babylon_rl.judging.score import score_groups  # noqa: E402
 from babylon_rl.settings import Settings  # noqa: E402
-from babylon_rl.store.judge_calls import PostgresJournal  # noqa: E402
+from babylon_rl.store.judge_calls import PostgresCallLog  # noqa: E402
 from babylon_rl.types import Judgment  # noqa: E402
 
 
@@ -47,18 +47,20 @@ def prompts(groups: int) -> None:
     """Tokens of the compact form beside the plain one, and whether it reads back."""
     ratios, plain, lossless, took = [], [], 0, []
     for seed in range(groups):
-        exam = logged_size_exam(seed)
+        synthetic = logged_size_group(seed)
         start = time.perf_counter()
-        forms = write_forms(exam.group, exam.hindsight, rubric=trading_rubric(), key=f"k{seed}")
+        forms = write_forms(synthetic.group, synthetic.hindsight, rubric=trading_rubric(), key=f"k{seed}")
         took.append(time.perf_counter() - start)
         if forms.compact is not None and forms.compact_tokens is not None:
-            lossless += messages_in(forms.compact) == messages_of(exam.group)
+            lossless += messages_in(forms.compact) == messages_of(synthetic.group)
             ratios.append(forms.compact_tokens / forms.plain_tokens)
             plain.append(forms.plain_tokens)
     print(f"prompt, 8 agents x 15 steps, {groups} groups, tokens by {counted_with()}:")
-    print(f"  plain {statistics.fmean(plain):,.0f} tokens, compact {statistics.fmean(ratios):.3f} of it "
-          f"(worst {max(ratios):.3f}; target 0.30), lossless {lossless} of {groups}, "
-          f"{1000 * statistics.fmean(took):.0f} ms to write, prove and count both")  # fmt: skip
+    print(
+        f"  plain {statistics.fmean(plain):,.0f} tokens, compact {statistics.fmean(ratios):.3f} of it "
+        f"(worst {max(ratios):.3f}; target 0.30), lossless {lossless} of {groups}, "
+        f"{1000 * statistics.fmean(took):.0f} ms to write, prove and count both"
+    )
 
 
 def serve(latency_s: float, mode: str, pipe: Connection) -> None:
@@ -95,59 +97,68 @@ def throughput(latency_s: float, in_flight: int, rounds: int) -> None:
     try:
         url = ensure_database(ensure_server(home), "bench")
         upgrade(Settings.load(DATABASE_URL=url).database)
-        journal = PostgresJournal(connect(url), budget_usd=1e6)
-        exams = [logged_size_exam(s % 40).again(s) for s in range(in_flight * rounds)]
+        call_log = PostgresCallLog(connect(url), budget_usd=1e6)
+        synthetic_groups = [logged_size_group(s % 40).with_new_id(s) for s in range(in_flight * rounds)]
         counts = {}
 
         async def go() -> float:
             endpoint = OpenAIEndpoint("gpt-4o-mini", api_key="none", base_url=remote.url, timeout_s=120)
             judge = RulerJudge(
-                endpoint, model="openai/gpt-4o-mini", rubric=trading_rubric(), max_concurrency=in_flight
-            )  # fmt: skip
-            judge.keep_in(journal)
-            warm = logged_size_exam(99)
-            await judge.judge(warm.group, warm.hindsight)
+                endpoint,
+                model="openai/gpt-4o-mini",
+                rubric=trading_rubric(),
+                max_concurrency=in_flight,
+                call_log=call_log,
+            )
+            warm = logged_size_group(99)
+            async with judge:
+                await judge.judge(warm.group, warm.hindsight)
             kept: dict[str, Judgment] = {}
             start, cpu = time.perf_counter(), time.process_time()
             report = await score_groups(
-                judge, [(e.group, e.hindsight) for e in exams], cached=kept.get,
-                store=lambda j: kept.__setitem__(j.key, j), concurrency=2 * in_flight,
-            )  # fmt: skip
+                judge,
+                [(s.group, s.hindsight) for s in synthetic_groups],
+                cached=kept.get,
+                store=lambda j: kept.__setitem__(j.key, j),
+                concurrency=2 * in_flight,
+            )
             took = time.perf_counter() - start
             counts["judged"] = len(report.judgments)
-            counts["cpu_ms"] = round(1000 * (time.process_time() - cpu) / len(exams))
-            await judge.close()
+            counts["cpu_ms"] = round(1000 * (time.process_time() - cpu) / len(synthetic_groups))
             return took
 
         took = asyncio.run(go())
-        journal.engine.dispose()
+        call_log.engine.dispose()
     finally:
         calls, most = remote.stop()
         stop_server(home)
         shutil.rmtree(home, ignore_errors=True)
     rate, ideal = counts["judged"] / took, in_flight / latency_s
-    print(f"scores a second, {in_flight} in flight, {latency_s:g} s latency, logged-size prompts, journal in Postgres:")
-    print(f"  {rate:.2f} groups/s ({8 * rate:.0f} scores/s) of {ideal:.2f} ideal = {rate / ideal:.2f} (target 0.80); "
-          f"{calls} calls, at most {most} at once, "
-          f"{counts['cpu_ms']} ms of CPU a group here")  # fmt: skip
+    print(
+        f"scores a second, {in_flight} in flight, {latency_s:g} s latency, logged-size prompts, calls logged in Postgres:"
+    )
+    print(
+        f"  {rate:.2f} groups/s ({8 * rate:.0f} scores/s) of {ideal:.2f} ideal = {rate / ideal:.2f} (target 0.80); "
+        f"{calls} calls, at most {most} at once, "
+        f"{counts['cpu_ms']} ms of CPU a group here"
+    )
 
 
 def order_bias(groups: int) -> None:
     """Rank agreement with the truth under a planted position bias, one pass and three."""
     remote = Remote(0.0, "position_biased")
-    exams = [make_exam(s, agents=8, steps=2) for s in range(groups)]
+    synthetic_groups = [make_synthetic_group(s, agents=8, steps=2) for s in range(groups)]
 
     async def taus(passes: int) -> list[float]:
         endpoint = OpenAIEndpoint("gpt-4o-mini", api_key="none", base_url=remote.url, timeout_s=60)
         judge = RulerJudge(endpoint, model="openai/gpt-4o-mini", rubric=trading_rubric(), passes=passes)
 
-        async def one(exam: Exam) -> float:
-            judgment = await judge.judge(exam.group, exam.hindsight)
-            return kendall({s.trajectory_id: s.value for s in judgment.scores}, exam.truth) or 0.0
+        async def one(synthetic: SyntheticGroup) -> float:
+            judgment = await judge.judge(synthetic.group, synthetic.hindsight)
+            return kendall_tau({s.trajectory_id: s.value for s in judgment.scores}, synthetic.truth) or 0.0
 
-        found = list(await asyncio.gather(*(one(e) for e in exams)))
-        await judge.close()
-        return found
+        async with judge:
+            return list(await asyncio.gather(*(one(s) for s in synthetic_groups)))
 
     found = {k: statistics.fmean(asyncio.run(taus(k))) for k in (1, 2, 3)}
     remote.stop()

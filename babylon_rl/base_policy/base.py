@@ -10,8 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from babylon_rl.base_policy.base_evaluation import FLOOR, Exam, examine
-from babylon_rl.base_policy.corpus import habit_play
+from babylon_rl.base_policy.base_evaluation import MIN_ACCURACY, BaseEvaluation, evaluate_base
+from babylon_rl.base_policy.corpus import play_by_habit
 from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.errors import ConfigError, DataError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SHORTEST_EXAM: Final = 34
+MIN_EVALUATION_WINDOWS: Final = 34
 _LIBRARIES: Final = ("torch", "transformers", "tokenizers", "numpy")
 
 
@@ -30,7 +30,7 @@ class BaseReport:
 
     Attributes:
         path: Its directory.
-        exam: What it did on held-out windows, greedy and at temperature 1.
+        evaluation: What it did on held-out windows, greedy and at temperature 1.
         seconds: Wall time of everything.
     """
 
@@ -39,7 +39,7 @@ class BaseReport:
     parameters: int
     seed: int
     windows: int
-    exam: Exam
+    evaluation: BaseEvaluation
     seconds: float
 
 
@@ -52,9 +52,9 @@ def make_base_policy(
     batch: int = 16,
     lr: float = 3e-3,
     progress: Progress = ignore_progress,
-    exam_windows: int = 200,
+    evaluation_windows: int = 200,
 ) -> BaseReport:
-    """Make a base policy from nothing: tokenizer, behaviour cloning, exam; about two minutes on one core.
+    """Make a base policy from nothing: tokenizer, behaviour cloning, evaluation; about two minutes on one core.
 
     The same arguments give the same bytes on the same processor and library versions: it runs on one thread
     for that reason.
@@ -62,40 +62,42 @@ def make_base_policy(
     Args:
         out: Directory to make. It appears whole or not at all, and must not exist yet.
         size: A key of `policy.model.SIZES`.
-        seed: Of the weights, the corpus, its order and the exam.
+        seed: Of the weights, the corpus, its order and the evaluation.
         windows: Windows of habit play to learn from, three decisions each.
         batch: Decisions per step.
         lr: Peak learning rate.
         progress: Told how many steps there are, and every 20 of them.
-        exam_windows: Held-out windows of the exam, six answers each; at least 34, for some 200 answers.
+        evaluation_windows: Held-out windows of the evaluation, six answers each; at least 34, for some 200 answers.
 
     Raises:
-        ConfigError: `out` exists, no size has that name, or the exam is too short to tell.
+        ConfigError: `out` exists, no size has that name, or the evaluation is too short to tell.
         DataError: The base cannot read its prompts; nothing is left behind.
     """
     if out.exists():
         raise ConfigError(f"{str(out)!r} exists already and a base is never overwritten; remove it or name another")
-    if exam_windows < SHORTEST_EXAM:
-        raise ConfigError(f"an exam of {exam_windows} windows cannot tell; give it at least {SHORTEST_EXAM}")
+    if evaluation_windows < MIN_EVALUATION_WINDOWS:
+        raise ConfigError(
+            f"an evaluation of {evaluation_windows} windows cannot tell; give it at least {MIN_EVALUATION_WINDOWS}"
+        )
     began = time.monotonic()
     policy = clone_base(size=size, seed=seed, windows=windows, batch=batch, lr=lr, progress=progress)
-    exam = examine(policy, seed=seed, windows=exam_windows)
-    if not exam.passed:
+    evaluation = evaluate_base(policy, seed=seed, windows=evaluation_windows)
+    if not evaluation.passed:
         raise DataError(
-            f"base policy of size {size} and seed {seed} reads {exam.reading_accuracy:.1%} of {exam.answers} held-out "
-            f"prompts right and trades the ticker it names in {exam.ticker_accuracy or 0.0:.1%}; "
-            f"expected at least {FLOOR:.0%} of both: give it more windows ({windows} now) or another seed",
-            facts={"reading_accuracy": exam.reading_accuracy, "ticker_accuracy": exam.ticker_accuracy},
+            f"base policy of size {size} and seed {seed} reads {evaluation.reading_accuracy:.1%} of {evaluation.answers} "
+            f"held-out prompts right and trades the ticker it names in {evaluation.ticker_accuracy or 0.0:.1%}; "
+            f"expected at least {MIN_ACCURACY:.0%} of both: give it more windows ({windows} now) or another seed",
+            facts={"reading_accuracy": evaluation.reading_accuracy, "ticker_accuracy": evaluation.ticker_accuracy},
         )
-    write_base(policy, out, {"size": size, "seed": seed, "windows": windows, "batch": batch, "lr": lr}, exam)
-    logger.info("made base policy path=%s size=%s seed=%d reading=%.4f", out, size, seed, exam.reading_accuracy)
+    write_base(policy, out, {"size": size, "seed": seed, "windows": windows, "batch": batch, "lr": lr}, evaluation)
+    logger.info("made base policy path=%s size=%s seed=%d reading=%.4f", out, size, seed, evaluation.reading_accuracy)
     return BaseReport(
         path=out,
         size=size,
         parameters=policy.parameters,
         seed=seed,
         windows=windows,
-        exam=exam,
+        evaluation=evaluation,
         seconds=time.monotonic() - began,
     )
 
@@ -117,13 +119,15 @@ def clone_base(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums in another order are other bytes
     try:
-        clone(model, tokenizer, habit_play("cloning", seed, windows), seed=seed, batch=batch, lr=lr, progress=progress)
+        clone(
+            model, tokenizer, play_by_habit("cloning", seed, windows), seed=seed, batch=batch, lr=lr, progress=progress
+        )
     finally:
         torch.set_num_threads(threads)
     return LoadedPolicy(model, tokenizer)
 
 
-def write_base(policy: "LoadedPolicy", out: Path, recipe: dict[str, object], exam: Exam) -> None:
+def write_base(policy: "LoadedPolicy", out: Path, recipe: dict[str, object], evaluation: BaseEvaluation) -> None:
     """Save weights, tokenizer and `base.json` under a temporary name, then rename.
 
     `base.json` says how the base was made and what it measured; it carries no time, so the same run writes the same bytes.
@@ -135,7 +139,8 @@ def write_base(policy: "LoadedPolicy", out: Path, recipe: dict[str, object], exa
         record = {
             **recipe,
             "parameters": policy.parameters,
-            "exam": asdict(exam) | {"mean_pnl_usd": {f"{t:g}": round(v, 4) for t, v in exam.mean_pnl_usd.items()}},
+            "evaluation": asdict(evaluation)
+            | {"mean_pnl_usd": {f"{t:g}": round(v, 4) for t, v in evaluation.mean_pnl_usd.items()}},
             "libraries": {name: version(name) for name in _LIBRARIES},
         }
         (partial / "base.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")

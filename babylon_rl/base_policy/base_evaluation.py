@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from babylon_rl.base_policy.corpus import markets
+from babylon_rl.base_policy.corpus import draw_markets
 from babylon_rl.policy.prompting import PromptRenderer
 from babylon_rl.simulator.market import Market, stable_seed
 from babylon_rl.simulator.observation import SYSTEM_PROMPT, Observation, observe
@@ -18,12 +18,12 @@ from babylon_rl.simulator.strategies import reading
 if TYPE_CHECKING:
     from babylon_rl.policy.model import LoadedPolicy
 
-FLOOR: Final = 0.95
+MIN_ACCURACY: Final = 0.95
 ANSWER_TOKENS: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Exam:
+class BaseEvaluation:
     """What a policy did on held-out windows.
 
     Attributes:
@@ -42,12 +42,12 @@ class Exam:
 
     @property
     def passed(self) -> bool:
-        return self.reading_accuracy >= FLOOR and (self.ticker_accuracy or 0.0) >= FLOOR
+        return self.reading_accuracy >= MIN_ACCURACY and (self.ticker_accuracy or 0.0) >= MIN_ACCURACY
 
 
-def examine(
+def evaluate_base(
     policy: "LoadedPolicy", *, seed: int, windows: int = 200, temperatures: Sequence[float] = (0.0, 1.0)
-) -> Exam:
+) -> BaseEvaluation:
     """Let one agent per temperature play `windows` markets that cloning never saw.
 
     Args:
@@ -56,7 +56,7 @@ def examine(
         windows: Three answers each, for each temperature.
         temperatures: 0 is greedy.
     """
-    drawn = list(markets("exam", seed, windows))
+    drawn = list(draw_markets("exam", seed, windows))
     answers: list[tuple[Observation, str]] = []
     invalid = 0
     pnl: dict[float, float] = {}
@@ -67,7 +67,7 @@ def examine(
         worth = [p.value_usd(m, m.decisions) for p, m in zip(portfolios, drawn, strict=True)]
         pnl[temperature] = sum(worth) / len(worth) - START_BALANCE_USD
     followed = [f for _, text in answers if (f := follows_its_reason(text)) is not None]
-    return Exam(
+    return BaseEvaluation(
         answers=len(answers),
         reading_accuracy=sum(reads_right(o, text) for o, text in answers) / len(answers),
         ticker_accuracy=sum(followed) / len(followed) if followed else None,
@@ -108,19 +108,19 @@ def _play(
 
 def reads_right(observation: Observation, text: str) -> bool:
     """Whether the answer's `read` is the honest reading of its prompt."""
-    said = _object(text)
+    said = _parse_object(text)
     return said is not None and said.get("read") == reading(observation)
 
 
 def follows_its_reason(text: str) -> bool | None:
     """Whether a perp order is on the ticker that its `why` names; None for answers that trade no perp."""
-    said = _object(text)
+    said = _parse_object(text)
     if said is None or said.get("action") not in ("BUY", "SELL"):
         return None
     return str(said.get("why")).split(" ")[0] == said.get("ticker")
 
 
-def _object(text: str) -> dict[str, object] | None:
+def _parse_object(text: str) -> dict[str, object] | None:
     try:
         said = json.loads(text)
     except ValueError:

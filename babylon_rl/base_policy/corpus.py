@@ -22,14 +22,14 @@ class Example:
     answer: str
 
 
-def markets(purpose: str, seed: int, windows: int) -> Iterator[Market]:
+def draw_markets(purpose: str, seed: int, windows: int) -> Iterator[Market]:
     """Draw `windows` markets that no other purpose or seed shares."""
     world = stable_seed("policy", purpose, seed)
     for i in range(windows):
         yield make_market(FIRST_WINDOW.next(i), world)
 
 
-def habit_play(purpose: str, seed: int, windows: int) -> list[Example]:
+def play_by_habit(purpose: str, seed: int, windows: int) -> list[Example]:
     """Let one agent play each window by habit.
 
     Returns:
@@ -37,7 +37,7 @@ def habit_play(purpose: str, seed: int, windows: int) -> list[Example]:
     """
     r = random.Random(stable_seed("policy-habits", purpose, seed))  # noqa: S311  # play, not secrets
     examples: list[Example] = []
-    for market in markets(purpose, seed, windows):
+    for market in draw_markets(purpose, seed, windows):
         portfolio = Portfolio()
         for tick in range(market.decisions):
             seen = observe(market, portfolio, tick)

@@ -6,7 +6,7 @@ What belongs here: how text becomes ids. Rendering a prompt is `prompting.py`.
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from babylon_rl.base_policy.corpus import habit_play
+from babylon_rl.base_policy.corpus import play_by_habit
 from babylon_rl.simulator.market import TICKERS
 from babylon_rl.simulator.observation import SYSTEM_PROMPT
 
@@ -45,7 +45,7 @@ def train_tokenizer(seed: int, *, windows: int = 800, vocabulary: int = 1024) ->
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     bpe.decoder = decoders.ByteLevel()
-    texts = [f"{SYSTEM_PROMPT}\n{e.observation.text}\n{e.answer}" for e in habit_play("tokenizer", seed, windows)]
+    texts = [f"{SYSTEM_PROMPT}\n{e.observation.text}\n{e.answer}" for e in play_by_habit("tokenizer", seed, windows)]
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=[PAD, IM_START, IM_END],
@@ -59,10 +59,10 @@ def train_tokenizer(seed: int, *, windows: int = 800, vocabulary: int = 1024) ->
     vocab: dict[str, int] = state["model"]["vocab"]
     for word in [prefix + t for t in TICKERS for prefix in ("$", "")]:
         vocab.setdefault(word, len(vocab))
-        state["added_tokens"].append(_added(word, vocab[word], special=False))
+        state["added_tokens"].append(_added_token(word, vocab[word], special=False))
     # In the vocabulary too, not only among the added tokens: ART looks below `vocab_size`, which counts only the former.
     vocab[SENTINEL] = len(vocab)
-    state["added_tokens"].append(_added(SENTINEL, vocab[SENTINEL], special=True))
+    state["added_tokens"].append(_added_token(SENTINEL, vocab[SENTINEL], special=True))
     state["added_tokens"].sort(key=lambda a: a["id"])
 
     tokenizer = PreTrainedTokenizerFast(
@@ -77,6 +77,6 @@ def train_tokenizer(seed: int, *, windows: int = 800, vocabulary: int = 1024) ->
     return tokenizer
 
 
-def _added(content: str, token_id: int, *, special: bool) -> dict[str, Any]:
+def _added_token(content: str, token_id: int, *, special: bool) -> dict[str, Any]:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": token_id, "content": content, "special": special, **flags}

@@ -78,7 +78,7 @@ def explain(
         str, typer.Argument(help="A source row's id or trajectoryId, or a stitched <window>/<agent>.")
     ],
 ) -> None:
-    """Tell one row's or trajectory's whole story: window, disposition, group, judgment, checkpoint."""
+    """Tell one row's or trajectory's whole story: window, outcome, group, judgment, checkpoint."""
     from babylon_rl.database.migrate import upgrade
     from babylon_rl.export.explain import explain as run
     from babylon_rl.pipeline.workspace import open_workspace

@@ -36,7 +36,8 @@ from babylon_rl.report.page import render
 from babylon_rl.report.screen import RunProgress, run_progress, show
 from babylon_rl.settings import Settings
 from babylon_rl.simulator.recording import recorded_windows
-from babylon_rl.simulator.spawn import Cast, spawn
+from babylon_rl.simulator.spawn import AgentLineup, spawn
+from babylon_rl.store.evaluations import PolicyResult
 from babylon_rl.types import policy_name
 from babylon_rl.windows import HourWindow
 
@@ -177,7 +178,7 @@ class _Loop:
         windows = list(first.until(last))
         if len(recorded_windows(workspace.game, windows)) == len(windows):
             return
-        cast = Cast(
+        lineup = AgentLineup(
             learners=plan.learners,
             policy=policy_name(workspace.settings.lineage, iteration - 1),
             rivals=plan.rivals,
@@ -188,7 +189,7 @@ class _Loop:
             spawned = spawn(
                 workspace.game,
                 windows,
-                cast,
+                lineup,
                 seed=workspace.settings.seed,
                 inference_url=workspace.settings.serving.inference_url,
                 windows_at_once=len(windows),
@@ -226,7 +227,7 @@ def build_report(
         curve.append(
             CurvePoint(
                 step=row.step,
-                explored_mean_pnl=None if following is None else _explored(workspace, following.windows),
+                explored_mean_pnl=None if following is None else workspace.store.mean_pnl_usd(following.windows),
                 mean_pnl=mean.mean,
                 lo=mean.lo,
                 hi=mean.hi,
@@ -264,21 +265,14 @@ def build_report(
     )
 
 
-def _figures(r: evaluate.PolicyResult) -> PolicyFigures:
+def _figures(r: PolicyResult) -> PolicyFigures:
     return PolicyFigures(name=r.name, mean_pnl=r.mean_pnl_usd, win_rate=r.win_rate, invalid_rate=r.invalid_rate)
 
 
-def _lift(base: evaluate.PolicyResult, final: evaluate.PolicyResult, oracle: float) -> Lift:
+def _lift(base: PolicyResult, final: PolicyResult, oracle: float) -> Lift:
     interval = paired_bootstrap(base.pnl_usd, final.pnl_usd)
     share = share_of_gap(base.mean_pnl_usd, final.mean_pnl_usd, oracle)
     return Lift(mean=interval.mean, ci95=(interval.lo, interval.hi), share_of_oracle_gap=share)
-
-
-def _explored(workspace: Workspace, windows: tuple[str, ...]) -> float | None:
-    query = sa.text("SELECT avg(pnl_usd) FROM babylon_rl.window_trajectories WHERE window_id = ANY(:w)")
-    with workspace.store.engine.connect() as conn:
-        found = conn.scalar(query, {"w": list(windows)})
-    return None if found is None else float(found)
 
 
 def _leaderboard(workspace: Workspace, window: HourWindow) -> Leaderboard:

@@ -29,15 +29,16 @@ def rejudge(
     from babylon_rl.pipeline.rejudge import rejudge as run
     from babylon_rl.pipeline.workspace import open_workspace
     from babylon_rl.report.judges import rejudge_table
+    from babylon_rl.store.judge_calls import PostgresCallLog
 
     settings = Settings.load() if rubric is None else Settings.load(JUDGE_RUBRIC=str(rubric))
     span = HourWindow.parse_range(windows)
     upgrade(settings.database)
     with open_workspace(settings) as workspace:
-        report = run(
-            workspace, open_judge(settings.judge, model=judge), span, make_current=make_current,
-            concurrency=2 * settings.judge.concurrency, budget_usd=settings.judge.budget_usd,
-        )  # fmt: skip
+        call_log = PostgresCallLog(workspace.store.engine, budget_usd=settings.judge.budget_usd)
+        opened = open_judge(settings.judge, call_log=call_log, model=judge)
+        concurrency = 2 * settings.judge.concurrency
+        report = run(workspace, opened, span, make_current=make_current, concurrency=concurrency)
     table, lines = rejudge_table(report, last=last, made_current=make_current)
     if report.windows:
         console.print(table, highlight=False)
@@ -59,24 +60,22 @@ def audit_judge(
     from babylon_rl.database.migrate import upgrade
     from babylon_rl.judging.audit.audit import audit
     from babylon_rl.judging.factory import open_judge
-    from babylon_rl.judging.ruler.call_log import Journaled
     from babylon_rl.pipeline.workspace import open_workspace
     from babylon_rl.report.judges import audit_table
     from babylon_rl.store.judge_audits import write_audit
-    from babylon_rl.store.judge_calls import PostgresJournal
+    from babylon_rl.store.judge_calls import PostgresCallLog
 
     settings = Settings.load()
-    opened = open_judge(settings.judge, model=judge)
     upgrade(settings.database)
     with open_workspace(settings) as workspace:
         engine = workspace.store.engine
-        if isinstance(opened, Journaled):
-            opened.keep_in(PostgresJournal(engine, budget_usd=settings.judge.budget_usd))
+        call_log = PostgresCallLog(engine, budget_usd=settings.judge.budget_usd)
+        opened = open_judge(settings.judge, call_log=call_log, model=judge)
         figures = asyncio.run(audit(opened, groups=groups, seed=seed))
         write_audit(engine, figures)
     console.print(audit_table(figures), highlight=False)
-    console.print(f"judge {figures.judge_model} {figures.judge_version}: {'fit' if figures.fit else 'UNFIT'}",
-        highlight=False)  # fmt: skip
+    verdict = "fit" if figures.fit else "UNFIT"
+    console.print(f"judge {figures.judge_model} {figures.judge_version}: {verdict}", highlight=False)
     if not figures.fit:
         console.print("; ".join(figures.faults), highlight=False, soft_wrap=True)
         raise typer.Exit(1)

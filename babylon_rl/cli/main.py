@@ -1,4 +1,4 @@
-"""`babylon-rl …`: the guide's commands and ours. Each opens what it needs, calls one function, and prints.
+"""`babylon-rl …`: the commands of the game's guide and ours. Each opens what it needs, calls one function, and prints.
 
 Errors raised on purpose end in one sentence on stderr and exit status 2; a "not yet" answer is status 1.
 """
@@ -15,6 +15,7 @@ from rich.console import Console
 
 from babylon_rl.cli.data import app as data_commands
 from babylon_rl.cli.judging import app as judging_commands
+from babylon_rl.cli.settings import app as settings_commands
 from babylon_rl.cli.windows import app as window_commands
 from babylon_rl.errors import BabylonRLError
 from babylon_rl.report import formatting
@@ -25,6 +26,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.add_typer(window_commands)
 app.add_typer(data_commands)
 app.add_typer(judging_commands)
+app.add_typer(settings_commands)
 console = Console()
 errors = Console(stderr=True)
 
@@ -151,13 +153,14 @@ def materialize(
 def _print_row_outcomes(settings: Settings, start: HourWindow, end: HourWindow) -> None:
     from babylon_rl.pipeline.workspace import open_workspace
     from babylon_rl.report import row_outcomes
+    from babylon_rl.store.row_outcomes import count_row_outcomes
 
     windows = list(start.until(end))
     with open_workspace(settings) as workspace:
-        ends = row_outcomes.read_ends(workspace.store.engine, windows)
+        ends = count_row_outcomes(workspace.store.engine, windows)
         judged = sum(workspace.store.judgment(w) is not None for w in windows)
     rows = row_outcomes.table(ends)
-    said = ", ".join(f"{r['rows']:,} {r['disposition']} ({r['reason']})" for r in rows) or "none"
+    said = ", ".join(f"{r['rows']:,} {r['status']} ({r['reason']})" for r in rows) or "none"
     console.print(f"{formatting.count(sum(e.total for e in ends), 'row')}: {said}", highlight=False, soft_wrap=True)
     console.print(f"{judged} of {formatting.count(len(windows), 'window')} judged", highlight=False)
     if rows:

@@ -1,4 +1,4 @@
-"""`babylon-rl train`: materializes the Dagster assets iteration by iteration and prints what the guide prints."""
+"""`babylon-rl train`: materializes the Dagster assets iteration by iteration; prints what the game's `train_mmo.py` prints."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -70,7 +70,7 @@ def _iterate(
 ) -> Checkpoint | None:
     ledger = workspace.ledger
     size = options.windows_per_iteration or workspace.settings.training.min_windows
-    plan = ledger.open_plan()
+    plan = ledger.unfinished_batch()
     console.print(f"\nITERATION {iteration}/{options.iterations}\n{RULE}", highlight=False)
     with run_progress(console) as run:
         if plan is None:

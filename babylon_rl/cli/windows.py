@@ -41,7 +41,7 @@ def spawn_test_agents(
     from babylon_rl.database.migrate import upgrade
     from babylon_rl.pipeline.workspace import open_workspace, running_policy_server
     from babylon_rl.report.screen import run_progress
-    from babylon_rl.simulator.spawn import Cast, free_windows, spawn
+    from babylon_rl.simulator.spawn import AgentLineup, free_windows, spawn
     from babylon_rl.types import policy_name
 
     settings = Settings.load() if seed is None else Settings.load(BABYLON_SEED=seed)
@@ -51,20 +51,20 @@ def spawn_test_agents(
             latest = workspace.ledger.latest()
             policy = policy_name(settings.lineage, 0 if latest is None else latest.step)
         warm = settings.serving.explore_temperature if temperature is None else temperature
-        cast = Cast(learners=agents, policy=policy, temperature=warm)
+        lineup = AgentLineup(learners=agents, policy=policy, temperature=warm)
         first = None if start is None else HourWindow.parse(start)
         chosen = free_windows(workspace.game, windows, now=datetime.now(UTC), start=first)
         decisions = max(1, 60 // decision_minutes)
         run = stack.enter_context(run_progress(console))
         url = None
-        if cast.needs_server:
+        if lineup.needs_server:
             with run.phase("start", "policy server"):
                 url = stack.enter_context(running_policy_server(settings))
         with run.phase("play", f"{windows} windows", total=len(chosen) * agents * decisions) as phase:
             done = spawn(
                 workspace.game,
                 chosen,
-                cast,
+                lineup,
                 seed=settings.seed,
                 decisions=decisions,
                 inference_url=url,
@@ -146,5 +146,5 @@ def check_windows(
         console.print("✅ READY FOR TRAINING!", style="bold green", highlight=False)
         console.print(f"next: babylon-rl train --min-agents {need} --iterations 1", highlight=False)
         return
-    console.print(f"Not ready: {found.mend}", style="yellow", highlight=False, soft_wrap=True)
+    console.print(f"Not ready: {found.next_step}", style="yellow", highlight=False, soft_wrap=True)
     raise typer.Exit(1)

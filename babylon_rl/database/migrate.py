@@ -24,13 +24,13 @@ from alembic.script import ScriptDirectory
 
 from babylon_rl.database import game_tables, tables
 from babylon_rl.database.connection import connect, game_url, platform_url
+from babylon_rl.database.locks import Lock, lock_transaction
 from babylon_rl.errors import ConfigError
 from babylon_rl.settings import DatabaseSettings
 
 logger = logging.getLogger(__name__)
 
 _VERSION_TABLE: Final = "alembic_version"
-_LOCK: Final = 0x6261_6279_6C6F_6E  # "babylon"
 _SCRIPTS: Final = Path(__file__).parent / "migrations"
 
 
@@ -107,7 +107,7 @@ def _locked(settings: DatabaseSettings) -> Generator[Config]:
     engine = connect(url)
     try:
         with engine.begin() as conn:
-            conn.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+            lock_transaction(conn, Lock.MIGRATION, tables.OUR_SCHEMA)
             conn.execute(sa.schema.CreateSchema(tables.OUR_SCHEMA, if_not_exists=True))
             config = Config()
             config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))

@@ -81,15 +81,15 @@ window_trajectories = Table(
     Column("body", LargeBinary, nullable=False),  # canonical JSON of types.Trajectory, zstd
 )
 
-row_dispositions = Table(
-    "row_dispositions",
+row_outcomes = Table(
+    "row_outcomes",
     platform,
     Column("source_id", Text, primary_key=True),
     Column("window_id", Text, nullable=False, index=True),
     Column("trajectory_id", Text, nullable=False),
     Column("agent_id", Text, nullable=False),
-    Column("disposition", Text, nullable=False),
-    Column("reason", Text, nullable=False),
+    Column("status", Text, nullable=False),  # types.RowStatus
+    Column("reason", Text, nullable=False),  # types.RowReason
     Column("group_id", Text),
 )
 
@@ -196,8 +196,8 @@ check_results = Table(  # asset checks as data: training leaves out a window wit
     Index("ix_check_results_failed", "window_id", postgresql_where=text("NOT passed")),
 )
 
-training_plans = Table(  # written before a training starts: a restart trains the same batch
-    "training_plans",
+planned_batches = Table(  # written before a training starts: a restart trains the same batch
+    "planned_batches",
     platform,
     Column("lineage", Text, primary_key=True),
     Column("step", Integer, primary_key=True),

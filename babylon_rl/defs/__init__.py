@@ -1,1 +1,5 @@
-"""Dagster only, and thin: each definition translates, calls one function of the domain, and reports."""
+"""Dagster, and nothing else: assets, checks, partitions, resources, schedules and sensors.
+
+What belongs here: translating Dagster's words, calling one function of `pipeline/`, and reporting what it returned. What
+does not: any rule that could be tested without Dagster.
+"""

@@ -24,6 +24,8 @@ from babylon_rl.pipeline.window_result import WindowResult
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.report import row_outcomes
 from babylon_rl.report.pictures import lift_curve
+from babylon_rl.store.dropout import drop_out
+from babylon_rl.store.row_outcomes import count_row_outcomes
 from babylon_rl.windows import HourWindow
 
 RANGE = dg.BackfillPolicy.single_run()
@@ -111,8 +113,13 @@ def ruler_scores(
     with dagster_failures():
         windows = HourWindow.parse_all(context.partition_keys)
         settings = workspace.settings
-        out = workspace.ledger.drop_out(
-            windows, target=settings.training.dropout_target, cap=settings.training.dropout_cap, seed=settings.seed
+        out = drop_out(
+            workspace.store.engine,
+            settings.lineage,
+            windows,
+            target=settings.training.dropout_target,
+            cap=settings.training.dropout_cap,
+            seed=settings.seed,
         )
         scored = asyncio.run(
             score_windows(
@@ -121,7 +128,6 @@ def ruler_scores(
                 judge,
                 # Twice what may be in flight: the next prompts are written while the judge works.
                 concurrency=2 * settings.judge.concurrency,
-                budget_usd=settings.judge.budget_usd,
                 progress=progress,
             )
         )
@@ -206,19 +212,19 @@ def _add_window_metadata(context: dg.AssetExecutionContext, window: HourWindow, 
 
 
 def _row_outcome_metadata(workspace: Workspace, windows: Sequence[HourWindow]) -> dict[str, dg.MetadataValue]:
-    """How many rows of the run's windows ended in which disposition, as a table and a picture."""
-    ends = row_outcomes.read_ends(workspace.store.engine, windows)
+    """How many rows of the run's windows ended with which status and reason, as a table and a picture."""
+    ends = count_row_outcomes(workspace.store.engine, windows)
     records = [dg.TableRecord(r) for r in row_outcomes.table(ends)]
     return {
         "rows_accounted_for": dg.MetadataValue.int(sum(e.total for e in ends)),
-        "dispositions": dg.MetadataValue.table(records, schema=_DISPOSITIONS),
-        "dispositions_by_window": dg.MetadataValue.md(row_outcomes.picture(ends)),
+        "row_outcomes": dg.MetadataValue.table(records, schema=_ROW_OUTCOMES),
+        "row_outcomes_by_window": dg.MetadataValue.md(row_outcomes.picture(ends)),
     }
 
 
-_DISPOSITIONS = dg.TableSchema(
+_ROW_OUTCOMES = dg.TableSchema(
     [
-        dg.TableColumn("disposition", "string"),
+        dg.TableColumn("status", "string"),
         dg.TableColumn("reason", "string"),
         dg.TableColumn("rows", "int"),
         dg.TableColumn("share_pct", "float"),

@@ -12,7 +12,8 @@ import dagster as dg
 
 from babylon_rl.defs.assets import ASSETS, WINDOW_ASSETS
 from babylon_rl.defs.checks import CHECKS
-from babylon_rl.pipeline.readiness import changes_of, contiguous, recorded_but_not_judged
+from babylon_rl.ingest.window_summary import count_changes
+from babylon_rl.pipeline.readiness import contiguous, recorded_but_not_judged
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.windows import HourWindow
 
@@ -74,7 +75,7 @@ def prepare_missed_windows(
         last = min(last, first.next(WINDOWS_PER_RUN - 1))
         requested = [w for w in pending if first <= w <= last]
         # Rows that come later make another version of the same windows: requested again, under another key.
-        request_key = f"{first}/{last}/{len(requested)}/{changes_of(workspace, requested)}"
+        request_key = f"{first}/{last}/{len(requested)}/{count_changes(workspace.store.engine, requested)}"
         tried = context.instance.get_runs(filters=dg.RunsFilter(tags={REQUEST_KEY_TAG: request_key}))
         failures = sum(r.is_failure_or_canceled for r in tried)
         if failures < MAX_ATTEMPTS:

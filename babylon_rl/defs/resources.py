@@ -9,6 +9,7 @@ from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.judging.judge import Judge
 from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.settings import Settings
+from babylon_rl.store.judge_calls import PostgresCallLog
 
 
 class WorkspaceResource(dg.ConfigurableResource[Workspace]):
@@ -21,15 +22,18 @@ class WorkspaceResource(dg.ConfigurableResource[Workspace]):
             yield workspace
 
 
-class JudgeResource(dg.ConfigurableResource[Judge]):
-    """Open the judge that the settings name: RULER with a key, else the hindsight judge."""
+@dg.resource(required_resource_keys={"workspace"})
+def judge_resource(context: dg.InitResourceContext) -> Judge:
+    """The judge that the settings name: RULER with a key, else the hindsight judge.
 
-    def create_resource(self, context: dg.InitResourceContext) -> Judge:
-        """The judge opens its connection at the first call and `score` closes it."""
-        from babylon_rl.judging.factory import open_judge  # RULER brings numpy and an HTTP client along
+    It logs its requests in the run's database, under the day's budget. Nothing is open yet and nothing is left to
+    close: `score_groups` opens connections in the loop that asks, and closes them there, also when the run fails.
+    """
+    from babylon_rl.judging.factory import open_judge  # RULER brings an HTTP client along
 
-        del context
-        return open_judge(Settings.load().judge)
+    workspace: Workspace = context.resources.workspace
+    settings = workspace.settings.judge
+    return open_judge(settings, call_log=PostgresCallLog(workspace.store.engine, budget_usd=settings.budget_usd))
 
 
 class ProgressResource(dg.ConfigurableResource[Progress]):

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from babylon_rl.errors import DataError
+from babylon_rl.store.row_outcomes import row_outcomes_of
 from babylon_rl.store.windows import Store
 from babylon_rl.training.rewards import rank_rewards
-from babylon_rl.types import Disposition, Json, Judgment, Trajectory
+from babylon_rl.types import Json, Judgment, RowOutcome, Trajectory
 from babylon_rl.windows import HourWindow
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ COLUMNS: Final[Mapping[str, str]] = {
     "pnl_usd": "Float64",
     "action_type": "string",
     "success": "boolean",
-    "disposition": "string",
+    "status": "string",
     "reason": "string",
     "group_id": "string",
     "source_rows": "int64",
@@ -52,9 +53,9 @@ def window_frame(store: Store, window_id: str) -> "pd.DataFrame":
 
     Returns:
         `COLUMNS`, a row per turn by agent and time, all trajectories of the window, grouped or not. `score`,
-        `reward` (rank in the group), `pnl_usd` and `disposition` are the trajectory's, repeated on its turns;
+        `reward` (rank in the group), `pnl_usd` and `status` are the trajectory's, repeated on its turns;
         `source_rows` counts the rows it was stitched from. Rows without turns stand in
-        `frame.attrs["dispositions"]`: how many rows of the window ended how.
+        `frame.attrs["row_outcomes"]`: how many rows of the window ended how.
 
     Raises:
         DataError: The text is no window, or the window was never ingested.
@@ -64,7 +65,7 @@ def window_frame(store: Store, window_id: str) -> "pd.DataFrame":
     window = HourWindow.parse(window_id)
     if store.data_version(window) is None:
         raise DataError(_unknown(store, window), facts={"window_id": str(window)})
-    ends = store.dispositions(window)
+    ends = row_outcomes_of(store.engine, window)
     of_row = {e.source_id: e for e in ends}
     judgment = store.judgment(window)
     records = [
@@ -73,12 +74,12 @@ def window_frame(store: Store, window_id: str) -> "pd.DataFrame":
         for r in _records(t, of_row.get(t.row_ids[0]) if t.row_ids else None, judgment)
     ]
     frame = pd.DataFrame.from_records(records, columns=list(COLUMNS)).astype(dict(COLUMNS))
-    counts = Counter(f"{e.disposition}/{e.reason}" for e in ends)
-    frame.attrs = {"window_id": str(window), "rows": len(ends), "dispositions": dict(sorted(counts.items()))}
+    counts = Counter(f"{e.status}/{e.reason}" for e in ends)
+    frame.attrs = {"window_id": str(window), "rows": len(ends), "row_outcomes": dict(sorted(counts.items()))}
     return frame
 
 
-def _records(t: Trajectory, end: Disposition | None, judgment: Judgment | None) -> list[Json]:
+def _records(t: Trajectory, end: RowOutcome | None, judgment: Judgment | None) -> list[Json]:
     scores = {} if judgment is None else {s.trajectory_id: s for s in judgment.scores}
     rewards = rank_rewards({i: s.value for i, s in scores.items()})
     score = scores.get(t.trajectory_id)
@@ -93,8 +94,8 @@ def _records(t: Trajectory, end: Disposition | None, judgment: Judgment | None) 
         "judgment_key": None if judgment is None else judgment.key,
         "start_balance_usd": t.start_balance_usd,
         "pnl_usd": t.pnl_usd,
-        "disposition": None if end is None else end.disposition,
-        "reason": None if end is None else end.reason,
+        "status": None if end is None else end.status.value,
+        "reason": None if end is None else end.reason.value,
         "group_id": None if end is None else end.group_id,
         "source_rows": len(t.row_ids),
     }

@@ -1,6 +1,6 @@
 """Judged groups as Parquet or JSONL, for trainers that are not ours: the same data, the same bytes.
 
-What belongs here: which windows leave the house, in which columns, and one atomic write; a column's value is made in
+What belongs here: in which columns windows are exported, and one atomic write; a column's value is made in
 `export/rows.py`. A window is exported when it may train (judged, every required check passed), whether a checkpoint
 has used it or not. What only the future knew leaves the house with `with_hindsight` alone, in columns whose names
 say so.
@@ -27,14 +27,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import sqlalchemy as sa
 
-from babylon_rl.common.canonical import unpack
 from babylon_rl.common.files import atomic_file
 from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.errors import DataError
 from babylon_rl.export.rows import JudgedGroup, group_row, turn_rows
 from babylon_rl.pipeline.workspace import Workspace
+from babylon_rl.store.windows import read_judged_group
 from babylon_rl.training.rewards import grpo_advantages, rank_rewards
-from babylon_rl.types import Hindsight, Json, TrajectoryGroup
+from babylon_rl.types import Json
 from babylon_rl.windows import HourWindow
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Exported:
     """What one export came to.
 
     Attributes:
-        left_out: Grouped windows of the range that may not train: not judged, or kept out by a check.
+        left_out: Grouped windows of the range that may not train: not judged, kept out by a check, or changed since.
     """
 
     windows: int
@@ -94,7 +94,7 @@ def export(
     snapshot = workspace.store.engine.connect().execution_options(isolation_level="REPEATABLE READ")
     with snapshot as conn, conn.begin():
         conn.execute(sa.text("SET TRANSACTION READ ONLY"))
-        windows, left_out = _windows(conn, workspace.ledger.required_checks, first, last)
+        windows, left_out = workspace.ledger.eligibility.trainable_groups(conn, first, last)
         if not windows:
             raise DataError(_nothing(first, last, left_out), facts={"left_out": left_out})
         progress(0, total=len(windows))
@@ -103,12 +103,6 @@ def export(
             written = (_write_parquet if format == "parquet" else _write_jsonl)(file, columns, rows)
     logger.info("exported windows=%d rows=%d left_out=%d format=%s", len(windows), written, left_out, format)
     return Exported(windows=len(windows), rows=written, left_out=left_out)
-
-
-def judged_groups(conn: sa.Connection, windows: Sequence[str], *, with_hindsight: bool) -> Iterator[JudgedGroup]:
-    """The groups of judged windows, one at a time in the order asked for."""
-    for window_id in windows:
-        yield _judged(conn, window_id, with_hindsight=with_hindsight)
 
 
 def schema(what: What, *, with_hindsight: bool = False) -> "pa.Schema":
@@ -151,40 +145,9 @@ def schema(what: What, *, with_hindsight: bool = False) -> "pa.Schema":
     return pa.schema(columns)
 
 
-def _windows(
-    conn: sa.Connection, checks: Sequence[str], first: HourWindow | None, last: HourWindow | None
-) -> tuple[list[str], int]:
-    """Ids of the windows that may train, in time order, and how many groups of the range may not."""
-    query = sa.text("""
-        SELECT g.window_id, j.judgment_key IS NOT NULL AND coalesce(v.passed, 0) = :needed AS sound
-        FROM babylon_rl.contextualized_groups g
-        LEFT JOIN babylon_rl.window_judgments j ON j.window_id = g.window_id AND j.group_id = g.group_id
-        LEFT JOIN (SELECT window_id, count(*) FILTER (WHERE passed) AS passed FROM babylon_rl.check_results
-                   WHERE check_name = ANY(:checks) GROUP BY window_id) v ON v.window_id = g.window_id
-        WHERE (CAST(:first AS text) IS NULL OR g.window_id >= :first)
-          AND (CAST(:last AS text) IS NULL OR g.window_id <= :last)
-        ORDER BY g.window_id COLLATE "C" """)
-    bounds = {"first": None if first is None else str(first), "last": None if last is None else str(last)}
-    found = conn.execute(query, {"checks": list(checks), "needed": len(checks), **bounds}).all()
-    sound = [w for w, ok in found if ok]
-    return sound, len(found) - len(sound)
-
-
-def _judged(conn: sa.Connection, window_id: str, *, with_hindsight: bool) -> JudgedGroup:
-    hindsight = "g.hindsight" if with_hindsight else "NULL"  # without the flag it is not even read
-    row = conn.execute(
-        sa.text(f"""
-            SELECT g.body, {hindsight} AS hindsight, j.judgment_key FROM babylon_rl.contextualized_groups g
-            JOIN babylon_rl.window_judgments j USING (window_id) WHERE g.window_id = :w"""),  # noqa: S608  # two constants
-        {"w": window_id},
-    ).one()
-    said = conn.execute(
-        sa.text("""SELECT trajectory_id, score, explanation, judge_model, judge_version FROM babylon_rl.judgments
-                   WHERE judgment_key = :k ORDER BY trajectory_id COLLATE "C" """),
-        {"k": row.judgment_key},
-    ).all()
-    group = unpack(row.body, TrajectoryGroup)
-    scores = {s.trajectory_id: s.score for s in said}
+def _read_judged(conn: sa.Connection, window_id: str, *, with_hindsight: bool) -> JudgedGroup:
+    group, hindsight, judgment = read_judged_group(conn, window_id, with_hindsight=with_hindsight)
+    scores = {s.trajectory_id: s.value for s in judgment.scores}
     rewards = rank_rewards(scores)
     decisions = max(len(m.turns) for m in group.members)
     advantages: dict[str, list[float]] = {m.trajectory_id: [] for m in group.members}
@@ -196,14 +159,14 @@ def _judged(conn: sa.Connection, window_id: str, *, with_hindsight: bool) -> Jud
             advantages[name].append(value)
     return JudgedGroup(
         group=group,
-        judgment_key=row.judgment_key,
-        judge=f"{said[0].judge_model} {said[0].judge_version}",
+        judgment_key=judgment.key,
+        judge=f"{judgment.judge_model} {judgment.judge_version}",
         scores=scores,
         rewards=rewards,
-        explanations={s.trajectory_id: s.explanation for s in said},
+        explanations={s.trajectory_id: s.explanation for s in judgment.scores},
         advantages=advantages,
         compared=tuple(compared),
-        hindsight=None if row.hindsight is None else unpack(row.hindsight, Hindsight),
+        hindsight=hindsight,
     )
 
 
@@ -215,7 +178,8 @@ def _rows(
     progress: Progress,
 ) -> Iterator[Json]:
     index = 0
-    for judged in judged_groups(conn, windows, with_hindsight=with_hindsight):
+    for window_id in windows:
+        judged = _read_judged(conn, window_id, with_hindsight=with_hindsight)
         if what == "groups":
             yield group_row(judged)
         else:
@@ -273,7 +237,7 @@ def _nothing(first: HourWindow | None, last: HourWindow | None, left_out: int) -
     range_ = f"from {first or 'the beginning'} to {last or 'the end'}"
     if left_out:
         return (
-            f"no window {range_} may train: {left_out} are grouped but not judged, or kept out by a check; "
+            f"no window {range_} may train: {left_out} are grouped but not judged, kept out by a check, or changed since; "
             "`babylon-rl check-windows` says which, `babylon-rl materialize --from … --to …` judges them"
         )
     return (

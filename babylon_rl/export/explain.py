@@ -1,4 +1,4 @@
-"""One source row's or trajectory's whole story, a sentence each: window, disposition, group, judgment, checkpoint.
+"""One source row's or trajectory's whole story, a sentence each: window, outcome, group, judgment, checkpoint.
 
 Reads what the assets kept and the row itself; decides nothing. A sentence that ends a story says what would go on
 with it.
@@ -12,32 +12,17 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from babylon_rl.database import tables as t
 from babylon_rl.errors import DataError
-from babylon_rl.ingest.queries import find_spelling, select_named, window_of
+from babylon_rl.ingest.columns import find_column_names
+from babylon_rl.ingest.queries import select_row_by_id, window_of
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.report import formatting
-from babylon_rl.store.check_results import check_results_of
+from babylon_rl.store.eligibility import Reason, WindowState
+from babylon_rl.store.ledger import find_trainings
+from babylon_rl.store.row_outcomes import find_row_outcome, row_outcomes_of
 from babylon_rl.training.rewards import rank_rewards
-from babylon_rl.types import Disposition, Judgment, Trajectory, TrajectoryGroup, policy_name
+from babylon_rl.types import Judgment, RowOutcome, Trajectory, TrajectoryGroup, policy_name
 from babylon_rl.windows import HourWindow
-
-_REASONS: Final[Mapping[str, str]] = {
-    "stitched": "it was stitched into its agent's trajectory",
-    "too_few_agents": "too few distinct agents had anything to train on in that hour",
-    "no_turns": "it holds no call that decided anything, so no turn of its own",
-    "dropout": "its whole window was left out at random, before anything was judged",
-    "benchmark": "its scenario is a benchmark's",
-    "evaluation": "it was recorded as an evaluation",
-    "not_training_data": "it is marked as no training data",
-    "no_steps": "it holds no steps, as a crashed tick leaves behind",
-    "no_llm_calls": "no answered LLM call is logged for it, and none is invented",
-    "bad_json": "its stepsJson is no JSON, perhaps cut off",
-    "bad_shape": "its stepsJson is JSON of another shape than steps",
-    "bad_time": "it starts at no instant of a calendar (infinity, BC, after 9999)",
-    "lone_surrogate": "a text that would train holds half an emoji, which UTF-8 cannot carry",
-}
-_SET_ASIDE: Final = ("quarantined", "excluded")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,12 +65,12 @@ def explain(workspace: Workspace, row_or_trajectory_id: str) -> list[str]:
         except DataError:
             window = None
         if window is not None:
-            ends = [e for e in workspace.store.dispositions(window) if e.agent_id == agent_id]
+            ends = [e for e in row_outcomes_of(workspace.store.engine, window) if e.agent_id == agent_id]
             if ends:
                 return list(_trajectory_story(workspace, window, agent_id, ends))
     raise DataError(
         f"{row_or_trajectory_id!r} is neither the id nor the trajectoryId of a recorded row, nor a trajectory "
-        "'<window>/<agent>' that was stitched; take one from `trajectories` or from babylon_rl.row_dispositions",
+        "'<window>/<agent>' that was stitched; take one from `trajectories` or from babylon_rl.row_outcomes",
         facts={"id": row_or_trajectory_id},
     )
 
@@ -93,7 +78,7 @@ def explain(workspace: Workspace, row_or_trajectory_id: str) -> list[str]:
 # ── the beginning: a row, or all rows of an agent ──────────────────────────────────────────────────
 
 
-def _row_story(workspace: Workspace, row: _GameRow | None, end: Disposition | None) -> Iterator[str]:
+def _row_story(workspace: Workspace, row: _GameRow | None, end: RowOutcome | None) -> Iterator[str]:
     if row is not None:
         ended = "ended at an unknown time" if row.end_at is None else f"ended {_minute(row.end_at)}"
         yield (
@@ -111,19 +96,19 @@ def _row_story(workspace: Workspace, row: _GameRow | None, end: Disposition | No
         return
     if end is None:
         return
-    yield _disposed(end)
-    if end.disposition in _SET_ASIDE:
+    yield _say_outcome(end)
+    if end.status.is_set_aside:
         yield "So no group holds it, no judge saw it, and nothing trained on it."
         return
     yield from _trajectory_and_after(workspace, window, end.agent_id)
 
 
 def _trajectory_story(
-    workspace: Workspace, window: HourWindow, agent_id: str, ends: Sequence[Disposition]
+    workspace: Workspace, window: HourWindow, agent_id: str, ends: Sequence[RowOutcome]
 ) -> Iterator[str]:
     n = len(ends)
     yield f"Agent {agent_id} has {n} row{'s' * (n > 1)} in window {window}: {_counted(ends)}."
-    if all(e.disposition in _SET_ASIDE for e in ends):
+    if all(e.status.is_set_aside for e in ends):
         yield "So no trajectory was stitched, no judge saw it, and nothing trained on it."
         return
     yield from _trajectory_and_after(workspace, window, agent_id)
@@ -142,7 +127,7 @@ def _rule(row: _GameRow) -> str:
     return f"It belongs to window {row.window}, the UTC hour of its start, because its own window_id is {own}."
 
 
-def _unread(workspace: Workspace, window: HourWindow, end: Disposition | None) -> Iterator[str]:
+def _unread(workspace: Workspace, window: HourWindow, end: RowOutcome | None) -> Iterator[str]:
     again = f"`babylon-rl materialize --from {window} --to {window}` reads it"
     if end is not None:
         yield f"It was read when it belonged to window {end.window_id}, and its times or window_id have changed since: {again}."
@@ -152,9 +137,8 @@ def _unread(workspace: Workspace, window: HourWindow, end: Disposition | None) -
         yield f"It arrived after that window was read, so nothing knows of it yet: {again}."
 
 
-def _disposed(end: Disposition) -> str:
-    why = _REASONS.get(end.reason, f"the reason is {end.reason!r}")
-    return f"It is {end.disposition} ({end.reason}): {why}."
+def _say_outcome(end: RowOutcome) -> str:
+    return f"It is {end.status} ({end.reason}): {end.reason.meaning}."
 
 
 # ── the end: trajectory, group, judgment, checkpoint ───────────────────────────────────────────────
@@ -208,39 +192,47 @@ def _judged(judgment: Judgment | None, group: TrajectoryGroup, trajectory_id: st
 
 
 def _trained(workspace: Workspace, window: HourWindow, judgment: Judgment | None) -> Iterator[str]:
-    used, planned = _consumers(workspace, window)
-    for lineage, step, key in used:
-        changed = "" if judgment is not None and judgment.key == key else (
-            f", with judgment {key[:12]}, which is not the current one: what it learned from was changed since"
-        )  # fmt: skip
-        yield f"Checkpoint {policy_name(lineage, step)} was trained on it{changed}."
     own = workspace.settings.lineage
-    if any(lineage == own for lineage, _, _ in used):
+    used = find_trainings(workspace.store.engine, [window])
+    for training in used:
+        key = training.judgment_key
+        same = judgment is not None and judgment.key == key
+        other = f", with judgment {key[:12]}, which is not the current one: what it learned from was changed since"
+        yield f"Checkpoint {training.policy} was trained on it{'' if same else other}."
+    if any(training.lineage == own for training in used):
         return
-    for lineage, step in planned:
-        if lineage == own:
-            yield f"It is planned for checkpoint {policy_name(own, step)}, whose training is under way or was interrupted."
-            return
-    yield _waiting(workspace, window, judgment)
+    [state] = workspace.ledger.eligibility.states([window])
+    if state.planned_step is not None:
+        name = policy_name(own, state.planned_step)
+        yield f"It is planned for checkpoint {name}, whose training is under way or was interrupted."
+        return
+    yield _waiting(workspace, window, state)
 
 
-def _waiting(workspace: Workspace, window: HourWindow, judgment: Judgment | None) -> str:
+_NOT_TRAINED: Final[Mapping[Reason, str]] = {
+    Reason.NOT_READ: "its window was not read: {again} reads it",
+    Reason.CHANGED: "rows of {window} came or were rewritten since it was read; {again} reads them",
+    Reason.STALE: "rows or outcomes of {window} changed since its group was made; {again} makes it anew",
+    Reason.CHECK_FAILED: "the window failed {failed}",
+    Reason.TOO_FEW_AGENTS: "its window has no group",
+    Reason.NOT_GROUPED: "its window has no group",
+    Reason.NOT_JUDGED: "a window trains when it is judged",
+    Reason.CHECKS_MISSING: "{missing} did not run on the window",
+}
+
+
+def _waiting(workspace: Workspace, window: HourWindow, state: WindowState) -> str:
     own = workspace.settings.lineage
-    if workspace.store.is_stale(window):
-        return (
-            f"Lineage {own} does not train on it: rows or outcomes of {window} changed since its group was made; "
-            f"`babylon-rl materialize --from {window} --to {window}` makes it anew."
-        )
-    if workspace.ledger.dropped(window):
+    if state.dropped:
         return f"Lineage {own} does not train on it: dropout left {window} out."
-    verdicts = check_results_of(workspace.store.engine, window)
-    failed = [v.check_name for v in verdicts if not v.passed]
-    if failed:
-        return f"Lineage {own} does not train on it: the window failed {', '.join(failed)}."
-    if judgment is None:
-        return f"Lineage {own} does not train on it: a window trains when it is judged."
-    if missing := sorted(set(workspace.ledger.required_checks) - {v.check_name for v in verdicts}):
-        return f"Lineage {own} does not train on it yet: {', '.join(missing)} did not run on the window."
+    if state.reason is not None:
+        why = _NOT_TRAINED[state.reason].format(
+            window=window,
+            again=f"`babylon-rl materialize --from {window} --to {window}`",
+            failed=", ".join(state.failed_checks),
+            missing=", ".join(state.missing_checks),
+        )
+        return f"Lineage {own} does not train on it: {why}."
     ready = len(workspace.ledger.ready())
     need = workspace.settings.training.min_windows
     return (
@@ -252,24 +244,16 @@ def _waiting(workspace: Workspace, window: HourWindow, judgment: Judgment | None
 # ── looking up ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _rows_of(workspace: Workspace, name: str) -> tuple[_GameRow | None, Disposition | None] | None:
-    """The game's row of that id and its disposition; either may be gone."""
+def _rows_of(workspace: Workspace, name: str) -> tuple[_GameRow | None, RowOutcome | None] | None:
+    """The game's row of that id and its outcome; either may be gone."""
     row = _game_row(workspace.game, name)
-    d = t.row_dispositions.c
-    match = d.source_id == row.source_id if row is not None else sa.or_(d.source_id == name, d.trajectory_id == name)
-    with workspace.store.engine.connect() as conn:
-        found = conn.execute(sa.select(t.row_dispositions).where(match)).mappings().first()
-    if row is None and found is None:
-        return None
-    return row, None if found is None else Disposition(**{k: found[k] for k in _DISPOSITION})
-
-
-_DISPOSITION: Final = ("source_id", "trajectory_id", "agent_id", "window_id", "disposition", "reason", "group_id")
+    found = find_row_outcome(workspace.store.engine, name if row is None else row.source_id)
+    return None if row is None and found is None else (row, found)
 
 
 def _game_row(game: sa.Engine, name: str) -> _GameRow | None:
     with game.connect() as conn:
-        found = conn.exec_driver_sql(select_named(find_spelling(conn)), {"name": name}).mappings().first()
+        found = conn.exec_driver_sql(select_row_by_id(find_column_names(conn)), {"name": name}).mappings().first()
     if found is None:
         return None
     return _GameRow(
@@ -282,24 +266,8 @@ def _game_row(game: sa.Engine, name: str) -> _GameRow | None:
     )
 
 
-def _consumers(workspace: Workspace, window: HourWindow) -> tuple[list[tuple[str, int, str]], list[tuple[str, int]]]:
-    """(lineage, step, judgment key) of each checkpoint that used the window; (lineage, step) of open plans for it."""
-    used, planned, made = t.consumed_windows.c, t.training_plans.c, t.checkpoints.c
-    consumed = sa.select(used.lineage, used.step, used.judgment_key).where(used.window_id == str(window))
-    open_ = (
-        sa.select(planned.lineage, planned.step)
-        .where(planned.windows.any(str(window)))
-        .where(~sa.exists().where(made.lineage == planned.lineage, made.step == planned.step))
-    )
-    with workspace.store.engine.connect() as conn:
-        return (
-            [(r.lineage, r.step, r.judgment_key) for r in conn.execute(consumed.order_by(used.lineage, used.step))],
-            [(r.lineage, r.step) for r in conn.execute(open_.order_by(planned.lineage, planned.step))],
-        )
-
-
-def _counted(ends: Sequence[Disposition]) -> str:
-    counts = Counter(f"{e.disposition} ({e.reason})" for e in ends)
+def _counted(ends: Sequence[RowOutcome]) -> str:
+    counts = Counter(f"{e.status} ({e.reason})" for e in ends)
     return ", ".join(f"{n} {what}" for what, n in sorted(counts.items()))
 
 

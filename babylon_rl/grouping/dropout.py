@@ -1,7 +1,8 @@
 """Which windows are left out when there are more than training needs: a pure function, and nothing else.
 
-Whole windows are dropped, never single trajectories: dropping those leaves most groups too small [DESIGN: 352 of 834
-windows usable at 30 %, against 583]. What is dropped is not judged, so it costs nothing.
+Whole windows are dropped, never single trajectories: dropping those leaves most groups too small. Measured
+at 30 % on 834 windows: 352 were still usable, against 583 when whole windows were dropped. What is dropped is not judged,
+so it costs nothing.
 """
 
 import hashlib

@@ -5,19 +5,19 @@ What belongs here: eligibility, and where each row ended. What the judge may kno
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Final
 
 from babylon_rl.common.canonical import digest
 from babylon_rl.errors import DataError
-from babylon_rl.ingest.stitching import policy_call, usable
-from babylon_rl.types import Disposition, GroupMember, SourceRow, Trajectory, TrajectoryGroup
+from babylon_rl.ingest.stitching import usable
+from babylon_rl.types import GroupMember, RowOutcome, RowReason, RowStatus, Trajectory, TrajectoryGroup
 from babylon_rl.windows import HourWindow
 
 logger = logging.getLogger(__name__)
 
-ACCOUNTED = ("grouped", "stitched", "ineligible")  # dispositions that grouping decides
-SET_ASIDE = ("excluded", "quarantined")  # those that stand as they were read
+_DECIDED_HERE: Final = (RowStatus.READ, RowStatus.GROUPED, RowStatus.INELIGIBLE)
 
 
 def make_group(window: HourWindow, trajectories: Iterable[Trajectory], *, min_agents: int) -> TrajectoryGroup | None:
@@ -59,39 +59,21 @@ def make_group(window: HourWindow, trajectories: Iterable[Trajectory], *, min_ag
     return TrajectoryGroup(group_id=group_id, window_id=str(window), members=ordered)
 
 
-def dispositions_of(window: HourWindow, rows: Sequence[SourceRow], group: TrajectoryGroup | None) -> list[Disposition]:
-    """Where each usable row ended: with the dispositions that were read, the counts add up to the rows read.
+def decide_row_outcomes(outcomes: Iterable[RowOutcome], group: TrajectoryGroup | None) -> list[RowOutcome]:
+    """The same rows once the group is known (or gone again); what reading set aside or dropout left out stays so.
 
     Returns:
-        One per row, by source id. In a group: `grouped`/`stitched`, or `stitched`/`no_turns` for a row that is
-        part of its agent's trajectory `<window>/<agent>` without a call of the policy of its own; both with the
-        group's id. Else `ineligible`: `no_turns` for such a row, `too_few_agents` for the others.
+        In a group: `grouped` with the group's id. Else `ineligible`: `no_turns` for a row without a call of the
+        policy of its own, `too_few_agents` for the others.
     """
-    return [
-        _ended(
-            Disposition(
-                source_id=r.source_id,
-                trajectory_id=r.trajectory_id,
-                agent_id=r.agent_id,
-                window_id=str(window),
-                disposition="ineligible",
-                reason="too_few_agents" if any(policy_call(s) is not None for s in r.steps) else "no_turns",
-            ),
-            group,
-        )
-        for r in sorted(rows, key=lambda r: r.source_id)
-    ]
+    agents = {m.agent_id for m in group.members} if group is not None else set()
+    return [_decide(o, group if o.agent_id in agents else None) if o.status in _DECIDED_HERE else o for o in outcomes]
 
 
-def account(dispositions: Iterable[Disposition], group: TrajectoryGroup | None) -> list[Disposition]:
-    """The same rows once the group is known (or gone again); what was set aside stays so."""
-    return [_ended(d, group) if d.disposition in ACCOUNTED else d for d in dispositions]
-
-
-def _ended(d: Disposition, group: TrajectoryGroup | None) -> Disposition:
-    silent = d.reason == "no_turns"
-    if group is not None and any(m.agent_id == d.agent_id for m in group.members):
-        end, reason = ("stitched", "no_turns") if silent else ("grouped", "stitched")
-        return replace(d, disposition=end, reason=reason, group_id=group.group_id)
-    reason = "no_turns" if silent else "too_few_agents"
-    return replace(d, disposition="ineligible", reason=reason, group_id=None)
+def _decide(o: RowOutcome, group: TrajectoryGroup | None) -> RowOutcome:
+    has_turn = o.reason not in (RowReason.NO_TURN, RowReason.NO_TURNS)
+    if group is not None:
+        reason = RowReason.HAS_TURN if has_turn else RowReason.NO_TURN
+        return replace(o, status=RowStatus.GROUPED, reason=reason, group_id=group.group_id)
+    reason = RowReason.TOO_FEW_AGENTS if has_turn else RowReason.NO_TURNS
+    return replace(o, status=RowStatus.INELIGIBLE, reason=reason, group_id=None)

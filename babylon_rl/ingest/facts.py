@@ -3,20 +3,16 @@
 import math
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
 
 from babylon_rl.database import tables
+from babylon_rl.database.upsert import upsert
 from babylon_rl.errors import DataError
-from babylon_rl.types import Json
 
 PriceFact = tuple[str, datetime, float]
 PredictionFact = tuple[str, str, str, str | None, float | None]
 NewsFact = tuple[datetime, str, str | None]
-
-_CHUNK = 5_000
 
 
 def write_facts(
@@ -45,8 +41,8 @@ def write_facts(
     for at, headline, _ in news:
         if at.tzinfo is None:
             raise DataError(f"news fact {headline[:60]!r} stands at {at!r}; expected an aware instant")
-    _upsert(conn, tables.price_facts, [{"ticker": t, "at": at, "price": p} for t, at, p in prices])
-    _upsert(
+    upsert(conn, tables.price_facts, [{"ticker": t, "at": at, "price": p} for t, at, p in prices])
+    upsert(
         conn,
         tables.prediction_facts,
         [
@@ -54,16 +50,4 @@ def write_facts(
             for m, w, q, o, p in predictions
         ],
     )
-    _upsert(conn, tables.news_facts, [{"at": at, "headline": h, "ticker": t} for at, h, t in news])
-
-
-def _upsert(conn: sa.Connection, table: sa.Table, rows: Sequence[Json]) -> None:
-    keys = [c.name for c in table.primary_key]
-    # One statement cannot touch a row twice: the last of equal keys wins.
-    unique: dict[tuple[Any, ...], Json] = {tuple(r[k] for k in keys): r for r in rows}
-    statement = insert(table)
-    rest = {c.name: statement.excluded[c.name] for c in table.c if c.name not in keys}
-    statement = statement.on_conflict_do_update(index_elements=keys, set_=rest)
-    values = list(unique.values())
-    for i in range(0, len(values), _CHUNK):
-        conn.execute(statement, values[i : i + _CHUNK])
+    upsert(conn, tables.news_facts, [{"at": at, "headline": h, "ticker": t} for at, h, t in news])

@@ -17,7 +17,9 @@ from typing import Any, Final, Literal
 import sqlalchemy as sa
 
 from babylon_rl.database import game_tables, tables
-from babylon_rl.ingest.queries import find_spelling, select_outcomes, window_parameters
+from babylon_rl.database.locks import Lock, lock_transaction
+from babylon_rl.ingest.columns import find_column_names
+from babylon_rl.ingest.queries import select_outcomes, window_parameters
 from babylon_rl.ingest.steps import BadRowError, parse_json, repaired
 from babylon_rl.types import Json, PredictionOutcome, StockOutcome, WindowOutcomes
 from babylon_rl.windows import HourWindow
@@ -97,9 +99,7 @@ def sync_window_outcomes(conn: sa.Connection, window: HourWindow, *, now: dateti
         return "open"
     if conn.scalar(sa.select(sa.func.to_regclass(f"{tables.OUR_SCHEMA}.price_facts"))) is None:
         return "no_facts"  # a game database that our schema does not live in
-    conn.execute(
-        sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), {"key": f"babylon_rl outcomes {window}"}
-    )
+    lock_transaction(conn, Lock.OUTCOMES, str(window))
     wanted = _stock_rows(conn, window) + _prediction_rows(conn, window)
     if not wanted:
         return "no_facts"
@@ -114,11 +114,6 @@ def sync_window_outcomes(conn: sa.Connection, window: HourWindow, *, now: dateti
     return "written"
 
 
-def read_outcomes(conn: sa.Connection, window: HourWindow) -> WindowOutcomes:
-    """The truth about a window: `examine_outcomes` without what was wrong with it."""
-    return examine_outcomes(conn, window)[0]
-
-
 def examine_outcomes(conn: sa.Connection, window: HourWindow) -> tuple[WindowOutcomes, OutcomeFaults]:
     """Read a window's outcomes, stocks by ticker, predictions by market id, each once, and say what was resolved how.
 
@@ -126,10 +121,10 @@ def examine_outcomes(conn: sa.Connection, window: HourWindow) -> tuple[WindowOut
     one market the one created last counts, and of equally late ones the greater id. `$BTC` and `BTC` are one
     ticker. A sentiment is the sign of its change, whatever was stored; a resolution other than YES or NO is none.
     """
-    spelling = find_spelling(conn)
-    if not spelling.market_outcomes:
+    names = find_column_names(conn)
+    if not names.market_outcomes:
         return WindowOutcomes(window_id=str(window)), OutcomeFaults()
-    found = conn.exec_driver_sql(select_outcomes(spelling), window_parameters(window)).mappings()
+    found = conn.exec_driver_sql(select_outcomes(names), window_parameters(window)).mappings()
     rows: list[Json] = [{k: _finite(v) if isinstance(v, Decimal) else v for k, v in r.items()} for r in found]
     end_at = window.end_at.replace(tzinfo=None)
     true = [r for r in rows if r["created_at"] is None or r["created_at"] >= end_at]

@@ -1,8 +1,8 @@
 """All SQL that reads the game's tables, and the one rule of a row's window, in SQL and in Python.
 
-What belongs here: column names as the catalog has them, in one mapping, and statements built from it. The
-statements name their results in snake_case whatever the spelling, so nothing past this module knows
-which one a database has. Parsing what comes back is `ingest/reader.py`.
+What belongs here: statements built from the names in `ingest/columns.py`. They name their results in snake_case
+whatever the database calls its columns, so nothing past this module knows. Parsing what comes back is
+`ingest/reader.py`.
 
 A row's window is:
     1. its `window_id`, where that is a real hour: `2025-01-15T10:00`, or a successor's `2025-01-15-10`;
@@ -10,17 +10,12 @@ A row's window is:
 Never `scenario_id` (it may name a benchmark), never the hour of the end.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Final
 
-import sqlalchemy as sa
-
-from babylon_rl.errors import ConfigError
+from babylon_rl.ingest.columns import COLUMN_TYPES, ColumnNames
 from babylon_rl.windows import HourWindow
 
 _LEAP_YEAR: Final = "([0-9][0-9](0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)"
@@ -50,142 +45,14 @@ def window_of(window_id: str | None, start_at: datetime) -> HourWindow:
     return HourWindow.containing(start_at)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spelling:
-    """How one database writes the game's columns: our name → the name in SQL, quoted where it must be.
-
-    A column that a database does not have is a typed null; a table it does not have is an empty mapping.
-    """
-
-    name: str
-    trajectories: Mapping[str, str]
-    llm_call_logs: Mapping[str, str]
-    market_outcomes: Mapping[str, str]
-
-
-# Our name → the type it is read as, whatever the database declares; a `!` marks what we cannot do without.
-_TRAJECTORY_COLUMNS: Final = {
-    "id": "text!",
-    "trajectory_id": "text!",
-    "agent_id": "text!",
-    "start_time": "timestamp!",
-    "end_time": "timestamp",
-    "window_id": "text",
-    "scenario_id": "text",
-    "steps_json": "text!",
-    "metadata_json": "text",
-    "final_balance": "float8",
-    "final_pnl": "float8",
-    "is_training_data": "boolean",
-    "is_evaluation": "boolean",
-}
-_CALL_COLUMNS: Final = {
-    "trajectory_id": "text!",
-    "step_id": "text",
-    "call_id": "text",
-    "timestamp": "timestamp!",
-    "purpose": "text",
-    "system_prompt": "text!",
-    "user_prompt": "text!",
-    "response": "text!",
-    "temperature": "float8",
-    "metadata": "text",
-}
-_OUTCOME_COLUMNS: Final = {
-    "id": "text!",
-    "window_id": "text!",
-    "stock_ticker": "text",
-    "start_price": "numeric",
-    "end_price": "numeric",
-    "change_percent": "numeric",
-    "sentiment": "text",
-    "news_events": "text",
-    "prediction_market_id": "text",
-    "question": "text",
-    "outcome": "text",
-    "final_probability": "numeric",
-    "created_at": "timestamp",
-}
-_TABLES: Final = {
-    "trajectories": _TRAJECTORY_COLUMNS,
-    "llm_call_logs": _CALL_COLUMNS,
-    "market_outcomes": _OUTCOME_COLUMNS,
-}
-
-SNAKE_CASE: Final = Spelling(
-    name="snake_case",
-    trajectories={c: c for c in _TRAJECTORY_COLUMNS},
-    llm_call_logs={c: f'"{c}"' for c in _CALL_COLUMNS},
-    market_outcomes={c: c for c in _OUTCOME_COLUMNS},
-)
-
-
-def find_spelling(conn: sa.Connection) -> Spelling:
-    """Look into the catalog for how this database writes the game's columns; nobody is asked.
-
-    `finalPnL`, `final_pnl` and `finalPnl` are one column: letters are compared without case and underscores, and a
-    name written exactly as ours wins. Needs no right but to connect.
-
-    Raises:
-        ConfigError: There is no table `trajectories` on the search path, or it lacks a column we cannot do without.
-    """
-    catalog = conn.exec_driver_sql(
-        # One value: this is asked once a window, and sixty rows take four times as long to fetch.
-        "SELECT coalesce(json_agg(json_build_array(c.relname, a.attname) "
-        # The plain spelling comes last, so that it overwrites another one of the same letters.
-        "ORDER BY a.attname = lower(a.attname), a.attname)::text, '[]') "
-        "FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid "
-        "WHERE c.oid = ANY(ARRAY[to_regclass('trajectories'), to_regclass('llm_call_logs'), "
-        "to_regclass('market_outcomes')]::oid[]) AND a.attnum > 0 AND NOT a.attisdropped"
-    ).scalar_one()
-    return _spelling(catalog)
-
-
-@lru_cache(maxsize=16)
-def _spelling(catalog: str) -> Spelling:
-    found: dict[str, dict[str, str]] = {}
-    for table, column in json.loads(catalog):
-        found.setdefault(table, {})[_letters(column)] = column
-    if "trajectories" not in found:
-        raise ConfigError(
-            "the game's database has no table 'trajectories' on its search path; check DATABASE_URL (and its ?schema=), "
-            "or run `babylon-rl migrate` when the database is ours"
-        )
-    mapped = {t: _columns(t, found[t]) if t in found else {} for t in _TABLES}
-    agent = found["trajectories"][_letters("agent_id")]
-    return Spelling(
-        name="snake_case" if agent == "agent_id" else "prisma",
-        trajectories=mapped["trajectories"],
-        llm_call_logs=mapped["llm_call_logs"],
-        market_outcomes=mapped["market_outcomes"],
-    )
-
-
-def _letters(column: str) -> str:
-    return column.replace("_", "").lower()
-
-
-def _columns(table: str, found: Mapping[str, str]) -> dict[str, str]:
-    mapped = {}
-    for ours, kind in _TABLES[table].items():
-        column = found.get(_letters(ours))
-        if column is None and kind.endswith("!"):
-            raise ConfigError(
-                f"table {table!r} of the game's database has no column {ours!r} in any spelling; found "
-                f"{', '.join(sorted(found.values()))[:400]}; expected the game's schema"
-            )
-        mapped[ours] = f"NULL::{kind}" if column is None else '"' + column.replace('"', '""') + '"'
-    return mapped
-
-
-def _selected(table: str, columns: Mapping[str, str]) -> str:
+def _select_list(table: str, columns: Mapping[str, str]) -> str:
     """A select list that gives our names and types whatever the database has."""
     return ", ".join(
-        f'{_readable(columns[ours], kind.rstrip("!"))} AS "{ours}"' for ours, kind in _TABLES[table].items()
+        f'{_cast(columns[ours], kind.rstrip("!"))} AS "{ours}"' for ours, kind in COLUMN_TYPES[table].items()
     )
 
 
-def _readable(column: str, kind: str) -> str:
+def _cast(column: str, kind: str) -> str:
     """Null for an instant outside Python's calendar (`infinity`, BC, after 9999): one such value would fail the query."""
     if kind != "timestamp":
         return f"{column}::{kind}"
@@ -193,96 +60,94 @@ def _readable(column: str, kind: str) -> str:
     return f"CASE WHEN {at} >= '0001-01-01' AND {at} < '10000-01-01' THEN {at} END"
 
 
-def window_expression(spelling: Spelling) -> str:
+def window_expression(names: ColumnNames) -> str:
     """SQL text of a row's window id: the same rule as `window_of`."""
-    w, start = spelling.trajectories["window_id"], spelling.trajectories["start_time"]
+    w, start = names.trajectories["window_id"], names.trajectories["start_time"]
     return (
         f"CASE WHEN {w} ~ '{VALID_WINDOW_ID}' THEN left({w}, 10) || 'T' || substr({w}, 12, 2) || ':00' "
         f'ELSE to_char({start}, \'YYYY-MM-DD"T"HH24":00"\') END'
     )
 
 
-def is_of_window(spelling: Spelling) -> str:
+def is_of_window(names: ColumnNames) -> str:
     """SQL condition for the rows of one window. Parameters: `window_id`, `other_id`, `start_at`, `end_at`.
 
     Both halves can use an index, which the bare `CASE` could not.
     """
-    w, start = spelling.trajectories["window_id"], spelling.trajectories["start_time"]
+    w, start = names.trajectories["window_id"], names.trajectories["start_time"]
     return (
         f"({w} IN (%(window_id)s, %(other_id)s) OR ({start} >= %(start_at)s AND {start} < %(end_at)s "
         f"AND ({w} IS NULL OR {w} !~ '{VALID_WINDOW_ID}')))"
     )
 
 
-def select_window(spelling: Spelling) -> str:
+def select_window(names: ColumnNames) -> str:
     """All rows of one window, agent after agent, each in time order. Parameters: those of `is_of_window`."""
-    c = spelling.trajectories
+    c = names.trajectories
     return (
-        f"SELECT {_selected('trajectories', c)} FROM trajectories "  # noqa: S608  # constants of this module
-        f"WHERE {is_of_window(spelling)} "
+        f"SELECT {_select_list('trajectories', c)} FROM trajectories "  # noqa: S608  # constants of this module
+        f"WHERE {is_of_window(names)} "
         f'ORDER BY {c["agent_id"]} COLLATE "C", {c["start_time"]}, {c["id"]} COLLATE "C"'
     )
 
 
-def select_rows(spelling: Spelling) -> str:
+def select_rows(names: ColumnNames) -> str:
     """Rows by their ids, in the order of `select_window`. Parameter: `ids`, an array."""
-    c = spelling.trajectories
+    c = names.trajectories
     return (
-        f"SELECT {_selected('trajectories', c)} FROM trajectories "  # noqa: S608  # constants of this module
+        f"SELECT {_select_list('trajectories', c)} FROM trajectories "  # noqa: S608  # constants of this module
         f"WHERE {c['id']} = ANY(%(ids)s) "
         f'ORDER BY {c["agent_id"]} COLLATE "C", {c["start_time"]}, {c["id"]} COLLATE "C"'
     )
 
 
-def select_window_ids(spelling: Spelling) -> str:
+def select_window_ids(names: ColumnNames) -> str:
     """Source ids of one window, and nothing heavy. Parameters: those of `is_of_window`."""
-    c = spelling.trajectories
-    return (
-        f'SELECT {c["id"]}::text AS id FROM trajectories WHERE {is_of_window(spelling)} ORDER BY {c["id"]} COLLATE "C"'  # noqa: S608
-    )
+    c = names.trajectories
+    return f'SELECT {c["id"]}::text AS id FROM trajectories WHERE {is_of_window(names)} ORDER BY {c["id"]} COLLATE "C"'  # noqa: S608
 
 
-def select_named(spelling: Spelling) -> str:
+def select_row_by_id(names: ColumnNames) -> str:
     """Whose a row is and when it was, by its id or its trajectory id, the former first. Parameter: `name`.
 
     An instant beyond Python's calendar is given as the calendar's end.
     """
-    c = spelling.trajectories
-    names = ", ".join(f'{c[n]}::text AS "{n}"' for n in ("id", "trajectory_id", "agent_id", "window_id"))
+    c = names.trajectories
+    ids = ", ".join(f'{c[n]}::text AS "{n}"' for n in ("id", "trajectory_id", "agent_id", "window_id"))
     # greatest and least pass over nulls, and would make an unknown end one of the calendar's.
     times = ", ".join(
         f"CASE WHEN {c[n]} IS NOT NULL THEN greatest(least({c[n]}::timestamp, '9999-12-31'), '0001-01-01') END AS \"{n}\""
         for n in ("start_time", "end_time")
     )
     return (
-        f"SELECT {names}, {times} FROM trajectories "  # noqa: S608  # constants of this module
+        f"SELECT {ids}, {times} FROM trajectories "  # noqa: S608  # constants of this module
         f"WHERE {c['id']} = %(name)s OR {c['trajectory_id']} = %(name)s ORDER BY {c['id']} = %(name)s DESC LIMIT 1"
     )
 
 
-def select_calls(spelling: Spelling) -> str:
+def select_calls(names: ColumnNames) -> str:
     """The logged calls of some trajectories, in time order. Parameter: `trajectory_ids`, an array."""
-    c = spelling.llm_call_logs
+    c = names.llm_call_logs
     return (
-        f"SELECT {_selected('llm_call_logs', c)} FROM llm_call_logs "  # noqa: S608  # constants of this module
+        f"SELECT {_select_list('llm_call_logs', c)} FROM llm_call_logs "  # noqa: S608  # constants of this module
         f"WHERE {c['trajectory_id']} = ANY(%(trajectory_ids)s) "
         f'ORDER BY {c["trajectory_id"]}, {c["timestamp"]}, {c["call_id"]} COLLATE "C"'
     )
 
 
-def select_outcomes(spelling: Spelling) -> str:
+def select_outcomes(names: ColumnNames) -> str:
     """All rows of `market_outcomes` of one window, oldest first. Parameters: `window_id`, `other_id`."""
-    c = spelling.market_outcomes
+    c = names.market_outcomes
     return (
-        f"SELECT {_selected('market_outcomes', c)} FROM market_outcomes "  # noqa: S608  # constants of this module
+        f"SELECT {_select_list('market_outcomes', c)} FROM market_outcomes "  # noqa: S608  # constants of this module
         f"WHERE {c['window_id']} IN (%(window_id)s, %(other_id)s) "
         f'ORDER BY {c["created_at"]} NULLS FIRST, {c["id"]} COLLATE "C"'
     )
 
 
-def _counts(spelling: Spelling, row: str) -> str:
+def _counts(names: ColumnNames, row: str) -> str:
     """What is counted of a window's rows, whose alias is `row`. The steps themselves are not read, only their size."""
-    c = {ours: sql if sql.startswith("NULL") else f"{row}.{sql}" for ours, sql in spelling.trajectories.items()}
+    c = {ours: sql if sql.startswith("NULL") else f"{row}.{sql}" for ours, sql in names.trajectories.items()}
     trains = (
         f"coalesce({c['is_training_data']}, true) AND NOT coalesce({c['is_evaluation']}, false) "
         f"AND lower(left(coalesce({c['scenario_id']}, ''), 9)) <> 'benchmark'"
@@ -313,9 +178,9 @@ _FINGERPRINT: Final = (
 )
 
 
-def count_windows(spelling: Spelling) -> str:
+def count_windows(names: ColumnNames) -> str:
     """Counts of the windows asked for, each once, empty ones too. Parameters: `window_lists`."""
-    c, o = spelling.trajectories, spelling.market_outcomes
+    c, o = names.trajectories, names.market_outcomes
     w, start = c["window_id"], f"r.{c['start_time']}"
     w = w if w.startswith("NULL") else f"r.{w}"
     outcomes = "false"
@@ -326,7 +191,7 @@ def count_windows(spelling: Spelling) -> str:
             f"AND coalesce({at} >= w.ends, true))"
         )
     return (
-        f"SELECT w.id AS window_id, {_counts(spelling, 'r')}, {outcomes} AS outcomes "  # noqa: S608
+        f"SELECT w.id AS window_id, {_counts(names, 'r')}, {outcomes} AS outcomes "  # noqa: S608
         "FROM unnest(%(ids)s::text[], %(others)s::text[], %(starts)s::timestamp[], %(ends)s::timestamp[]) "
         "AS w(id, other, starts, ends) LEFT JOIN LATERAL ("
         f"SELECT * FROM trajectories r WHERE {w} IN (w.id, w.other) OR ({start} >= w.starts AND {start} < w.ends "
@@ -335,21 +200,21 @@ def count_windows(spelling: Spelling) -> str:
     )
 
 
-def count_recent(spelling: Spelling) -> str:
+def count_recent(names: ColumnNames) -> str:
     """Counts of every window from one on, in one pass. Parameters: `window_id`, `start_at`, null for all windows."""
-    c = spelling.trajectories
-    mine = window_expression(spelling)
+    c = names.trajectories
+    mine = window_expression(names)
     return (
-        f"SELECT {mine} AS window_id, {_counts(spelling, 'trajectories')} FROM trajectories "  # noqa: S608
+        f"SELECT {mine} AS window_id, {_counts(names, 'trajectories')} FROM trajectories "  # noqa: S608
         f"WHERE %(window_id)s::text IS NULL OR {c['window_id']} >= %(window_id)s::text "
         f"OR {c['start_time']} >= %(start_at)s::timestamp "
         f"GROUP BY 1 HAVING %(window_id)s::text IS NULL OR {mine} >= %(window_id)s::text"
     )
 
 
-def select_outcome_windows(spelling: Spelling) -> str:
+def select_outcome_windows(names: ColumnNames) -> str:
     """Windows that have outcomes, and when the last was written. Parameters: those of `count_recent`."""
-    c = spelling.market_outcomes
+    c = names.market_outcomes
     mine = f"left({c['window_id']}, 10) || 'T' || substr({c['window_id']}, 12, 2) || ':00'"
     return (
         f"SELECT {mine}, max({c['created_at']}::timestamp) FROM market_outcomes "  # noqa: S608

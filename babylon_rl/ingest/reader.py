@@ -8,7 +8,7 @@ Rows are streamed out by binary COPY, agent after agent, so a window of any size
 """
 
 import logging
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -20,18 +20,16 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 import sqlalchemy as sa
 
+from babylon_rl.ingest.columns import ColumnNames, find_column_names
 from babylon_rl.ingest.queries import (
-    Spelling,
-    find_spelling,
     select_calls,
     select_rows,
     select_window,
     select_window_ids,
-    window_of,
     window_parameters,
 )
 from babylon_rl.ingest.steps import BadRowError, JsonText, make_call, number, parse_json, parse_metadata, parse_steps
-from babylon_rl.types import Disposition, LlmCall, SourceRow, Step
+from babylon_rl.types import LlmCall, RowOutcome, RowReason, RowStatus, SourceRow, Step
 from babylon_rl.windows import HourWindow
 
 if TYPE_CHECKING:  # a code location loads this module, and psycopg takes its time
@@ -40,11 +38,9 @@ if TYPE_CHECKING:  # a code location loads this module, and psycopg takes its ti
 
 logger = logging.getLogger(__name__)
 
-_End = tuple[str, str]  # disposition, reason
+_End = tuple[RowStatus, RowReason]
 # Rows read again at a time, because their calls stand only in the log.
 _CHUNK: Final = 50
-
-__all__ = ["AgentRows", "logged_messages", "read_window", "stream_window", "window_ids", "window_of"]
 
 
 class _Row(NamedTuple):
@@ -66,9 +62,9 @@ class _Row(NamedTuple):
 
 
 # How the columns arrive. JSON is taken as it lies in the message: what is not kept of it is never made into text.
-_WIRE_TYPES: Final = (
-    "text", "text", "text", "timestamp", "timestamp", "text", "text", "bytea", "text", "float8", "float8", "bool", "bool",
-)  # fmt: skip
+_WIRE_TYPES: Final = tuple(
+    "text text text timestamp timestamp text text bytea text float8 float8 bool bool".split()  # noqa: SIM905  # one line to compare with `_Row`
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +73,7 @@ class AgentRows:
 
     agent_id: str
     rows: tuple[SourceRow, ...]
-    aside: tuple[Disposition, ...]
+    set_aside: tuple[RowOutcome, ...]
 
 
 def stream_window(conn: sa.Connection, window: HourWindow) -> Iterator[AgentRows]:
@@ -87,45 +83,30 @@ def stream_window(conn: sa.Connection, window: HourWindow) -> Iterator[AgentRows
     `llm_call_logs`. Use a connection at REPEATABLE READ where rows may be rewritten meanwhile.
 
     Yields:
-        Each agent once. `aside` is `excluded` (`benchmark`, `evaluation`, `not_training_data`) or `quarantined`
-        (`no_steps`, `no_llm_calls`, `bad_json`, `lone_surrogate`, `bad_shape`, `bad_time`). Together they are all rows of the
+        Each agent once. `set_aside` are `excluded` or `quarantined`, each with its reason. Together they are all rows of the
         window, each once.
     """
-    spelling = find_spelling(conn)
-    silent: list[str] = []
-    name = str(window)
-    for agent_id, rows in groupby(_copy(conn, spelling, window), key=attrgetter("agent_id")):
-        own = [_translated(name, row) for row in rows]  # at once: a row's message is freed before the next one comes
-        if any(isinstance(x, SourceRow) and not _spoken(x.steps) for x in own):
-            silent += [x.source_id for x in own]
+    names = find_column_names(conn)
+    without_calls: list[str] = []
+    window_id = str(window)
+    for agent_id, rows in groupby(_copy(conn, names, window), key=attrgetter("agent_id")):
+        own = [
+            _to_source_row(window_id, row) for row in rows
+        ]  # at once: a row's message is freed before the next one comes
+        if any(isinstance(x, SourceRow) and not _has_calls(x.steps) for x in own):
+            without_calls += [x.source_id for x in own]
         else:
-            yield _sorted_out(agent_id, own)
+            yield _split_usable(agent_id, own)
     # A chunk may cut through an agent, so agents are put together again across chunks.
-    chunks = (silent[i : i + _CHUNK] for i in range(0, len(silent), _CHUNK))
-    again = (x for ids in chunks for x in _with_logs(conn, spelling, name, ids))
+    chunks = (without_calls[i : i + _CHUNK] for i in range(0, len(without_calls), _CHUNK))
+    again = (x for ids in chunks for x in _read_again_with_logs(conn, names, window_id, ids))
     for agent_id, own_again in groupby(again, key=attrgetter("agent_id")):
-        yield _sorted_out(agent_id, own_again)
-
-
-def read_window(conn: sa.Connection, window: HourWindow) -> tuple[list[SourceRow], list[Disposition]]:
-    """Read every row of `window` at once, by start time and id: `stream_window` for windows that fit in memory.
-
-    Returns:
-        The usable rows, and where the others ended.
-    """
-    rows: list[SourceRow] = []
-    aside: list[Disposition] = []
-    for agent in stream_window(conn, window):
-        rows += agent.rows
-        aside += agent.aside
-    reasons = dict(Counter(d.reason for d in aside))
-    logger.info("read window=%s rows=%d usable=%d aside=%s", window, len(rows) + len(aside), len(rows), reasons)
-    return sorted(rows, key=lambda r: (r.start_at, r.source_id)), aside
+        yield _split_usable(agent_id, own_again)
 
 
 def window_ids(conn: sa.Connection, window: HourWindow) -> list[str]:
     """Source ids of every row that belongs to `window` now; nothing heavy is read."""
-    statement = select_window_ids(find_spelling(conn))
+    statement = select_window_ids(find_column_names(conn))
     return list(conn.exec_driver_sql(statement, window_parameters(window)).scalars())
 
 
@@ -140,107 +121,107 @@ def logged_messages(conn: sa.Connection, window: HourWindow) -> set[tuple[str, s
     }
 
 
-def _copy(conn: sa.Connection, spelling: Spelling, window: HourWindow) -> Iterator[_Row]:
-    raw: Any = conn.connection.driver_connection  # in the transaction that `find_spelling` began
+def _copy(conn: sa.Connection, names: ColumnNames, window: HourWindow) -> Iterator[_Row]:
+    raw: Any = conn.connection.driver_connection  # in the transaction that `find_column_names` began
     cursor: psycopg.Cursor[Any]
     with raw.cursor() as cursor:
-        cursor.adapters.register_loader("bytea", _as_it_lies())
-        select = f"COPY ({select_window(spelling)}) TO STDOUT (FORMAT BINARY)"
+        cursor.adapters.register_loader("bytea", _zero_copy_loader())
+        select = f"COPY ({select_window(names)}) TO STDOUT (FORMAT BINARY)"
         with cursor.copy(select, window_parameters(window)) as copy:
             copy.set_types(_WIRE_TYPES)
             yield from map(_Row._make, copy.rows())
 
 
 @cache
-def _as_it_lies() -> "type[Loader]":
+def _zero_copy_loader() -> "type[Loader]":
     """A loader that copies nothing: the value is a view of the row's message."""
     from psycopg.adapt import Buffer, Loader
     from psycopg.pq import Format
 
-    class AsItLies(Loader):
+    class ZeroCopyLoader(Loader):
         format = Format.BINARY
 
         def load(self, data: Buffer) -> Buffer:
             return data
 
-    return AsItLies
+    return ZeroCopyLoader
 
 
-def _translated(window_id: str, row: _Row) -> SourceRow | Disposition:
-    """The row with its steps, or where it ended. Whether it says anything is still open: see `_with_logs`."""
-    if (why := _excluded(row)) is not None:
-        return _disposition(row, window_id, ("excluded", why))
-    if row.start_time is None:  # beyond the calendar: see `sql._readable`
-        return _disposition(row, window_id, ("quarantined", "bad_time"))
-    steps, end = _attempt(row, partial(parse_steps, row.steps_json))
-    return _source_row(row, window_id, row.start_time, steps) if end is None else _disposition(row, window_id, end)
+def _to_source_row(window_id: str, row: _Row) -> SourceRow | RowOutcome:
+    """The row with its steps, or where it ended. Whether it says anything is still open: see `_read_again_with_logs`."""
+    if (why := _exclusion(row)) is not None:
+        return _set_aside(row, window_id, (RowStatus.EXCLUDED, why))
+    if row.start_time is None:  # beyond the calendar: see `queries._cast`
+        return _set_aside(row, window_id, (RowStatus.QUARANTINED, RowReason.BAD_TIME))
+    steps, end = _try_to_parse(row, partial(parse_steps, row.steps_json))
+    return _build_source_row(row, window_id, row.start_time, steps) if end is None else _set_aside(row, window_id, end)
 
 
-def _excluded(row: _Row) -> str | None:
+def _exclusion(row: _Row) -> RowReason | None:
     """Why a sound row is none of ours, if so. A database without the two flags means its rows to train."""
     if (row.scenario_id or "").lower().startswith("benchmark"):
-        return "benchmark"  # such rows carry is_training_data = true
+        return RowReason.BENCHMARK  # such rows carry is_training_data = true
     if row.is_evaluation:
-        return "evaluation"
-    return "not_training_data" if row.is_training_data is False else None
+        return RowReason.EVALUATION
+    return RowReason.NOT_TRAINING_DATA if row.is_training_data is False else None
 
 
-def _attempt(row: _Row, parse: Callable[[], tuple[Step, ...]]) -> tuple[tuple[Step, ...], _End | None]:
+def _try_to_parse(row: _Row, parse: Callable[[], tuple[Step, ...]]) -> tuple[tuple[Step, ...], _End | None]:
     try:
         return parse(), None
     except BadRowError as e:
-        return (), ("quarantined", e.reason)
+        return (), (RowStatus.QUARANTINED, e.reason)
     except Exception as e:  # noqa: BLE001  # whatever one row holds, its siblings are read
         logger.warning("quarantined id=%s error=%s", row.id, type(e).__name__)
-        return (), ("quarantined", "bad_shape")
+        return (), (RowStatus.QUARANTINED, RowReason.BAD_SHAPE)
 
 
-def _spoken(steps: Sequence[Step]) -> bool:
+def _has_calls(steps: Sequence[Step]) -> bool:
     return any(s.llm_calls for s in steps)
 
 
-def _sorted_out(agent_id: str, own: Iterable[SourceRow | Disposition]) -> AgentRows:
+def _split_usable(agent_id: str, own: Iterable[SourceRow | RowOutcome]) -> AgentRows:
     rows: list[SourceRow] = []
-    aside: list[Disposition] = []
+    set_aside: list[RowOutcome] = []
     for x in own:
         if isinstance(x, SourceRow):
             rows.append(x)
         else:
-            aside.append(x)
-    return AgentRows(agent_id=agent_id, rows=tuple(rows), aside=tuple(aside))
+            set_aside.append(x)
+    return AgentRows(agent_id=agent_id, rows=tuple(rows), set_aside=tuple(set_aside))
 
 
-def _with_logs(
-    conn: sa.Connection, spelling: Spelling, window_id: str, ids: Sequence[str]
-) -> Iterator[SourceRow | Disposition]:
+def _read_again_with_logs(
+    conn: sa.Connection, names: ColumnNames, window_id: str, ids: Sequence[str]
+) -> Iterator[SourceRow | RowOutcome]:
     """Read rows again by their ids, and give those without any call what the log has of them."""
-    rows = [_Row(*r) for r in conn.exec_driver_sql(select_rows(spelling), {"ids": list(ids)})]
-    found = [(row, _translated(window_id, row)) for row in rows]
-    silent = [row.trajectory_id for row, x in found if isinstance(x, SourceRow) and not _spoken(x.steps)]
-    logged = _logged_calls(conn, spelling, silent)
+    rows = [_Row(*r) for r in conn.exec_driver_sql(select_rows(names), {"ids": list(ids)})]
+    found = [(row, _to_source_row(window_id, row)) for row in rows]
+    without_calls = [row.trajectory_id for row, x in found if isinstance(x, SourceRow) and not _has_calls(x.steps)]
+    logged = _read_logged_calls(conn, names, without_calls)
     for row, x in found:
-        if isinstance(x, Disposition) or _spoken(x.steps):
+        if isinstance(x, RowOutcome) or _has_calls(x.steps):
             yield x
             continue
-        steps, end = _attempt(row, partial(_with_calls, row, x.steps, logged.get(row.trajectory_id, ())))
-        if end is None and not _spoken(steps):
-            end = ("quarantined", "no_llm_calls")
-        yield replace(x, steps=steps) if end is None else _disposition(row, window_id, end)
+        steps, end = _try_to_parse(row, partial(_assign_calls, row, x.steps, logged.get(row.trajectory_id, ())))
+        if end is None and not _has_calls(steps):
+            end = (RowStatus.QUARANTINED, RowReason.NO_LLM_CALLS)
+        yield replace(x, steps=steps) if end is None else _set_aside(row, window_id, end)
 
 
-def _logged_calls(
-    conn: sa.Connection, spelling: Spelling, trajectory_ids: list[str]
+def _read_logged_calls(
+    conn: sa.Connection, names: ColumnNames, trajectory_ids: list[str]
 ) -> Mapping[str, list[Mapping[str, Any]]]:
     by_trajectory: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    if trajectory_ids and spelling.llm_call_logs:
-        for call in conn.exec_driver_sql(select_calls(spelling), {"trajectory_ids": trajectory_ids}).mappings():
+    if trajectory_ids and names.llm_call_logs:
+        for call in conn.exec_driver_sql(select_calls(names), {"trajectory_ids": trajectory_ids}).mappings():
             by_trajectory[call["trajectory_id"]].append(dict(call))
     return by_trajectory
 
 
-def _with_calls(row: _Row, steps: tuple[Step, ...], logs: Sequence[Mapping[str, Any]]) -> tuple[Step, ...]:
+def _assign_calls(row: _Row, steps: tuple[Step, ...], logs: Sequence[Mapping[str, Any]]) -> tuple[Step, ...]:
     """Give each logged call to its step: by the step's own `stepId`, else to the last step begun before it."""
-    names = {s.get("stepId"): i for i, s in enumerate(parse_json(row.steps_json))}
+    by_id = {s.get("stepId"): i for i, s in enumerate(parse_json(row.steps_json))}
     calls: list[list[LlmCall]] = [[] for _ in steps]
     for log in logs:
         call = make_call(
@@ -257,11 +238,11 @@ def _with_calls(row: _Row, steps: tuple[Step, ...], logs: Sequence[Mapping[str, 
             continue
         at = None if log["timestamp"] is None else _utc(log["timestamp"])
         begun = [i for i, s in enumerate(steps) if at is not None and s.at is not None and s.at <= at]
-        calls[names.get(log["step_id"], begun[-1] if begun else 0)].append(call)
+        calls[by_id.get(log["step_id"], begun[-1] if begun else 0)].append(call)
     return tuple(msgspec.structs.replace(s, llm_calls=tuple(c)) for s, c in zip(steps, calls, strict=True))
 
 
-def _source_row(row: _Row, window_id: str, start_time: datetime, steps: tuple[Step, ...]) -> SourceRow:
+def _build_source_row(row: _Row, window_id: str, start_time: datetime, steps: tuple[Step, ...]) -> SourceRow:
     return SourceRow(
         source_id=row.id,
         trajectory_id=row.trajectory_id,
@@ -276,13 +257,13 @@ def _source_row(row: _Row, window_id: str, start_time: datetime, steps: tuple[St
     )
 
 
-def _disposition(row: _Row, window_id: str, end: _End) -> Disposition:
-    return Disposition(
+def _set_aside(row: _Row, window_id: str, end: _End) -> RowOutcome:
+    return RowOutcome(
         source_id=row.id,
         trajectory_id=row.trajectory_id,
         agent_id=row.agent_id,
         window_id=window_id,
-        disposition=end[0],
+        status=end[0],
         reason=end[1],
     )
 

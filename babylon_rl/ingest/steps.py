@@ -11,21 +11,21 @@ from typing import Any
 
 import msgspec
 
-from babylon_rl.types import END_OF_TIME_MS, NOTHING_SEEN, Json, LlmCall, Seen, Step
+from babylon_rl.types import END_OF_TIME_MS, UNKNOWN_ENVIRONMENT, EnvironmentState, Json, LlmCall, RowReason, Step
 
 JsonText = str | bytes | bytearray | memoryview
 
 
 class BadRowError(Exception):
-    """A row cannot be used; `reason` is the disposition's. It never leaves this room."""
+    """A row cannot be used; `reason` says why. It never leaves this package."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: RowReason) -> None:
         super().__init__(reason)
         self.reason = reason
 
 
 # Straight into what is kept of a step; other keys (`providerAccesses`, most of the bytes) are never built.
-_SOUND = msgspec.json.Decoder(tuple[Step, ...])
+_DECODER = msgspec.json.Decoder(tuple[Step, ...])
 
 
 def parse_json(text: JsonText) -> Any:
@@ -45,7 +45,7 @@ def parse_json(text: JsonText) -> Any:
             try:
                 value = json.loads(value, parse_constant=lambda _: None)
             except (ValueError, RecursionError):  # not JSON, or not UTF-8
-                raise BadRowError("bad_json") from None
+                raise BadRowError(RowReason.BAD_JSON) from None
         if not isinstance(value, str):
             return value
     return value
@@ -61,13 +61,13 @@ def parse_steps(text: JsonText) -> tuple[Step, ...]:
         BadRowError: `bad_json`, `bad_shape`, `no_steps`, or `lone_surrogate` in a text that could train.
     """
     try:
-        steps = _SOUND.decode(text)
+        steps = _DECODER.decode(text)
     except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError):
         return parse_steps_slowly(text)
     if not steps:
-        raise BadRowError("no_steps")
+        raise BadRowError(RowReason.NO_STEPS)
     for step in steps:
-        if step.seen is NOTHING_SEEN or _is_encoded(step.action.get("parameters")):
+        if step.environment is UNKNOWN_ENVIRONMENT or _is_encoded(step.action.get("parameters")):
             return parse_steps_slowly(text)  # another writer says `observation`, or encodes `parameters`
         for call in step.llm_calls:
             if not (call.response.strip() and (call.user_prompt.strip() or call.system_prompt.strip())):
@@ -79,10 +79,10 @@ def parse_steps_slowly(text: JsonText) -> tuple[Step, ...]:
     """`parse_steps` without the quick way; the two give the same for every text."""
     raw = parse_json(text)
     if raw is None or raw == []:
-        raise BadRowError("no_steps")
+        raise BadRowError(RowReason.NO_STEPS)
     if not isinstance(raw, list):
-        raise BadRowError("bad_shape")
-    return tuple([_step(s) for s in raw])
+        raise BadRowError(RowReason.BAD_SHAPE)
+    return tuple([_parse_step(s) for s in raw])
 
 
 def parse_metadata(text: str | None) -> Json:
@@ -145,38 +145,40 @@ def _is_encoded(value: Any) -> bool:
     return isinstance(value, str) and value.lstrip().startswith("{")
 
 
-def _step(raw: Any) -> Step:
+def _parse_step(raw: Any) -> Step:
     """One step read key by key, each value repaired or made what the quick decoder would have made of a sound one."""
     if not isinstance(raw, dict):
-        raise BadRowError("bad_shape")
+        raise BadRowError(RowReason.BAD_SHAPE)
     calls = raw.get("llmCalls")
     if not isinstance(calls, list | None) or not all(isinstance(c, dict) for c in calls or ()):
-        raise BadRowError("bad_shape")
-    seen = _object(raw.get("environmentState", raw.get("observation")))
-    action = repaired(_object(raw.get("action")))
+        raise BadRowError(RowReason.BAD_SHAPE)
+    environment = _parse_object(raw.get("environmentState", raw.get("observation")))
+    action = repaired(_parse_object(raw.get("action")))
     if _is_encoded(action.get("parameters")):
-        action = {**action, "parameters": _decoded(action["parameters"])}
+        action = {**action, "parameters": _decode_text(action["parameters"])}
     made = (make_call(c) for c in calls or ())
     return Step(
         at_ms=instant_ms(raw.get("timestamp")),
-        seen=Seen(balance_usd=number(seen.get("agentBalance")), lifetime_pnl_usd=number(seen.get("agentPnL"))),
+        environment=EnvironmentState(
+            balance_usd=number(environment.get("agentBalance")), lifetime_pnl_usd=number(environment.get("agentPnL"))
+        ),
         llm_calls=tuple(c for c in made if c is not None),
         action=action,
     )
 
 
-def _object(raw: Any) -> Json:
+def _parse_object(raw: Any) -> Json:
     """A JSON object, also one encoded as text; a missing one is empty."""
     if isinstance(raw, str):
-        raw = _decoded(raw)
+        raw = _decode_text(raw)
     if raw is None:
         return {}
     if not isinstance(raw, dict):
-        raise BadRowError("bad_shape")
+        raise BadRowError(RowReason.BAD_SHAPE)
     return raw
 
 
-def _decoded(text: str) -> Any:
+def _decode_text(text: str) -> Any:
     try:
         return repaired(parse_json(text))
     except BadRowError:
@@ -191,7 +193,7 @@ def make_call(raw: Json) -> LlmCall | None:
     """
     texts = (raw.get("systemPrompt"), raw.get("userPrompt"), raw.get("response"))
     if any(t is not None and not isinstance(t, str) for t in texts):
-        raise BadRowError("bad_shape")
+        raise BadRowError(RowReason.BAD_SHAPE)
     system, user, response = (t or "" for t in texts)
     call = LlmCall(
         purpose=_text(raw.get("purpose")) or "other",
@@ -205,7 +207,7 @@ def make_call(raw: Json) -> LlmCall | None:
     if not response.strip() or not (user.strip() or system.strip()):
         return None
     if any(map(has_lone_surrogate, (system, user, response))):
-        raise BadRowError("lone_surrogate")
+        raise BadRowError(RowReason.LONE_SURROGATE)
     return call
 
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from babylon_rl.common.canonical import to_json
-from babylon_rl.types import Json, LlmCall, SourceRow, Step, Trajectory, Turn
+from babylon_rl.types import Json, LlmCall, RowOutcome, RowReason, RowStatus, SourceRow, Step, Trajectory, Turn
 
 LONGEST_TEXT: Final = 4_000  # characters of one text of an action; what an agent said is never cut
 REASONING: Final = frozenset({"reasoning", "thinking", "planning"})
@@ -24,12 +24,27 @@ def stitch(rows: Iterable[SourceRow]) -> list[Trajectory]:
     by_agent: defaultdict[tuple[str, str], list[SourceRow]] = defaultdict(list)
     for row in rows:
         by_agent[row.window_id, row.agent_id].append(row)
-    return [_stitch(w, agent, sorted(rs, key=_when)) for (w, agent), rs in sorted(by_agent.items())]
+    return [_stitch_agent(w, agent, sorted(rs, key=_in_time_order)) for (w, agent), rs in sorted(by_agent.items())]
 
 
 def usable(trajectory: Trajectory) -> bool:
     """Whether it has anything to train on."""
     return len(trajectory.turns) > 0
+
+
+def mark_as_read(rows: Iterable[SourceRow]) -> list[RowOutcome]:
+    """The outcome of usable rows between reading and grouping: `read`, with a turn of their own or without."""
+    return [
+        RowOutcome(
+            source_id=r.source_id,
+            trajectory_id=r.trajectory_id,
+            agent_id=r.agent_id,
+            window_id=r.window_id,
+            status=RowStatus.READ,
+            reason=RowReason.NO_TURN if all(policy_call(s) is None for s in r.steps) else RowReason.HAS_TURN,
+        )
+        for r in rows
+    ]
 
 
 def policy_call(step: Step) -> LlmCall | None:
@@ -42,11 +57,11 @@ def policy_call(step: Step) -> LlmCall | None:
     return None
 
 
-def _when(row: SourceRow) -> tuple[datetime, datetime, str]:
+def _in_time_order(row: SourceRow) -> tuple[datetime, datetime, str]:
     return row.start_at, row.end_at or row.start_at, row.source_id
 
 
-def _stitch(window_id: str, agent_id: str, rows: Sequence[SourceRow]) -> Trajectory:
+def _stitch_agent(window_id: str, agent_id: str, rows: Sequence[SourceRow]) -> Trajectory:
     turns: list[Turn] = []
     decisions: list[Json] = []
     steps = [s for r in rows for s in r.steps]
@@ -65,7 +80,7 @@ def _stitch(window_id: str, agent_id: str, rows: Sequence[SourceRow]) -> Traject
         )
         at = step.at
         # Encoding is cheap, and where all of it is short no text in it is long.
-        action = step.action if len(to_json(step.action)) <= LONGEST_TEXT else _bounded(step.action)
+        action = step.action if len(to_json(step.action)) <= LONGEST_TEXT else _cut_long_texts(step.action)
         decisions.append({**action, "step": i, "at": None if at is None else at.isoformat()})
     knowledge: Json = {}
     for row in rows:
@@ -81,24 +96,24 @@ def _stitch(window_id: str, agent_id: str, rows: Sequence[SourceRow]) -> Traject
         row_ids=tuple(r.source_id for r in rows),
         turns=tuple(turns),
         decisions=tuple(decisions),
-        start_balance_usd=steps[0].seen.balance_usd if steps else None,
-        pnl_usd=_pnl(rows, steps[0].seen.lifetime_pnl_usd if steps else None),
+        start_balance_usd=steps[0].environment.balance_usd if steps else None,
+        pnl_usd=_compute_pnl(rows, steps[0].environment.lifetime_pnl_usd if steps else None),
         game_knowledge=knowledge,
     )
 
 
-def _bounded(value: Any) -> Any:
+def _cut_long_texts(value: Any) -> Any:
     """`value` with its longest texts cut: `parameters` of megabytes are found, and only a judge reads an action."""
     if isinstance(value, str):
         return value if len(value) <= LONGEST_TEXT else f"{value[:LONGEST_TEXT]}… ({len(value):,} characters)"
     if isinstance(value, dict):
-        return {k: _bounded(v) for k, v in value.items()}
+        return {k: _cut_long_texts(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [_bounded(v) for v in value]
+        return [_cut_long_texts(v) for v in value]
     return value
 
 
-def _pnl(rows: Sequence[SourceRow], entered_with: float | None) -> float | None:
+def _compute_pnl(rows: Sequence[SourceRow], entered_with: float | None) -> float | None:
     """Money made inside the window. `final_pnl` is the agent's lifetime P&L, so it is a difference:
 
     the last known `final_pnl`, less what the agent entered with (`agentPnL` of its first step). Where

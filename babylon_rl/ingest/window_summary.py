@@ -5,12 +5,12 @@ What belongs here: counting windows, and knowing which to count again. What the 
 
 Two forms, chosen by what the database allows:
 
-Noted. Where the game's tables are ours, triggers write each window that a statement touched into a queue, in the
+By triggers. Where the game's tables are ours, triggers write each window that a statement touched into a queue, in the
 statement's own transaction. `refresh` takes entries out and counts their windows again, in one transaction. There is
 no cursor that a late commit could slip under: an entry is taken out only by the transaction that has counted it, and
 one that is not committed yet is not there to be taken. Cost: that of the windows that changed.
 
-Polled. A game database that is not ours gets no trigger. `refresh` counts the windows of the last `LATE_HOURS` before
+By polling. A game database that is not ours gets no trigger. `refresh` counts the windows of the last `LATE_HOURS` before
 the newest one again and compares fingerprints; older windows are closed, and only `full=True` or materializing
 `raw_trajectories` looks at them. A rewrite that changes no length, number or flag of a row escapes it in the same way.
 Cost: that of those hours, where the game has an index on its window ids and start times.
@@ -23,14 +23,14 @@ from datetime import UTC
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
 
 from babylon_rl.database import tables as t
+from babylon_rl.database.locks import Lock, lock_transaction
+from babylon_rl.database.upsert import upsert
+from babylon_rl.ingest.columns import ColumnNames, find_column_names
 from babylon_rl.ingest.queries import (
-    Spelling,
     count_recent,
     count_windows,
-    find_spelling,
     select_outcome_windows,
     window_lists,
 )
@@ -40,7 +40,6 @@ from babylon_rl.windows import HourWindow
 logger = logging.getLogger(__name__)
 
 LATE_HOURS: Final = 48
-_LOCK: Final = "window_summary"
 _FACTS: Final = ("rows", "agents", "avg_pnl_usd", "outcomes", "fingerprint")
 _CHUNK: Final = 2_000
 
@@ -54,49 +53,53 @@ def refresh(
         game: The game's tables; only read.
         ours: Schema `babylon_rl`; the same engine where they share a database.
         windows: Only these windows, whatever is queued.
-        full: Poll every window there is, however old (no difference where changes are noted).
+        full: Poll every window there is, however old (no difference where changes are queued).
 
     Returns:
         How many windows were counted again.
     """
     with ours.begin() as own:
         # The lock comes first: a waiting refresh must not hold an old snapshot of what it will count.
-        own.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:k, 2))"), {"k": _LOCK})
+        lock_transaction(own, Lock.WINDOW_SUMMARY, "all")
         if game is ours:
-            return _refresh(own, own, windows, full=full, noted=_noted(own))
+            return _refresh(own, own, windows, full=full, has_triggers=_has_triggers(own))
         with game.connect() as conn:
-            return _refresh(conn, own, windows, full=full, noted=False)
+            return _refresh(conn, own, windows, full=full, has_triggers=False)
 
 
 def _refresh(
-    game: sa.Connection, own: sa.Connection, windows: Sequence[HourWindow] | None, *, full: bool, noted: bool
+    game: sa.Connection, own: sa.Connection, windows: Sequence[HourWindow] | None, *, full: bool, has_triggers: bool
 ) -> int:
-    spelling = find_spelling(game)
+    names = find_column_names(game)
     if windows is not None:
         ids = [str(w) for w in windows]
-        touched = _take(own, ids) if noted else None
-        return _keep(own, _counted(game, spelling, ids), touched)
-    if noted:
-        touched = _take(own, None)
-        return _keep(own, _counted(game, spelling, sorted(touched)), touched)
+        touched = _dequeue(own, ids) if has_triggers else None
+        return _upsert_summary(own, _count(game, names, ids), touched)
+    if has_triggers:
+        touched = _dequeue(own, None)
+        return _upsert_summary(own, _count(game, names, sorted(touched)), touched)
     newest = None if full else own.scalar(sa.select(sa.func.max(t.window_summary.c.window_id)))
     first = None if newest is None else HourWindow.parse(newest).next(-LATE_HOURS)
-    counted = _polled(game, spelling, first)
+    counted = _poll(game, names, first)
     # A window whose last row went away is in no group of that query.
     s = t.window_summary.c
     there = own.scalars(sa.select(s.window_id).where(s.window_id >= ("" if first is None else str(first)), s.rows > 0))
     gone = sorted(set(there) - {r["window_id"] for r in counted})
-    return _keep(own, [*counted, *_counted(game, spelling, gone)], None)
+    return _upsert_summary(own, [*counted, *_count(game, names, gone)], None)
 
 
-def changes_seen(ours: sa.Engine, window: HourWindow) -> int:
-    """How often a window's rows were seen to change. Asked before they are read, it is never ahead of them."""
+def count_changes(ours: sa.Engine, windows: Sequence[HourWindow]) -> int:
+    """How often rows of `windows` were seen to change, all together: rises with every late or rewritten row.
+
+    Asked before the rows are read, it is never ahead of them.
+    """
     c = t.window_summary.c
+    query = sa.select(sa.func.coalesce(sa.func.sum(c.changes), 0)).where(c.window_id.in_([str(w) for w in windows]))
     with ours.connect() as conn:
-        return conn.scalar(sa.select(c.changes).where(c.window_id == str(window))) or 0
+        return int(conn.scalar(query) or 0)
 
 
-def _noted(conn: sa.Connection) -> bool:
+def _has_triggers(conn: sa.Connection) -> bool:
     return bool(
         conn.scalar(
             sa.text(
@@ -107,7 +110,7 @@ def _noted(conn: sa.Connection) -> bool:
     )
 
 
-def _take(own: sa.Connection, ids: Sequence[str] | None) -> dict[str, bool]:
+def _dequeue(own: sa.Connection, ids: Sequence[str] | None) -> dict[str, bool]:
     """Take windows out of the queues. Returns those, and whether it was their rows that changed."""
     taken: dict[str, bool] = {}
     for queue in (t.outcome_changes, t.row_changes):
@@ -118,30 +121,30 @@ def _take(own: sa.Connection, ids: Sequence[str] | None) -> dict[str, bool]:
     return {w: rows for w, rows in taken.items() if w[:4] >= "1000"}  # no hour: see the triggers
 
 
-def _counted(game: sa.Connection, spelling: Spelling, ids: Sequence[str]) -> list[Json]:
+def _count(game: sa.Connection, names: ColumnNames, ids: Sequence[str]) -> list[Json]:
     found: list[Json] = []
     for i in range(0, len(ids), _CHUNK):
         chunk = window_lists([HourWindow.parse(w) for w in ids[i : i + _CHUNK]])
-        found += [dict(r) for r in game.exec_driver_sql(count_windows(spelling), chunk).mappings()]
+        found += [dict(r) for r in game.exec_driver_sql(count_windows(names), chunk).mappings()]
     return found
 
 
-def _polled(game: sa.Connection, spelling: Spelling, first: HourWindow | None) -> list[Json]:
+def _poll(game: sa.Connection, names: ColumnNames, first: HourWindow | None) -> list[Json]:
     since: Json = {"window_id": None if first is None else str(first), "start_at": None}
     if first is not None:
         since["start_at"] = first.start_at.replace(tzinfo=None)
     known: set[str] = set()
-    if spelling.market_outcomes:
-        for window_id, last in game.exec_driver_sql(select_outcome_windows(spelling), since):
+    if names.market_outcomes:
+        for window_id, last in game.exec_driver_sql(select_outcome_windows(names), since):
             window = HourWindow.parse(window_id)
             if last is None or window.closed_at(last.replace(tzinfo=UTC)):
                 known.add(window_id)
-    rows = game.exec_driver_sql(count_recent(spelling), since).mappings()
+    rows = game.exec_driver_sql(count_recent(names), since).mappings()
     return [{**r, "outcomes": r["window_id"] in known} for r in rows]
 
 
-def _keep(own: sa.Connection, counted: Sequence[Json], touched: dict[str, bool] | None) -> int:
-    """Write what was counted. `changes` rises where rows were noted to change or, polled, look different."""
+def _upsert_summary(own: sa.Connection, counted: Sequence[Json], touched: dict[str, bool] | None) -> int:
+    """Write what was counted. `changes` rises where rows were seen to change or, polled, look different."""
     if not counted:
         return 0
     s = t.window_summary.c
@@ -161,27 +164,13 @@ def _keep(own: sa.Connection, counted: Sequence[Json], touched: dict[str, bool] 
         rows.append({**new, "changes": (0 if old is None else old["changes"]) + changed})
     if not rows:
         return len(counted)
-    statement = insert(t.window_summary)
-    own.execute(
-        statement.on_conflict_do_update(
-            index_elements=["window_id"], set_={f: statement.excluded[f] for f in (*_FACTS, "changes")}
-        ),
-        rows,
-    )
+    upsert(own, t.window_summary, rows)
     moved: Counter[tuple[int, bool]] = Counter()
     for r in rows:
         moved[r["agents"], r["outcomes"]] += 1
         if (old := before.get(r["window_id"])) is not None:
             moved[old["agents"], old["outcomes"]] -= 1
     deltas = [{"agents": a, "outcomes": o, "windows": n} for (a, o), n in sorted(moved.items()) if n]
-    if deltas:
-        counts = insert(t.window_counts)
-        own.execute(
-            counts.on_conflict_do_update(
-                index_elements=["agents", "outcomes"],
-                set_={"windows": t.window_counts.c.windows + counts.excluded["windows"]},
-            ),
-            deltas,
-        )
+    upsert(own, t.window_counts, deltas, add=["windows"])
     logger.info("summed up windows=%d changed=%d", len(counted), len(rows))
     return len(counted)

@@ -5,11 +5,12 @@ from typing import Final
 from babylon_rl.errors import ConfigError
 from babylon_rl.judging.hindsight_judge import HindsightJudge
 from babylon_rl.judging.judge import Judge
-from babylon_rl.judging.random_judge import DiceJudge
+from babylon_rl.judging.random_judge import RandomJudge
+from babylon_rl.judging.ruler.call_log import CallLog
 from babylon_rl.judging.ruler.endpoint import Endpoint, LiteLlmEndpoint, OpenAIEndpoint
 from babylon_rl.judging.ruler.judge import RulerJudge, trading_rubric
 from babylon_rl.judging.ruler.prices import Price
-from babylon_rl.judging.ruler.retry import Patience
+from babylon_rl.judging.ruler.retry import RetryPolicy
 from babylon_rl.settings import JudgeSettings
 
 DEFAULT_MODEL: Final = "openai/gpt-4o-mini"
@@ -17,7 +18,12 @@ TIMEOUT_S: Final = 120.0
 
 
 def open_judge(
-    settings: JudgeSettings, *, model: str | None = None, timeout_s: float = TIMEOUT_S, patience: Patience | None = None
+    settings: JudgeSettings,
+    *,
+    call_log: CallLog | None = None,
+    model: str | None = None,
+    timeout_s: float = TIMEOUT_S,
+    retry_policy: RetryPolicy | None = None,
 ) -> Judge:
     """Choose the judge that the settings ask for.
 
@@ -26,9 +32,10 @@ def open_judge(
 
     Args:
         settings: The judge's part of the process's settings.
+        call_log: Keeps the requests of a judge that costs money, and holds them under a budget; None: nothing does.
         model: Another judge than the one the settings name.
         timeout_s: Seconds allowed for one request.
-        patience: How busy servers are borne with.
+        retry_policy: How busy servers are asked again.
 
     Raises:
         ConfigError: A judge is half configured: a model without a key, or an address without a model.
@@ -38,7 +45,7 @@ def open_judge(
     if model == "hindsight" or (model is None and settings.base_url is None):
         return HindsightJudge()
     if model == "dice":
-        return DiceJudge()
+        return RandomJudge()
     if model is None:
         raise ConfigError("JUDGE_BASE_URL is set but no JUDGE_MODEL; name the model that answers there, or unset it")
     endpoint: Endpoint
@@ -62,7 +69,8 @@ def open_judge(
         requests_per_minute=settings.requests_per_minute,
         context_tokens=settings.context_tokens,
         price=_price(settings),
-        patience=patience,
+        retry_policy=retry_policy,
+        call_log=call_log,
     )
     if settings.budget_usd is not None and judge.price is None:
         raise ConfigError(

@@ -24,7 +24,13 @@ import math
 from typing import Final
 
 from babylon_rl.errors import DataError
-from babylon_rl.judging.judge import judgment_key, paired, require_outcomes, validated
+from babylon_rl.judging.judge import (
+    ConnectionlessJudge,
+    judgment_key,
+    pair_with_hindsight,
+    require_outcomes,
+    validate_scores,
+)
 from babylon_rl.types import Hindsight, Json, Judgment, MemberHindsight, Score, TrajectoryGroup, WindowOutcomes
 
 FEE: Final = 0.002
@@ -36,7 +42,7 @@ FORMULA: Final = (
 )
 
 
-class HindsightJudge:
+class HindsightJudge(ConnectionlessJudge):
     """Deterministic, order-blind, free. Satisfies `Judge`."""
 
     def __init__(self) -> None:
@@ -53,11 +59,8 @@ class HindsightJudge:
             window_id=group.window_id,
             judge_model=self.model,
             judge_version=self.version,
-            scores=validated(group, attained_shares(group, hindsight)),
+            scores=validate_scores(group, attained_shares(group, hindsight)),
         )
-
-    async def close(self) -> None:
-        """Nothing is open."""
 
 
 def attained_shares(group: TrajectoryGroup, hindsight: Hindsight) -> list[Score]:
@@ -69,7 +72,7 @@ def attained_shares(group: TrajectoryGroup, hindsight: Hindsight) -> list[Score]
     Raises:
         DataError: Outcomes, a member's P&L or every balance is unknown.
     """
-    became = [h for _, h in paired(group, hindsight)]
+    became = [h for _, h in pair_with_hindsight(group, hindsight)]
     require_outcomes(group, hindsight)
     pnls = _known_pnls(group, became)
     purse = _largest_purse(group, became)

@@ -1,12 +1,12 @@
 """What every judge is, the key that a judgment is stored under, and the rules that its scores obey.
 
-No judge lives here: `hindsight.py` and `ruler.py` do. `open.py` picks one, `score.py` asks it.
+No judge lives here: `hindsight_judge.py`, `random_judge.py` and `ruler/` do. `factory.py` picks one, `score.py` asks it.
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, Self
 
 from babylon_rl.common.canonical import digest
 from babylon_rl.errors import DataError
@@ -15,8 +15,15 @@ from babylon_rl.types import GroupMember, Hindsight, Judgment, MemberHindsight, 
 MAX_EXPLANATION_CHARS: Final = 4000
 
 
+class BudgetSpentError(DataError):
+    """The next request could cross the day's budget; it was not sent."""
+
+
 class Judge(Protocol):
     """Gives each member of a group one score in [0, 1], comparable only inside the group.
+
+    A judge is asked inside `async with judge:`, which closes what it opened for the running loop; it may be entered
+    again, in another loop too. `score_groups` and `audit` enter it.
 
     Attributes:
         model: Who judges: `hindsight`, or a LiteLLM model id.
@@ -38,15 +45,27 @@ class Judge(Protocol):
 
         Raises:
             DataError: This group cannot be judged; others may.
+            BudgetSpentError: It was not judged because the day's budget is spent.
             TransientError: The judge is out of reach for now; nothing is wrong with the group.
             ConfigError: The judge refuses us (key, model, address, quota); no group can be judged.
         """
 
-    async def close(self) -> None:
-        """Give connections back; a judge may be closed twice."""
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *_: object) -> None: ...
 
 
-def paired(group: TrajectoryGroup, hindsight: Hindsight) -> list[tuple[GroupMember, MemberHindsight]]:
+class ConnectionlessJudge:
+    """A judge that opens nothing: both ends of `async with` have nothing to do."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close nothing."""
+
+
+def pair_with_hindsight(group: TrajectoryGroup, hindsight: Hindsight) -> list[tuple[GroupMember, MemberHindsight]]:
     """Each member beside what became of it, by trajectory id, whatever the order of either.
 
     Raises:
@@ -75,7 +94,7 @@ def judgment_key(group: TrajectoryGroup, hindsight: Hindsight, *, model: str, ve
     Raises:
         DataError: The two do not fit each other, or hold text that cannot be encoded.
     """
-    pairs = paired(group, hindsight)
+    pairs = pair_with_hindsight(group, hindsight)
     outcomes = hindsight.outcomes
     ingredients: dict[str, Any] = {
         "model": model,
@@ -113,8 +132,8 @@ def require_outcomes(group: TrajectoryGroup, hindsight: Hindsight) -> None:
         )
 
 
-def validated(group: TrajectoryGroup, scores: Iterable[Score]) -> tuple[Score, ...]:
-    """Hold a judge to its word: one finite score in [0, 1] for each member and for nobody else.
+def validate_scores(group: TrajectoryGroup, scores: Iterable[Score]) -> tuple[Score, ...]:
+    """Validate scores: one finite score in [0, 1] for each member and for nobody else.
 
     Args:
         group: The group that was judged.

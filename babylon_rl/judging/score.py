@@ -1,6 +1,6 @@
 """Ask a judge about many groups: what is cached is never paid for again, what arrives is stored at once.
 
-Where judgments are stored is the caller's (`cached`, `store`); which judge, `open.py`'s.
+Where judgments are stored is the caller's (`cached`, `store`); which judge, `factory.py`'s.
 """
 
 import asyncio
@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 
 from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.errors import DataError
-from babylon_rl.judging.judge import Judge
-from babylon_rl.judging.ruler.call_log import BudgetSpentError
+from babylon_rl.judging.judge import BudgetSpentError, Judge
 from babylon_rl.types import Hindsight, Judgment, TrajectoryGroup
 
 logger = logging.getLogger(__name__)
@@ -49,7 +48,7 @@ async def score_groups(
     """Judge each group once.
 
     Args:
-        judge: Asked only about keys that `cached` does not know.
+        judge: Opened and closed here; asked only about keys that `cached` does not know.
         items: Groups with their hindsight, in any order, each group once.
         cached: The stored judgment of a key, or None.
         store: Keeps one judgment; called the moment it arrives, before anything else is done with it.
@@ -99,11 +98,17 @@ async def score_groups(
                 return
 
     queue = iter(items)  # one iterator, many workers: each group goes to exactly one of them
-    await asyncio.gather(*(work(queue) for _ in range(max(1, min(concurrency, len(items))))))
+    async with judge:
+        await asyncio.gather(*(work(queue) for _ in range(max(1, min(concurrency, len(items))))))
     logger.info(
         "scored groups=%d cached=%d asked=%d failed=%d judge=%s version=%s",
-        len(judgments), hits, calls, len(failed), judge.model, judge.version,
-    )  # fmt: skip
+        len(judgments),
+        hits,
+        calls,
+        len(failed),
+        judge.model,
+        judge.version,
+    )
     if errors:
         raise errors[0]
     order = [g.group_id for g, _ in items]

@@ -17,11 +17,12 @@ import sqlalchemy as sa
 
 from babylon_rl.ingest.reader import logged_messages, window_ids
 from babylon_rl.settings import Settings
+from babylon_rl.store.dropout import is_dropped
 from babylon_rl.store.judge_audits import audit_of
 from babylon_rl.store.judge_calls import cost_of
-from babylon_rl.store.ledger import Ledger
+from babylon_rl.store.row_outcomes import row_outcomes_of
 from babylon_rl.store.windows import Store
-from babylon_rl.types import CheckResult, Disposition, Hindsight, Json, Judgment, Trajectory, TrajectoryGroup
+from babylon_rl.types import CheckResult, Hindsight, Json, Judgment, RowOutcome, Trajectory, TrajectoryGroup
 from babylon_rl.windows import HourWindow
 
 EQUAL_WITHIN = 1e-6
@@ -39,8 +40,6 @@ class CheckInputs(Protocol):
     def game(self) -> sa.Engine: ...
     @property
     def store(self) -> Store: ...
-    @property
-    def ledger(self) -> Ledger: ...
 
 
 CheckFunction = Callable[[HourWindow, CheckInputs], CheckResult]
@@ -106,9 +105,9 @@ def groups_have_trainable_tokens(window: HourWindow, at: CheckInputs) -> CheckRe
 
 @_check("contextualized_groups", required=True)
 def every_row_is_accounted_for(window: HourWindow, at: CheckInputs) -> CheckResult:
-    """Nothing is lost: each row of the game's table in this window stands in `row_dispositions` once, and no other."""
+    """Nothing is lost: each row of the game's table in this window stands in `row_outcomes` once, and no other."""
     with at.game.connect() as conn:
-        return every_row_accounted(conn, window, at.store.rows_read(window), at.store.dispositions(window))
+        return every_row_accounted(conn, window, at.store.rows_read(window), row_outcomes_of(at.store.engine, window))
 
 
 @_check("ruler_scores", required=True)
@@ -120,7 +119,9 @@ def scores_are_in_unit_interval(window: HourWindow, at: CheckInputs) -> CheckRes
 @_check("ruler_scores", required=True)
 def every_member_has_one_score(window: HourWindow, at: CheckInputs) -> CheckResult:
     """Scores match members by id, one each: a group judged in part is not judged."""
-    if at.ledger.dropped(window):  # not judged on purpose; without a judgment it does not train
+    if is_dropped(
+        at.store.engine, at.settings.lineage, window
+    ):  # not judged on purpose; without a judgment it does not train
         return CheckResult(passed=True, facts={"dropped_out": True})
     return one_score_per_member(at.store.group(window), at.store.judgment(window))
 
@@ -170,11 +171,11 @@ def enough_agents(group: TrajectoryGroup | None, trajectories: list[Trajectory],
 
 
 def every_row_accounted(
-    conn: sa.Connection, window: HourWindow, rows_read: int | None, dispositions: Sequence[Disposition]
+    conn: sa.Connection, window: HourWindow, rows_read: int | None, outcomes: Sequence[RowOutcome]
 ) -> CheckResult:
     """Rows in the game's table now = rows read = rows accounted for, each id once."""
-    there, accounted = window_ids(conn, window), [d.source_id for d in dispositions]
-    ended = Counter(d.disposition for d in dispositions)
+    there, accounted = window_ids(conn, window), [o.source_id for o in outcomes]
+    ended = Counter(o.status.value for o in outcomes)
     facts: Json = {
         "rows": len(there),
         "rows_read": rows_read,

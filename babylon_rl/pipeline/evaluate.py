@@ -9,13 +9,9 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
-
-from babylon_rl.common.canonical import pack, unpack
 from babylon_rl.common.progress import Progress, ignore_progress
-from babylon_rl.database import tables as t
 from babylon_rl.pipeline.workspace import Workspace, running_policy_server
+from babylon_rl.store.evaluations import CurveRow, PolicyResult, read_curve, read_evaluation, write_evaluation
 from babylon_rl.types import Json, policy_name
 from babylon_rl.windows import HourWindow
 
@@ -27,28 +23,6 @@ logger = logging.getLogger(__name__)
 
 HELD_OUT_WORLD: Final = 2**40  # BABYLON_SEED stays below 1e9
 HELD_OUT_START: Final = HourWindow.parse("2000-01-01T00:00")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyResult:
-    """One policy on the held-out windows.
-
-    Attributes:
-        pnl_usd: P&L per window, in the suite's order; pairs with any other result of the suite.
-        invalid_rate: Share of answers that were no legal action.
-    """
-
-    name: str
-    pnl_usd: tuple[float, ...]
-    invalid_rate: float
-
-    @property
-    def mean_pnl_usd(self) -> float:
-        return sum(self.pnl_usd) / len(self.pnl_usd)
-
-    @property
-    def win_rate(self) -> float:
-        return sum(p > 0 for p in self.pnl_usd) / len(self.pnl_usd)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,12 +92,12 @@ def evaluate_checkpoint(
     from babylon_rl.common.statistics import paired_bootstrap
 
     suite = suite or suite_of(workspace)
-    missing = [s for s in sorted({0, step}) if _stored(workspace, s, suite) is None]
+    missing = [s for s in sorted({0, step}) if _read(workspace, s, suite) is None]
     if missing:
         with running_policy_server(workspace.settings) as url:
             for s in missing:
-                _keep(workspace, s, suite, asyncio.run(_play(url, workspace, s, suite, progress)))
-    base, policy = _stored(workspace, 0, suite), _stored(workspace, step, suite)
+                _write(workspace, s, suite, asyncio.run(_play(url, workspace, s, suite, progress)))
+    base, policy = _read(workspace, 0, suite), _read(workspace, step, suite)
     if base is None or policy is None:
         raise AssertionError("an evaluation that was just written cannot be read")
     return Comparison(
@@ -141,13 +115,13 @@ def oracle_mean_pnl_usd(suite: Suite) -> float:
 
 async def _play(url: str, workspace: Workspace, step: int, suite: Suite, progress: Progress) -> PolicyResult:
     from babylon_rl.policy.client import PolicyClient
-    from babylon_rl.simulator.play import Seat, play
+    from babylon_rl.simulator.play import AgentSlot, play
     from babylon_rl.simulator.players import PolicyPlayer
 
     name = policy_name(workspace.settings.lineage, step)
     async with PolicyClient(url) as client:
-        seat = Seat("held-out", PolicyPlayer(client, name, suite.temperature))
-        played = await play(suite.markets(), [seat], seed=HELD_OUT_WORLD, progress=progress)
+        slot = AgentSlot("held-out", PolicyPlayer(client, name, suite.temperature))
+        played = await play(suite.markets(), [slot], seed=HELD_OUT_WORLD, progress=progress)
     decisions = sum(len(p.moves) for p in played)
     return PolicyResult(
         name=name,
@@ -156,54 +130,25 @@ async def _play(url: str, workspace: Workspace, step: int, suite: Suite, progres
     )
 
 
-def _stored(workspace: Workspace, step: int, suite: Suite) -> PolicyResult | None:
-    c = t.evaluations.c
-    query = sa.select(c.body).where(c.lineage == workspace.settings.lineage, c.step == step, c.suite == suite.name)
-    with workspace.store.engine.connect() as conn:
-        body = conn.scalar(query)
-    return None if body is None else unpack(body, PolicyResult)
+def _read(workspace: Workspace, step: int, suite: Suite) -> PolicyResult | None:
+    return read_evaluation(workspace.store.engine, workspace.settings.lineage, step, suite.name)
 
 
-def _keep(workspace: Workspace, step: int, suite: Suite, result: PolicyResult) -> None:
+def _write(workspace: Workspace, step: int, suite: Suite, result: PolicyResult) -> None:
     from babylon_rl.common.statistics import paired_bootstrap
 
-    base = result if step == 0 else _stored(workspace, 0, suite)
+    base = result if step == 0 else _read(workspace, 0, suite)
     if base is None:
         raise AssertionError("the base plays first")
     lift = paired_bootstrap(base.pnl_usd, result.pnl_usd)
-    row = {
-        "lineage": workspace.settings.lineage,
-        "step": step,
-        "suite": suite.name,
-        "base_mean_pnl_usd": base.mean_pnl_usd,
-        "mean_pnl_usd": result.mean_pnl_usd,
-        "lift_usd": lift.mean,
-        "lift_lo_usd": lift.lo,
-        "lift_hi_usd": lift.hi,
-        "body": pack(result),
-    }
-    with workspace.store.engine.begin() as conn:
-        conn.execute(insert(t.evaluations).on_conflict_do_nothing(), [row])
+    lineage = workspace.settings.lineage
+    write_evaluation(workspace.store.engine, lineage, step, suite.name, result, base=base, lift=lift)
     logger.info("evaluated policy=%s suite=%s mean_pnl_usd=%.2f", result.name, suite.name, result.mean_pnl_usd)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CurveRow:
-    """One evaluated checkpoint of the lineage."""
-
-    step: int
-    result: PolicyResult
 
 
 def curve(workspace: Workspace) -> list[CurveRow]:
     """Every evaluated checkpoint of the lineage on the present suite, by step."""
-    c = t.evaluations.c
-    query = sa.select(c.step, c.body).where(
-        c.lineage == workspace.settings.lineage, c.suite == suite_of(workspace).name
-    )
-    with workspace.store.engine.connect() as conn:
-        rows = conn.execute(query.order_by(c.step)).all()
-    return [CurveRow(step=step, result=unpack(body, PolicyResult)) for step, body in rows]
+    return read_curve(workspace.store.engine, workspace.settings.lineage, suite_of(workspace).name)
 
 
 def lift_by_step(workspace: Workspace) -> "dict[int, Interval]":

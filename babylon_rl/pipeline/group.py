@@ -1,8 +1,9 @@
 """`contextualized_groups`: the group of a window and, stored apart, the hindsight for the judge."""
 
-from babylon_rl.grouping.groups import account, make_group
+from babylon_rl.grouping.groups import decide_row_outcomes, make_group
 from babylon_rl.grouping.hindsight import hindsight_for
 from babylon_rl.pipeline.window_result import WindowResult
+from babylon_rl.store.row_outcomes import row_outcomes_of
 from babylon_rl.store.windows import Store
 from babylon_rl.types import Hindsight
 from babylon_rl.windows import HourWindow
@@ -15,8 +16,8 @@ def group_window(window: HourWindow, store: Store, *, min_agents: int) -> Window
     hindsight: Hindsight | None = None
     if made is not None:
         hindsight = hindsight_for(made, trajectories, store.outcomes(window))
-    ends = account(store.dispositions(window), made)
-    version, changed = store.write_group(window, made, hindsight, ends, min_agents=min_agents)
+    outcomes = decide_row_outcomes(row_outcomes_of(store.engine, window), made)
+    version, changed = store.write_group(window, made, hindsight, outcomes, min_agents=min_agents)
     members = 0 if made is None else len(made.members)
     turns = 0 if made is None else sum(len(m.turns) for m in made.members)
     return WindowResult(

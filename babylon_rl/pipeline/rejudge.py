@@ -1,25 +1,21 @@
 """Judge windows again with another judge or rubric: new judgments beside the old, and what would have been different.
 
 Nothing that trains changes unless asked: the current judgment of a window stays, and what a checkpoint was trained on
-is told, never rewritten.
+is reported, never rewritten.
 """
 
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import sqlalchemy as sa
-
-from babylon_rl.database import tables as t
+from babylon_rl.common.rank_agreement import kendall_tau
 from babylon_rl.judging.judge import Judge
-from babylon_rl.judging.ruler.call_log import Journaled
-from babylon_rl.judging.ruler.order import kendall
-from babylon_rl.judging.score import Item, ScoreReport, score_groups
+from babylon_rl.judging.score import Item, score_groups
 from babylon_rl.pipeline.checks import CHECKS
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.check_results import write_check_result
-from babylon_rl.store.judge_calls import PostgresJournal
-from babylon_rl.types import Judgment, policy_name
+from babylon_rl.store.ledger import find_trainings
+from babylon_rl.types import Judgment
 from babylon_rl.windows import HourWindow
 
 
@@ -64,17 +60,15 @@ def rejudge(
     *,
     make_current: bool = False,
     concurrency: int = 8,
-    budget_usd: float | None = None,
 ) -> RejudgeReport:
     """Judge the groups of `windows` with `judge`; what it judged before costs nothing.
 
     Args:
         workspace: Its store holds groups and judgments.
-        judge: The new judge; closed at the end.
+        judge: The new judge.
         windows: Those without a group are left out.
         make_current: Let the new judgments speak for their windows, with the verdicts that training obeys.
         concurrency: Groups in the judge's hands at a time.
-        budget_usd: US dollars a UTC day.
 
     Raises:
         TransientError: The judge is out of reach; what arrived is kept.
@@ -87,24 +81,18 @@ def rejudge(
         if group is not None and hindsight is not None:
             items[w] = (group, hindsight)
     old = {w: store.judgment(w) for w in items}
-    if isinstance(judge, Journaled):
-        judge.keep_in(PostgresJournal(store.engine, budget_usd=budget_usd))
     known_before = {w for w, (g, h) in items.items() if store.find_judgment(judge.key(g, h)) is not None}
 
-    async def ask() -> ScoreReport:
-        try:
-            return await score_groups(
-                judge,
-                list(items.values()),
-                cached=store.find_judgment,
-                store=store.write_judgment,
-                concurrency=concurrency,
-            )
-        finally:
-            await judge.close()
-
-    report = asyncio.run(ask())
-    used = _used(store.engine, [str(w) for w in items])
+    report = asyncio.run(
+        score_groups(
+            judge,
+            list(items.values()),
+            cached=store.find_judgment,
+            store=store.write_judgment,
+            concurrency=concurrency,
+        )
+    )
+    used = find_trainings(store.engine, list(items))
     replayed = []
     for w, (group, _) in items.items():
         new = report.judgments.get(group.group_id)
@@ -115,8 +103,8 @@ def rejudge(
                 old=before,
                 new=new,
                 failed=report.failed.get(group.group_id),
-                tau=None if before is None or new is None else kendall(_values(before), _values(new)),
-                trained={name: _which(key, before, new) for name, key in used.get(str(w), ())},
+                tau=None if before is None or new is None else kendall_tau(_values(before), _values(new)),
+                trained={u.policy: _name_judgment(u.judgment_key, before, new) for u in used if u.window_id == str(w)},
             )
         )
         if make_current and new is not None:
@@ -141,18 +129,7 @@ def _check_judgment(workspace: Workspace, window: HourWindow) -> None:
             write_check_result(workspace.store.engine, window, check.name, check.run(window, workspace))
 
 
-def _used(engine: sa.Engine, windows: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
-    """Checkpoint name and judgment key of each training that used a window, in all lineages."""
-    c = t.consumed_windows.c
-    query = sa.select(c.window_id, c.lineage, c.step, c.judgment_key).where(c.window_id.in_(list(windows)))
-    found: dict[str, list[tuple[str, str]]] = {}
-    with engine.connect() as conn:
-        for r in conn.execute(query.order_by(c.lineage, c.step)):
-            found.setdefault(r.window_id, []).append((policy_name(r.lineage, r.step), r.judgment_key))
-    return found
-
-
-def _which(key: str, old: Judgment | None, new: Judgment | None) -> str:
+def _name_judgment(key: str, old: Judgment | None, new: Judgment | None) -> str:
     if old is not None and key == old.key:
         return "old"
     return "new" if new is not None and key == new.key else key[:12]

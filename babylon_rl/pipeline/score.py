@@ -6,10 +6,9 @@ from typing import Final
 
 from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.judging.judge import Judge
-from babylon_rl.judging.ruler.call_log import Journaled
 from babylon_rl.judging.score import score_groups
 from babylon_rl.pipeline.window_result import WindowResult
-from babylon_rl.store.judge_calls import PostgresJournal, cost_of
+from babylon_rl.store.judge_calls import cost_of
 from babylon_rl.store.windows import Store
 from babylon_rl.types import Hindsight, Json, Judgment, TrajectoryGroup
 from babylon_rl.windows import HourWindow
@@ -25,12 +24,11 @@ async def score_windows(
     judge: Judge,
     *,
     concurrency: int = 8,
-    budget_usd: float | None = None,
     progress: Progress = ignore_progress,
 ) -> dict[HourWindow, WindowResult]:
     """Judge every group of `windows` once; a group judged before costs nothing.
 
-    Requests of a judge that costs money are kept in the journal, under `budget_usd` a UTC day. A group that cannot be judged fails alone: its window has no current judgment, and its facts say why.
+    A group that cannot be judged fails alone: its window has no current judgment, and its facts say why.
     """
     items: dict[HourWindow, tuple[TrajectoryGroup, Hindsight]] = {}
     stale = {w for w in windows if store.is_stale(w)}
@@ -40,8 +38,6 @@ async def score_windows(
         made, hindsight = store.group(w), store.hindsight(w)
         if made is not None and hindsight is not None:
             items[w] = (made, hindsight)
-    if isinstance(judge, Journaled):
-        judge.keep_in(PostgresJournal(store.engine, budget_usd=budget_usd))
     report = await score_groups(
         judge,
         list(items.values()),
@@ -72,9 +68,8 @@ async def score_windows(
                 data_version=judgment.key, changed=news, count=len(judgment.scores), facts=spread(judgment)
             )
         )
-        if isinstance(judge, Journaled):
-            cost = cost_of(store.engine, str(w))
-            results[w].facts.update({"window_calls": cost.calls, "window_cost_usd": cost.cost_usd})
+        cost = cost_of(store.engine, str(w))
+        results[w].facts.update({"window_calls": cost.calls, "window_cost_usd": cost.cost_usd})
     logger.info(
         "scored windows=%d groups=%d calls=%d cached=%d failed=%d",
         len(windows),

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.errors import DataError
 from babylon_rl.pipeline.workspace import Workspace
-from babylon_rl.store.ledger import Plan
+from babylon_rl.store.ledger import PlannedBatch
 from babylon_rl.training.factory import open_trainer
 from babylon_rl.training.rewards import rank_rewards
-from babylon_rl.training.trainer import ScoredGroup, TrainingBatch
+from babylon_rl.training.trainer import RewardedGroup, TrainingBatch
 from babylon_rl.types import Checkpoint, Json
 from babylon_rl.windows import HourWindow
 
@@ -75,30 +75,32 @@ def train_range(
         made = None
         if ledger.may_train(window, size):
             with ledger.training():
-                plan = ledger.plan(window, size, learning_rate=rate)
-                if plan is not None:
-                    made = asyncio.run(_train(workspace, plan, progress))
+                planned = ledger.plan(window, size, learning_rate=rate)
+                if planned is not None:
+                    made = asyncio.run(_train(workspace, planned, progress))
         policy = made or ledger.latest(as_of=window)
         outcomes[window] = HourOutcome(policy=policy, trained=made is not None, waiting=ledger.waiting(window))
     return outcomes
 
 
-async def _train(workspace: Workspace, plan: Plan, progress: Progress) -> Checkpoint:
+async def _train(workspace: Workspace, planned: PlannedBatch, progress: Progress) -> Checkpoint:
     ledger, settings = workspace.ledger, workspace.settings
     batch = TrainingBatch(
-        lineage=plan.lineage,
-        step=plan.step,
-        window_id=plan.window_id,
-        groups=tuple(_scored(workspace, w, k) for w, k in zip(plan.windows, plan.judgment_keys, strict=True)),
-        learning_rate=plan.learning_rate,
+        lineage=planned.lineage,
+        step=planned.step,
+        window_id=planned.window_id,
+        groups=tuple(
+            load_rewarded_group(workspace, w, k) for w, k in zip(planned.windows, planned.judgment_keys, strict=True)
+        ),
+        learning_rate=planned.learning_rate,
         seed=settings.seed,
-        parent_manifest=ledger.manifest(plan.step - 1),
+        parent_manifest=ledger.manifest(planned.step - 1),
     )
     async with open_trainer(settings.training, checkpoints=settings.checkpoints_dir, progress=progress) as trainer:
         trained = await trainer.train(batch)
         name = trainer.name
     checkpoint = ledger.record(
-        plan,
+        planned,
         trainer=name,
         base_model=settings.training.base_model or "shipped",
         path=trained.path,
@@ -109,7 +111,7 @@ async def _train(workspace: Workspace, plan: Plan, progress: Progress) -> Checkp
     return checkpoint
 
 
-def _scored(workspace: Workspace, window_id: str, judgment_key: str) -> ScoredGroup:
+def load_rewarded_group(workspace: Workspace, window_id: str, judgment_key: str) -> RewardedGroup:
     """A planned window as it was planned: its group, and the rewards of the judgment that the plan names.
 
     Raises:
@@ -125,4 +127,4 @@ def _scored(workspace: Workspace, window_id: str, judgment_key: str) -> ScoredGr
             facts={"window_id": window_id, "judgment_key": judgment_key},
         )
     scores = {s.trajectory_id: s.value for s in judgment.scores}
-    return ScoredGroup(group=group, scores=rank_rewards(scores), judgment_key=judgment_key)
+    return RewardedGroup(group=group, rewards=rank_rewards(scores), judgment_key=judgment_key)

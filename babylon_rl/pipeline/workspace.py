@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from babylon_rl.database.connection import connect, game_url, platform_url
-from babylon_rl.database.tables import CREATED_GAME_TABLES
+from babylon_rl.database.ownership import created_by_us
 from babylon_rl.pipeline.checks import REQUIRED_CHECKS
 from babylon_rl.policy.process import base_of, running_server
 from babylon_rl.settings import Settings
@@ -35,10 +35,7 @@ class Workspace:
         if self.game is not self.store.engine:
             return False  # our schema lives elsewhere so that the game's database stays untouched
         with self.game.connect() as conn:
-            if conn.scalar(sa.text(f"SELECT to_regclass('babylon_rl.{CREATED_GAME_TABLES}')")) is None:
-                return False
-            created = f"SELECT count(*) FROM babylon_rl.{CREATED_GAME_TABLES} WHERE table_name = 'market_outcomes'"  # noqa: S608  a constant
-            return bool(conn.scalar(sa.text(created)))
+            return created_by_us(conn, "market_outcomes")
 
 
 def running_policy_server(settings: Settings) -> AbstractContextManager[str]:

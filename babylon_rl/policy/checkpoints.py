@@ -13,7 +13,7 @@ from babylon_rl.errors import DataError
 from babylon_rl.types import policy_name
 
 PROJECT: Final = "babylon-agents"
-MARKER: Final = "checkpoint.json"
+METADATA_FILE: Final = "checkpoint.json"
 _NAME = re.compile(r"(?P<lineage>[A-Za-z0-9._-]{1,64})(?:@(?P<step>\d{1,9}|latest))?")
 _STEP = re.compile(r"\d{4,9}")
 
@@ -25,7 +25,7 @@ def checkpoint_dir(root: Path, lineage: str, step: int) -> Path:
 
 def is_finished(directory: Path) -> bool:
     """Whether a checkpoint was written to its end."""
-    return (directory / MARKER).is_file()
+    return (directory / METADATA_FILE).is_file()
 
 
 def steps(root: Path, lineage: str) -> list[int]:

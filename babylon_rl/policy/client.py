@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 TIMEOUT_S: Final = 120.0
 CONNECT_TIMEOUT_S: Final = 10.0
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
-RETRIES: Final = 3  # the OpenAI client's own, with backoff: the only layer that retries
+MAX_RETRIES: Final = 3  # the OpenAI client's own, with backoff: the only layer that retries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,7 @@ class Completion:
 class PolicyClient:
     """An async context manager around one connection pool.
 
-    aiohttp carries the requests: with 512 in flight httpx's pool costs six times the processor time (POLICY.md).
+    aiohttp carries the requests: with 512 in flight httpx's pool costs six times the processor time (docs/policy.md §7).
     """
 
     def __init__(self, base_url: str, *, api_key: str = "none", max_connections: int = 1000) -> None:
@@ -59,7 +59,7 @@ class PolicyClient:
         self._client = AsyncOpenAI(
             base_url=self._base_url,
             api_key=self._api_key,
-            max_retries=RETRIES,
+            max_retries=MAX_RETRIES,
             timeout=timeout,
             http_client=DefaultAioHttpClient(
                 limits=limits,
@@ -116,13 +116,13 @@ class PolicyClient:
             )
         except openai.APIConnectionError as e:  # timeouts too
             raise TransientError(
-                f"policy {model!r} gave no answer after {RETRIES + 1} tries: {type(e).__name__}; is its server up?"
+                f"policy {model!r} gave no answer after {MAX_RETRIES + 1} tries: {type(e).__name__}; is its server up?"
             ) from e
         except openai.APIStatusError as e:
             passing = e.status_code in (408, 409, 429) or e.status_code >= 500
             kind = TransientError if passing else ConfigError
             raise kind(
-                f"policy {model!r} was refused with HTTP {e.status_code}: {_sentence(e)}",
+                f"policy {model!r} was refused with HTTP {e.status_code}: {_server_message(e)}",
                 facts={"status": e.status_code, "model": model},
             ) from e
         text = answer.choices[0].message.content if answer.choices else None
@@ -137,7 +137,7 @@ class PolicyClient:
         )
 
 
-def _sentence(e: "object") -> str:
+def _server_message(e: "object") -> str:
     """The server's own words, without the request that they may quote at length."""
     body = getattr(e, "body", None)
     said = body.get("message") if isinstance(body, dict) else None

@@ -22,8 +22,10 @@ from babylon_rl.types import policy_name
 
 logger = logging.getLogger(__name__)
 
-LOADED: Final = 6  # checkpoints kept in memory beside the base
-SMALL: Final = 20_000_000  # parameters; below it a second thread showed no gain (118 and 137 calls/s, two and one)
+MAX_CACHED_CHECKPOINTS: Final = 6  # beside the base
+SINGLE_THREAD_BELOW_PARAMETERS: Final = (
+    20_000_000  # parameters; below it a second thread showed no gain (118 and 137 calls/s, two and one)
+)
 
 
 @dataclass(slots=True)
@@ -36,13 +38,13 @@ class EngineStats:
 
 
 @dataclass(slots=True)
-class _Waiting:
+class _PendingRequest:
     request: SampleRequest
     answer: asyncio.Future[Sampled]
 
 
 @dataclass(slots=True)
-class Engine:
+class SamplingEngine:
     """Samples for many callers on one event loop; the model itself runs on one worker thread.
 
     Attributes:
@@ -59,7 +61,7 @@ class Engine:
     max_batch: int = 256
     threads: int | None = None
     stats: EngineStats = field(default_factory=EngineStats)
-    _queues: "OrderedDict[tuple[str, int], list[_Waiting]]" = field(default_factory=OrderedDict)
+    _queues: "OrderedDict[tuple[str, int], list[_PendingRequest]]" = field(default_factory=OrderedDict)
     _loaded: "OrderedDict[tuple[str, int], LoadedPolicy]" = field(default_factory=OrderedDict)
     _base_policy: LoadedPolicy | None = None
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -86,7 +88,7 @@ class Engine:
         Raises:
             DataError: The checkpoint cannot be loaded, or the request does not fit it.
         """
-        waiting = _Waiting(request, asyncio.get_running_loop().create_future())
+        waiting = _PendingRequest(request, asyncio.get_running_loop().create_future())
         self._queues.setdefault((lineage, step), []).append(waiting)
         self._wake.set()
         self.stats.requests += 1
@@ -115,7 +117,7 @@ class Engine:
                 if not w.answer.done():  # its caller may have gone
                     w.answer.set_result(answer)
 
-    def _next_batch(self) -> tuple[tuple[str, int], list[_Waiting]]:
+    def _next_batch(self) -> tuple[tuple[str, int], list[_PendingRequest]]:
         """Up to `max_batch` requests of the checkpoint that has waited longest; checkpoints take turns."""
         key, queue = self._queues.popitem(last=False)
         live = [w for w in queue if not w.answer.done()]
@@ -129,7 +131,7 @@ class Engine:
     def _load_base(self) -> LoadedPolicy:
         """Load the base and settle how many threads the worker computes with (torch keeps that per thread)."""
         policy = load_policy(self.base)
-        threads = self.threads or (1 if policy.parameters < SMALL else None)
+        threads = self.threads or (1 if policy.parameters < SINGLE_THREAD_BELOW_PARAMETERS else None)
         if threads:
             torch.set_num_threads(threads)
         return policy
@@ -146,7 +148,7 @@ class Engine:
         key = (lineage, step)
         if key not in self._loaded:
             self._loaded[key] = load_policy(self.base, checkpoint_dir(self.root, lineage, step))
-            if len(self._loaded) > LOADED:
+            if len(self._loaded) > MAX_CACHED_CHECKPOINTS:
                 self._loaded.popitem(last=False)
             logger.info("loaded policy=%s", policy_name(lineage, step))
         self._loaded.move_to_end(key)

@@ -79,7 +79,7 @@ def new_model(tokenizer: "PreTrainedTokenizerFast", size: str, seed: int) -> Qwe
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        # About 1/√width. With the usual 0.02 the copy circuit that reads a ticker appears late or never (POLICY.md).
+        # About 1/√width. With the usual 0.02 the copy circuit that reads a ticker appears late or never (docs/policy.md §1).
         initializer_range=0.1,
     )
     with torch.random.fork_rng(devices=[]):

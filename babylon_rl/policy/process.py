@@ -88,7 +88,7 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", port: int, log: IO[byt
             if process.poll() is not None:
                 raise ConfigError(
                     f"the policy server ended with status {process.returncode} before it was ready; "
-                    f"the end of its log: {_tail(log)}"
+                    f"the end of its log: {_read_tail(log)}"
                 )
             try:
                 if client.get(f"http://127.0.0.1:{port}/healthz").is_success:
@@ -98,12 +98,12 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", port: int, log: IO[byt
             if time.monotonic() > deadline:
                 raise TransientError(
                     f"the policy server was not ready after {START_TIMEOUT_S:.0f} s; try again on a less busy machine; "
-                    f"the end of its log: {_tail(log)}"
+                    f"the end of its log: {_read_tail(log)}"
                 )
             time.sleep(0.05)
 
 
-def _tail(log: IO[bytes]) -> str:
+def _read_tail(log: IO[bytes]) -> str:
     log.seek(0)
     return log.read().decode(errors="replace")[-_TAIL_CHARS:].strip() or "(empty)"
 

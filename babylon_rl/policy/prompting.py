@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-_MARK: Final = " \x00user\x00 "  # spaces around it show a template that trims
-_CACHED: Final = 64
+_USER_PLACEHOLDER: Final = " \x00user\x00 "  # spaces around it show a template that trims
+_MAX_CACHED_TEMPLATES: Final = 64
 
 
 class PromptRenderer:
@@ -22,7 +22,7 @@ class PromptRenderer:
         """Token ids of `[system, user]` and the opening of the answer."""
         around = self._template(system)
         if around is None:
-            return self.ids_of(_chat(system, user))
+            return self.ids_of(_as_messages(system, user))
         before, after = around
         return list(self._tokenizer.encode(before + user + after, add_special_tokens=False))
 
@@ -34,9 +34,9 @@ class PromptRenderer:
 
     def _template(self, system: str) -> tuple[str, str] | None:
         if system not in self._around:
-            if len(self._around) >= _CACHED:
+            if len(self._around) >= _MAX_CACHED_TEMPLATES:
                 self._around.pop(next(iter(self._around)))
-            parts = self._render(_chat(system, _MARK)).split(_MARK)
+            parts = self._render(_as_messages(system, _USER_PLACEHOLDER)).split(_USER_PLACEHOLDER)
             self._around[system] = (parts[0], parts[1]) if len(parts) == 2 else None
         return self._around[system]
 
@@ -44,5 +44,5 @@ class PromptRenderer:
         return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
-def _chat(system: str, user: str) -> list[dict[str, str]]:
+def _as_messages(system: str, user: str) -> list[dict[str, str]]:
     return [{"role": "system", "content": system}, {"role": "user", "content": user}]

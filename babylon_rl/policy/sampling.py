@@ -2,6 +2,9 @@
 
 What belongs here: ids in, ids and log-probabilities out. Who asks, and how requests come to be in one batch,
 is `engine.py`; text is `prompting.py`.
+
+A comment beside each tensor gives its axes and type: `rows` requests in the batch, `slots` places in the KV cache
+(padding, prompt, answer so far), `new` tokens fed at once, `vocab` token ids, `width` of the hidden state.
 """
 
 from collections.abc import Sequence
@@ -17,11 +20,11 @@ from babylon_rl.errors import DataError
 from babylon_rl.policy.compat import undo_art_patch
 from babylon_rl.policy.model import LoadedPolicy
 
-ROWS: Final = 128  # rows decoded together: above it the KV cache leaves the processor's own caches
-SHARE: Final = 32  # prompts that share one prefill at most
-SHARED_PART: Final = 0.6  # of a prompt that must be common before it joins a block
-UNSEEN: Final = torch.finfo(torch.float32).min  # not -inf: a row that sees nothing (padding) must not become NaN
-SHRINK_AT: Final = 0.75  # finished rows are dropped from the batch once so few are left
+MAX_ROWS_PER_BATCH: Final = 128  # rows decoded together: above it the KV cache leaves the processor's own caches
+MAX_PROMPTS_PER_PREFILL: Final = 32  # prompts that share one prefill at most
+MIN_COMMON_FRACTION: Final = 0.6  # of a prompt that must be common before it joins a block
+HIDDEN_BIAS: Final = torch.finfo(torch.float32).min  # not -inf: a row that sees nothing (padding) must not become NaN
+COMPACT_AT_FRACTION: Final = 0.75  # finished rows are dropped from the batch once so few are left
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,10 +97,10 @@ def _blocks(prompts: list[Sequence[int]]) -> list[_Block]:
     blocks: list[_Block] = []
     for i in sorted(range(len(prompts)), key=lambda i: list(prompts[i])):
         mine = prompts[i]
-        if blocks and len(blocks[-1].members) < SHARE:
+        if blocks and len(blocks[-1].members) < MAX_PROMPTS_PER_PREFILL:
             first, top = prompts[blocks[-1].members[0]], min(blocks[-1].common, len(mine) - 1)
             n = next((k for k in range(top) if first[k] != mine[k]), top)
-            if n >= SHARED_PART * len(mine):
+            if n >= MIN_COMMON_FRACTION * len(mine):
                 blocks[-1].members.append(i)
                 blocks[-1].common = n
                 continue
@@ -106,11 +109,11 @@ def _blocks(prompts: list[Sequence[int]]) -> list[_Block]:
 
 
 def _chunks(blocks: list[_Block]) -> list[list[_Block]]:
-    """Fill batches of about `ROWS` rows with blocks of like length."""
+    """Fill batches of about `MAX_ROWS_PER_BATCH` rows with blocks of like length."""
     chunks: list[list[_Block]] = []
     rows = 0
     for b in blocks:
-        if not chunks or rows + len(b.members) > ROWS:
+        if not chunks or rows + len(b.members) > MAX_ROWS_PER_BATCH:
             chunks.append([])
             rows = 0
         chunks[-1].append(b)
@@ -119,7 +122,10 @@ def _chunks(blocks: list[_Block]) -> list[list[_Block]]:
 
 
 class _Rows(Cache):  # type: ignore[misc]  # transformers is untyped to us
-    """Keys and values of B rows in buffers allocated once; attention sees only the part that is filled."""
+    """Keys and values of all rows, [rows, heads, slots, head width] float32 each, in buffers allocated once.
+
+    Attention sees only the part that is filled.
+    """
 
     def __init__(self, size: int) -> None:
         super().__init__(layers=[])
@@ -131,7 +137,7 @@ class _Rows(Cache):  # type: ignore[misc]  # transformers is untyped to us
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        rows, heads, new, width = key_states.shape
+        rows, heads, new, width = key_states.shape  # `value_states` alike
         if layer_idx == len(self._keys):
             self._keys.append(key_states.new_empty(rows, heads, self.size, width))
             self._values.append(value_states.new_empty(rows, heads, self.size, width))
@@ -144,7 +150,7 @@ class _Rows(Cache):  # type: ignore[misc]  # transformers is untyped to us
         return self.filled
 
     def pick(self, rows: torch.Tensor, size: int) -> "_Rows":
-        """A cache of `size` slots with the given rows of this one, repeated or left out."""
+        """A cache of `size` slots with the given `rows` [kept rows] int64 of this one, repeated or left out."""
         other = _Rows(size)
         other.filled = self.filled
         for mine, theirs in ((self._keys, other._keys), (self._values, other._values)):
@@ -175,15 +181,16 @@ class _Batch:
         asked = self._requests
         longest = max(r.max_tokens for r in asked)
         cache, seen, hidden = self._prefill(longest)
-        tokens = torch.full((len(asked), longest), self._pad, device=self._device)
-        logprobs = torch.zeros(len(asked), longest, device=self._device)
+        tokens = torch.full((len(asked), longest), self._pad, device=self._device)  # [requests, longest] int64
+        logprobs = torch.zeros(len(asked), longest, device=self._device)  # [requests, longest] float32
         # These follow the rows still in the batch; `rows` says which requests they are.
-        rows = torch.arange(len(asked), device=self._device)
-        going = torch.ones(len(asked), dtype=torch.bool, device=self._device)
+        rows = torch.arange(len(asked), device=self._device)  # [rows] int64
+        going = torch.ones(len(asked), dtype=torch.bool, device=self._device)  # [rows] bool
+        # [rows, longest] float64
         uniforms = torch.from_numpy(np.stack([_uniforms(r.seed, longest) for r in asked])).to(self._device)
-        temperatures = torch.tensor([r.temperature for r in asked], device=self._device)
-        limits = torch.tensor([r.max_tokens for r in asked], device=self._device)
-        positions = (seen == 0).sum(1)
+        temperatures = torch.tensor([r.temperature for r in asked], device=self._device)  # [rows] float32
+        limits = torch.tensor([r.max_tokens for r in asked], device=self._device)  # [rows] int64
+        positions = (seen == 0).sum(1)  # [rows] int64: where the next token stands
         for step in range(longest):
             token, logprob = _draw(self._head(hidden).float(), temperatures, uniforms[:, step])
             tokens[rows[going], step] = token[going]
@@ -192,8 +199,8 @@ class _Batch:
             left = int(going.sum())
             if left == 0:
                 break
-            if left <= SHRINK_AT * len(rows):
-                kept = going.nonzero()[:, 0]
+            if left <= COMPACT_AT_FRACTION * len(rows):
+                kept = going.nonzero()[:, 0]  # [kept rows] int64
                 rows, going, uniforms, temperatures, limits, positions, token, seen = (
                     t[kept] for t in (rows, going, uniforms, temperatures, limits, positions, token, seen)
                 )
@@ -203,39 +210,42 @@ class _Batch:
         return {i: self._answer(tokens[k], logprobs[k], asked[k]) for k, i in enumerate(self._indices)}
 
     def _prefill(self, longest: int) -> tuple[_Rows, torch.Tensor, torch.Tensor]:
-        """Read all prompts; returns the cache, which of its slots each row sees [B, L] and the last hidden state [B, W].
+        """Read all prompts. Padding is on the left of both parts.
 
-        Padding is on the left of both parts. "Sees" is additive: 0, or a number so low that softmax forgets it.
+        Returns:
+            The cache; what each row sees of it, [rows, slots] float32, additive: 0, or a number so low that softmax
+            forgets it; and the hidden state of each last token, [rows, width] float32.
         """
         prompts = [r.prompt_ids for r in self._requests]
         common = [b.common for b in self._blocks for _ in b.members]
-        owner = torch.tensor([g for g, b in enumerate(self._blocks) for _ in b.members], device=self._device)
+        owner = torch.tensor([g for g, b in enumerate(self._blocks) for _ in b.members], device=self._device)  # [rows]
         heads = [prompts[owner.tolist().index(g)][: b.common] for g, b in enumerate(self._blocks)]
         tails = [p[n:] for p, n in zip(prompts, common, strict=True)]
-        head_ids, head_seen = self._left_padded(heads)
-        tail_ids, tail_seen = self._left_padded(tails)
+        head_ids, head_seen = self._left_padded(heads)  # [blocks, head slots]
+        tail_ids, tail_seen = self._left_padded(tails)  # [rows, tail slots]
         size = head_ids.shape[1] + tail_ids.shape[1] + longest
 
         cache = _Rows(head_ids.shape[1])
         if head_ids.shape[1]:
             self._forward(head_ids, _positions(head_seen), _causal(head_seen, head_ids.shape[1]), cache)
         cache = cache.pick(owner, size)
-        seen = torch.cat([head_seen[owner], tail_seen], 1)
-        positions = _positions(seen)[:, head_ids.shape[1] :]
+        seen = torch.cat([head_seen[owner], tail_seen], 1)  # [rows, slots so far]
+        positions = _positions(seen)[:, head_ids.shape[1] :]  # [rows, tail slots]
         hidden = self._forward(tail_ids, positions, _causal(seen, tail_ids.shape[1]), cache)
         return cache, seen, hidden
 
     def _left_padded(self, parts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids int64 and what is seen float32, both [parts, longest part]."""
         width = max(map(len, parts))
         ids = torch.full((len(parts), width), self._pad)
-        seen = torch.full((len(parts), width), UNSEEN)
+        seen = torch.full((len(parts), width), HIDDEN_BIAS)
         for row, part in enumerate(parts):
             ids[row, width - len(part) :] = torch.tensor(part, dtype=torch.long)
             seen[row, width - len(part) :] = 0.0
         return ids.to(self._device), seen.to(self._device)
 
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, cache: _Rows) -> torch.Tensor:
-        """Feed ids [B, N] and return the hidden state of the last one [B, W]."""
+        """Feed ids and positions [rows, new] under mask [rows, 1, new, slots]; the last hidden state [rows, width]."""
         out = self._decoder(
             input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True
         )
@@ -244,6 +254,7 @@ class _Batch:
         return last
 
     def _answer(self, tokens: torch.Tensor, logprobs: torch.Tensor, request: SampleRequest) -> Sampled:
+        """Cut one request's tokens and log-probs, [longest] each, at its end token or its limit."""
         ids = tokens[: request.max_tokens].tolist()
         ended = self._end in ids
         n = ids.index(self._end) + 1 if ended else request.max_tokens
@@ -255,29 +266,34 @@ class _Batch:
 
 
 def _positions(seen: torch.Tensor) -> torch.Tensor:
+    """Where each slot of `seen` [rows, slots] stands in its row, padding not counted: [rows, slots] int64."""
     return ((seen == 0).cumsum(1) - 1).clamp(min=0)
 
 
 def _causal(seen: torch.Tensor, new: int) -> torch.Tensor:
-    """Additive mask [B, 1, new, L]: the last `new` of L slots look at the seen slots up to themselves."""
+    """Additive mask [rows, 1, new, slots] float32: the last `new` slots look at the seen slots up to themselves."""
     length = seen.shape[1]
-    later = torch.ones(new, length, dtype=torch.bool, device=seen.device).triu(length - new + 1)
-    return seen[:, None, None].masked_fill(later, UNSEEN)
+    later = torch.ones(new, length, dtype=torch.bool, device=seen.device).triu(length - new + 1)  # [new, slots]
+    return seen[:, None, None].masked_fill(later, HIDDEN_BIAS)
 
 
 def _uniforms(seed: int, n: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """`n` numbers in [0, 1) that follow from the seed alone."""
     return np.random.Generator(np.random.Philox(key=seed % 2**128)).random(n)
 
 
 def _draw(
     logits: torch.Tensor, temperatures: torch.Tensor, uniforms: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token per row of logits [B, V], and its log-probability (see `Sampled`)."""
-    greedy = temperatures == 0
-    logp = F.log_softmax(logits / torch.where(greedy, 1.0, temperatures)[:, None], -1)
-    token = logp.argmax(-1)
+    """One token per row of logits [rows, vocab] and its log-probability (see `Sampled`), [rows] each.
+
+    `temperatures` and `uniforms` are [rows].
+    """
+    greedy = temperatures == 0  # [rows] bool
+    logp = F.log_softmax(logits / torch.where(greedy, 1.0, temperatures)[:, None], -1)  # [rows, vocab]
+    token = logp.argmax(-1)  # [rows] int64
     if not bool(greedy.all()):
-        mass = logp.double().exp().cumsum(-1)
+        mass = logp.double().exp().cumsum(-1)  # [rows, vocab] float64: the distribution function
         drawn = torch.searchsorted(mass, uniforms[:, None] * mass[:, -1:], right=True)[:, 0]
         token = torch.where(greedy, token, drawn.clamp(max=logits.shape[-1] - 1))
     return token, logp.gather(1, token[:, None])[:, 0]

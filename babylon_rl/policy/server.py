@@ -31,7 +31,7 @@ from babylon_rl.policy.wire import ChatRequest, RequestError, as_chunk, completi
 from babylon_rl.types import policy_name
 
 if TYPE_CHECKING:
-    from babylon_rl.policy.engine import Engine
+    from babylon_rl.policy.engine import SamplingEngine
     from babylon_rl.policy.model import LoadedPolicy
 
 logger = logging.getLogger(__name__)
@@ -62,11 +62,11 @@ def create_app(
         threads: Processor threads of the model; None: one for a small model, torch's choice for a larger one.
         lineage: The lineage that can be asked for before its first checkpoint; others must have one.
     """
-    from babylon_rl.policy.engine import Engine
+    from babylon_rl.policy.engine import SamplingEngine
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine = Engine(base=base, root=root, gather_s=gather_ms / 1000, max_batch=max_batch, threads=threads)
+        engine = SamplingEngine(base=base, root=root, gather_s=gather_ms / 1000, max_batch=max_batch, threads=threads)
         async with engine.running() as policy:
             app.state.endpoint = _Endpoint(engine, policy, root, default_temperature, lineage)
             yield
@@ -102,7 +102,7 @@ class _Endpoint:
     """What the routes do. Only the event loop's thread uses the tokenizer: a fast one must not be shared by threads."""
 
     def __init__(
-        self, engine: "Engine", policy: "LoadedPolicy", root: Path, default_temperature: float, lineage: str
+        self, engine: "SamplingEngine", policy: "LoadedPolicy", root: Path, default_temperature: float, lineage: str
     ) -> None:
         self._engine = engine
         self._policy = policy
@@ -255,7 +255,7 @@ def main(argv: list[str] | None = None) -> None:
     a = p.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s", stream=sys.stderr)
     if a.parent is not None:
-        threading.Thread(target=_end_with, args=(a.parent,), daemon=True).start()
+        threading.Thread(target=_exit_with_parent, args=(a.parent,), daemon=True).start()
     serve(
         base=a.base,
         root=a.root,
@@ -270,7 +270,7 @@ def main(argv: list[str] | None = None) -> None:
     )
 
 
-def _end_with(parent: int) -> None:
+def _exit_with_parent(parent: int) -> None:
     """Stop this process once its parent is gone.
 
     Not PR_SET_PDEATHSIG: that fires when the parent's *thread* ends, and runs of an orchestrator start us from threads.

@@ -71,7 +71,7 @@ class ChatRequest(BaseModel):
             raise RequestError(
                 400, f"{where}: {first['msg']}; correct it and send the request again", param=where
             ) from None
-        for name, neutral in _FIXED.items():
+        for name, neutral in _NEUTRAL_VALUES.items():
             value = (request.model_extra or {}).get(name)
             if value is not None and value not in neutral:
                 raise RequestError(
@@ -81,7 +81,7 @@ class ChatRequest(BaseModel):
 
 
 # Fields that would change the answer and that we do not obey, with the values under which they change nothing.
-_FIXED: dict[str, tuple[Any, ...]] = {
+_NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "top_p": (1,),
     "top_logprobs": (0,),

@@ -1,4 +1,5 @@
 """Makes source data: a seeded market, agents that play it, rows as the game writes them.
 
-The only room that knows a market's hidden state; it never imports judging or training.
+What belongs here: the market's hidden state and what agents see of it. What does not: judging and training, which must
+never know that state.
 """

@@ -2,14 +2,14 @@
 
 What belongs here: what the world does. What agents see of it is `observation.py`; what they own is
 `portfolio.py`. Figures per hour, so that the number of decisions changes the grain and not the game.
-They are POLICY.md's: with a weaker signal the advantage of a good choice drowns in noise.
+They are measured (docs/policy.md §4): with a weaker signal the advantage of a good choice drowns in noise.
 """
 
 import hashlib
 import math
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 
@@ -23,8 +23,6 @@ HINT_ACCURACY: Final = 0.85
 HINT_CHANCE: Final = 0.5
 REGIME_CHANGES_PER_HOUR: Final = 0.4876  # 85 % stay as they are for 20 minutes
 REGIME_ODDS: Final = (0.38, 0.24, 0.38)
-
-Sign = Literal[-1, 0, 1]
 
 GOOD: Final = (
     "{t} shares surge as insiders hint at a record deal",

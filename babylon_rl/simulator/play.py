@@ -8,13 +8,13 @@ from typing import Any
 from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.simulator.market import Market, stable_seed
 from babylon_rl.simulator.observation import Observation, observe
-from babylon_rl.simulator.players import Player, Said
+from babylon_rl.simulator.players import Player, PlayerAnswer
 from babylon_rl.simulator.portfolio import START_BALANCE_USD, Order, Portfolio, parse_order
 from babylon_rl.simulator.strategies import oracle
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
+class AgentSlot:
     """One agent of a window: its stable id, and who decides for it.
 
     Attributes:
@@ -32,7 +32,7 @@ class Move:
 
     tick: int
     observation: Observation
-    said: Said
+    answer: PlayerAnswer
     order: Order | None
     error: str | None
     result: dict[str, Any]
@@ -45,7 +45,7 @@ class Playthrough:
     """One agent's whole window."""
 
     market: Market
-    seat: Seat
+    slot: AgentSlot
     moves: list[Move] = field(default_factory=list)
 
     @property
@@ -59,35 +59,35 @@ class Playthrough:
 
 async def play(
     markets: Sequence[Market],
-    seats: Sequence[Seat],
+    slots: Sequence[AgentSlot],
     *,
     seed: int,
     progress: Progress = ignore_progress,
 ) -> list[Playthrough]:
-    """Play every market with every seat, all at once; agents never see each other.
+    """Play every market with an agent in every slot, all at once; agents never see each other.
 
     Args:
         markets: The windows to play.
-        seats: Agents of each window, the same in all of them.
+        slots: Agents of each window, the same in all of them.
         seed: With the window, agent and tick it fixes every player's own randomness.
         progress: Told after each decision.
 
     Returns:
-        `len(markets) * len(seats)` playthroughs, by market, then by seat.
+        `len(markets) * len(slots)` playthroughs, by market, then by slot.
     """
 
-    async def one(market: Market, seat: Seat) -> Playthrough:
-        done, portfolio = Playthrough(market, seat), Portfolio()
+    async def play_window(market: Market, slot: AgentSlot) -> Playthrough:
+        done, portfolio = Playthrough(market, slot), Portfolio()
         for tick in range(market.decisions):
             seen = observe(market, portfolio, tick)
-            said = await seat.player.answer(seen, seed=stable_seed("play", seed, market.window, seat.agent_id, tick))
-            order, error = parse_order(said.text, market.tickers)
+            answer = await slot.player.answer(seen, seed=stable_seed("play", seed, market.window, slot.agent_id, tick))
+            order, error = parse_order(answer.text, market.tickers)
             result = portfolio.execute(market, tick, order) if order is not None else {}
             done.moves.append(
                 Move(
                     tick=tick,
                     observation=seen,
-                    said=said,
+                    answer=answer,
                     order=order,
                     error=error,
                     result=result,
@@ -98,14 +98,14 @@ async def play(
             progress()
         return done
 
-    return list(await asyncio.gather(*(one(m, s) for m in markets for s in seats)))
+    return list(await asyncio.gather(*(play_window(m, s) for m in markets for s in slots)))
 
 
 def oracle_pnl_usd(market: Market) -> float:
     """What a player who knows the hidden regimes and the resolution makes of a market."""
     portfolio = Portfolio()
     for tick in range(market.decisions):
-        order, error = parse_order(oracle(market, portfolio, tick), market.tickers)
+        order, error = parse_order(oracle(market, tick), market.tickers)
         if order is None:  # a bug of ours, not a player's
             raise AssertionError(error)
         portfolio.execute(market, tick, order)

@@ -1,4 +1,4 @@
-"""Who sits in a market: scripted players, and the policy behind an OpenAI-compatible endpoint.
+"""Who plays a market: scripted players, and the policy behind an OpenAI-compatible endpoint.
 
 A player sees an `Observation` and answers with text, whoever it is; what the text does is `play.py`.
 """
@@ -17,7 +17,7 @@ MAX_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
+class PlayerAnswer:
     """One answer, with what the game logs about the call. `model_version` is None for scripted players."""
 
     text: str
@@ -35,7 +35,7 @@ class Player(Protocol):
     @property
     def name(self) -> str: ...
 
-    async def answer(self, observation: Observation, *, seed: int) -> Said:
+    async def answer(self, observation: Observation, *, seed: int) -> PlayerAnswer:
         """Decide; the same seed and observation give the same answer."""
         ...
 
@@ -46,9 +46,9 @@ class ScriptedPlayer:
 
     name: str
 
-    async def answer(self, observation: Observation, *, seed: int) -> Said:
+    async def answer(self, observation: Observation, *, seed: int) -> PlayerAnswer:
         text = strategy(self.name)(observation, random.Random(seed))  # noqa: S311  a game, not a secret
-        return Said(text=text, model=f"scripted/{self.name}")
+        return PlayerAnswer(text=text, model=f"scripted/{self.name}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class PolicyPlayer:
     def name(self) -> str:
         return self.model
 
-    async def answer(self, observation: Observation, *, seed: int) -> Said:
+    async def answer(self, observation: Observation, *, seed: int) -> PlayerAnswer:
         done = await self.client.complete(
             model=self.model,
             system=SYSTEM_PROMPT,
@@ -77,7 +77,7 @@ class PolicyPlayer:
             seed=seed,
             max_tokens=MAX_TOKENS,
         )
-        return Said(
+        return PlayerAnswer(
             text=done.text,
             model=done.model,
             model_version=done.model,  # the server names the concrete checkpoint, also when asked for @latest

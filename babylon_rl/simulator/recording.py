@@ -86,9 +86,9 @@ def record_play(engine: sa.Engine, played: Sequence[Playthrough], *, seed: int) 
 def _record_move(
     recorder: TrajectoryRecorder, time: SimulatedTime, p: Playthrough, move: Move, *, balance_usd: float, seed: int
 ) -> None:
-    market, agent, seen = p.market, p.seat.agent_id, move.observation
-    time.set(market.at(move.tick), seed, market.window, agent, p.seat.player.name, move.tick)
-    row = recorder.start_trajectory(agent_id=agent, metadata={"player": p.seat.player.name, "simulator": True})
+    market, agent, seen = p.market, p.slot.agent_id, move.observation
+    time.set(market.at(move.tick), seed, market.window, agent, p.slot.player.name, move.tick)
+    row = recorder.start_trajectory(agent_id=agent, metadata={"player": p.slot.player.name, "simulator": True})
     recorder.start_step(
         row,
         {
@@ -109,16 +109,16 @@ def _record_move(
     action_type = "INVALID" if order is None else order.action
     recorder.log_llm_call(
         row,
-        model=move.said.model,
-        model_version=move.said.model_version,
+        model=move.answer.model,
+        model_version=move.answer.model_version,
         system_prompt=SYSTEM_PROMPT,
         user_prompt=seen.text,
-        response=move.said.text,
-        temperature=move.said.temperature,
-        latency_ms=move.said.latency_ms,
+        response=move.answer.text,
+        temperature=move.answer.temperature,
+        latency_ms=move.answer.latency_ms,
         action_type=action_type,
-        prompt_tokens=move.said.prompt_tokens,
-        completion_tokens=move.said.completion_tokens,
+        prompt_tokens=move.answer.prompt_tokens,
+        completion_tokens=move.answer.completion_tokens,
     )
     parameters: dict[str, object] = {}
     if order is not None and order.action != "HOLD":
@@ -136,7 +136,7 @@ def _record_move(
         row,
         final_balance=round(move.balance_after_usd, 2),
         final_pnl=round(move.balance_after_usd - START_BALANCE_USD, 2),
-        is_training_data=p.seat.learner,
+        is_training_data=p.slot.learner,
     )
 
 

@@ -1,4 +1,4 @@
-"""Spawn test agents: choose hours that nobody has played, seat agents, play them whole, write the rows.
+"""Spawn test agents: choose hours that nobody has played, fill the agent slots, play them whole, write the rows.
 
 Simulated hours pass in milliseconds: an hour of play costs its decisions, nothing else.
 """
@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.errors import ConfigError
 from babylon_rl.simulator.market import make_market
-from babylon_rl.simulator.play import Playthrough, Seat, play
+from babylon_rl.simulator.play import AgentSlot, Playthrough, play
 from babylon_rl.simulator.players import Player, PolicyPlayer, ScriptedPlayer
 from babylon_rl.simulator.recording import record_play, recorded_windows
 from babylon_rl.simulator.strategies import GUIDE_KINDS, strategy
@@ -25,17 +25,17 @@ from babylon_rl.windows import HourWindow
 logger = logging.getLogger(__name__)
 
 LOOK_BACK_HOURS = 24
-SCRIPTED = "guide"
+GUIDE_POLICY = "guide"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cast:
+class AgentLineup:
     """Who plays.
 
     Attributes:
         learners: Agents whose rows are training data.
         policy: `guide` (the five kinds in turn), one strategy's name, or a served model such as `babylon-mmo@3`.
-        rivals: Whether one agent of each of the guide's kinds plays along without being trained on.
+        rivals: Whether one agent of each of the kinds of the game's guide plays along without being trained on.
         temperature: Of a served model; None leaves it to the server.
     """
 
@@ -94,33 +94,33 @@ def free_windows(engine: sa.Engine, count: int, *, now: datetime, start: HourWin
     return sorted(chosen)
 
 
-async def seats_of(cast: Cast, stack: AsyncExitStack, inference_url: str | None) -> list[Seat]:
-    """Seat the cast; a client opened for a served model closes with `stack`."""
-    if cast.needs_server:
+async def fill_slots(lineup: AgentLineup, stack: AsyncExitStack, inference_url: str | None) -> list[AgentSlot]:
+    """One slot per agent of the lineup; a client opened for a served model closes with `stack`."""
+    if lineup.needs_server:
         from babylon_rl.policy.client import PolicyClient
 
         if inference_url is None:
-            raise ConfigError(f"policy {cast.policy!r} needs a served endpoint; none was given")
+            raise ConfigError(f"policy {lineup.policy!r} needs a served endpoint; none was given")
         client = await stack.enter_async_context(PolicyClient(inference_url))
-        player: Player = PolicyPlayer(client, cast.policy, cast.temperature)
-        seats = [Seat(f"agent-{i + 1}", player) for i in range(cast.learners)]
+        player: Player = PolicyPlayer(client, lineup.policy, lineup.temperature)
+        slots = [AgentSlot(f"agent-{i + 1}", player) for i in range(lineup.learners)]
     else:
-        if cast.policy != SCRIPTED:
-            strategy(cast.policy)
-        kinds = list(GUIDE_KINDS) if cast.policy == SCRIPTED else [cast.policy]
-        seats = [
-            Seat(f"agent-{i + 1}-{kinds[i % len(kinds)]}", ScriptedPlayer(kinds[i % len(kinds)]))
-            for i in range(cast.learners)
+        if lineup.policy != GUIDE_POLICY:
+            strategy(lineup.policy)
+        kinds = list(GUIDE_KINDS) if lineup.policy == GUIDE_POLICY else [lineup.policy]
+        slots = [
+            AgentSlot(f"agent-{i + 1}-{kinds[i % len(kinds)]}", ScriptedPlayer(kinds[i % len(kinds)]))
+            for i in range(lineup.learners)
         ]
-    if cast.rivals:
-        seats += [Seat(f"rival-{k}", ScriptedPlayer(k), learner=False) for k in GUIDE_KINDS]
-    return seats
+    if lineup.rivals:
+        slots += [AgentSlot(f"rival-{k}", ScriptedPlayer(k), learner=False) for k in GUIDE_KINDS]
+    return slots
 
 
 def spawn(
     engine: sa.Engine,
     windows: Sequence[HourWindow],
-    cast: Cast,
+    lineup: AgentLineup,
     *,
     seed: int,
     decisions: int = 3,
@@ -129,12 +129,12 @@ def spawn(
     windows_at_once: int = 64,
     progress: Progress = ignore_progress,
 ) -> Spawned:
-    """Play `windows` with `cast` and write every batch in one transaction.
+    """Play `windows` with `lineup` and write every batch in one transaction.
 
     Args:
         engine: The game's database, ours to write.
         windows: Hours without rows.
-        cast: Who plays.
+        lineup: Who plays.
         seed: Names the world and the agents' own randomness.
         decisions: Times an agent acts in an hour.
         inference_url: Endpoint of a served policy.
@@ -149,9 +149,9 @@ def spawn(
         if done and duration_s is not None and monotonic() - begun > duration_s:
             break
         batch = windows[i : i + windows_at_once]
-        played = asyncio.run(_play_batch(batch, cast, seed, decisions, inference_url, progress))
+        played = asyncio.run(_play_batch(batch, lineup, seed, decisions, inference_url, progress))
         rows += record_play(engine, played, seed=seed)
-        learned = [p.pnl_usd for p in played if p.seat.learner]
+        learned = [p.pnl_usd for p in played if p.slot.learner]
         pnl = [pnl[0] + sum(learned), pnl[1] + len(learned)]
         done += batch
         logger.info("spawned windows=%d agents=%d rows=%d", len(batch), len(played) // len(batch), rows)
@@ -160,7 +160,7 @@ def spawn(
 
 async def _play_batch(
     windows: Sequence[HourWindow],
-    cast: Cast,
+    lineup: AgentLineup,
     seed: int,
     decisions: int,
     inference_url: str | None,
@@ -168,5 +168,5 @@ async def _play_batch(
 ) -> list[Playthrough]:
     markets = [make_market(w, seed, decisions=decisions) for w in windows]
     async with AsyncExitStack() as stack:
-        seats = await seats_of(cast, stack, inference_url)
-        return await play(markets, seats, seed=seed, progress=progress)
+        slots = await fill_slots(lineup, stack, inference_url)
+        return await play(markets, slots, seed=seed, progress=progress)

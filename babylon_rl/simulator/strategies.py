@@ -1,6 +1,6 @@
-"""Scripted players: the guide's five kinds, the mixture that a base policy is cloned from, and the yardsticks.
+"""Scripted players: the five kinds of the game's guide, the mixture that a base policy is cloned from, and the yardsticks.
 
-An answer says what it read, then what it acts on, then acts (POLICY.md §2): a small policy that must
+An answer says what it read, then what it acts on, then acts (docs/policy.md §2): a small policy that must
 say the reading first learns to read, and RL can only amplify what it can represent.
 """
 
@@ -12,7 +12,6 @@ from typing import Final, Literal
 from babylon_rl.errors import ConfigError
 from babylon_rl.simulator.market import Market
 from babylon_rl.simulator.observation import Observation
-from babylon_rl.simulator.portfolio import START_BALANCE_USD, Portfolio
 
 SIZES: Final = (0.1, 0.3, 0.5)
 TONE_WORD: Final = {1: "good", -1: "bad", 0: "calm"}
@@ -89,7 +88,7 @@ def habits(o: Observation, r: random.Random) -> str:
     """What the base policy is cloned from: legal, unremarkable, with leanings that RL can find.
 
     With the news 70 %, against the price move 70 %, with the event 60 %, at rest 15 %; sizes at random. It
-    earns nothing. A fair coin instead of leanings taught nothing that RL could amplify (POLICY.md §3).
+    earns nothing. A fair coin instead of leanings taught nothing that RL could amplify (docs/policy.md §3).
     """
     cue: Cue = r.choices(("news", "price", "event", "rest"), weights=(0.3, 0.3, 0.25, 0.15))[0]
     with_it = {"news": 0.7, "price": 0.3, "event": 0.6, "rest": 1.0}[cue]
@@ -121,12 +120,11 @@ def strategy(name: str) -> Strategy:
         ) from None
 
 
-def oracle(market: Market, portfolio: Portfolio, tick: int) -> str:
+def oracle(market: Market, tick: int) -> str:
     """A yardstick, not a player: knows the regimes and the resolution, but not the noise.
 
     Buys the ticker that the hidden regimes push furthest, or the question's true side.
     """
-    del portfolio
     push = {t: sum(k.regimes[t] for k in market.ticks[tick:]) for t in market.tickers}
     best = max(market.tickers, key=lambda t: abs(push[t]))
     if push[best]:
@@ -134,16 +132,3 @@ def oracle(market: Market, portfolio: Portfolio, tick: int) -> str:
     else:
         said = {"action": "BUY_YES" if market.resolves_yes else "BUY_NO", "size": 0.5}
     return json.dumps(said, separators=(",", ":"))
-
-
-__all__ = [
-    "GUIDE_KINDS",
-    "START_BALANCE_USD",
-    "STRATEGIES",
-    "Strategy",
-    "answer",
-    "habits",
-    "oracle",
-    "reading",
-    "strategy",
-]

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
 
 from babylon_rl.common.canonical import from_json, to_json
 from babylon_rl.database import tables as t
+from babylon_rl.database.upsert import upsert
 from babylon_rl.types import CheckResult, Json
 from babylon_rl.windows import HourWindow
 
@@ -29,10 +29,8 @@ def write_check_result(engine: sa.Engine, window: HourWindow, check_name: str, v
         "passed": verdict.passed,
         "facts": to_json(verdict.facts).decode(),
     }
-    statement = insert(t.check_results)
-    changed = {c: statement.excluded[c] for c in ("passed", "facts")}
     with engine.begin() as conn:
-        conn.execute(statement.on_conflict_do_update(index_elements=["window_id", "check_name"], set_=changed), row)
+        upsert(conn, t.check_results, [row])
 
 
 def check_results_of(engine: sa.Engine, window: HourWindow) -> list[StoredCheckResult]:

@@ -1,4 +1,4 @@
-"""The journal of a judge's requests, in our database and under the day's budget.
+"""The log of a judge's requests, in our database and under the day's budget.
 
 A request is written down, with the most it can cost, in the transaction that holds the day's lock: whoever asks, in
 whatever process, sees the reservations of all others, so the budget cannot be crossed by several asking at once. A
@@ -15,7 +15,9 @@ from datetime import UTC, date, datetime
 import sqlalchemy as sa
 
 from babylon_rl.database import tables as t
-from babylon_rl.judging.ruler.call_log import BudgetSpentError, Call, Ended
+from babylon_rl.database.locks import Lock, lock_transaction
+from babylon_rl.judging.judge import BudgetSpentError
+from babylon_rl.judging.ruler.call_log import Call, CallStatus
 from babylon_rl.judging.ruler.endpoint import Reply
 
 logger = logging.getLogger(__name__)
@@ -25,8 +27,8 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-class PostgresJournal:
-    """Satisfies `Journal`.
+class PostgresCallLog:
+    """Satisfies `CallLog`.
 
     Attributes:
         budget_usd: US dollars a UTC day, over all judges and processes of this database; None: no limit.
@@ -43,7 +45,7 @@ class PostgresJournal:
         c = t.judge_calls.c
         query = (
             sa.select(c.reply, c.finish_reason, c.prompt_tokens, c.completion_tokens)
-            .where(c.judgment_key == judgment_key, c.slot == slot, c.state == Ended.REPLIED)
+            .where(c.judgment_key == judgment_key, c.slot == slot, c.state == CallStatus.REPLIED)
             .order_by(c.serial)
         )
         with self.engine.connect() as conn:
@@ -65,17 +67,15 @@ class PostgresJournal:
             self._reserve(call, call_id, day)
         except BudgetSpentError:
             with self.engine.begin() as conn:  # not sent, but written down: an asset check tells it
-                conn.execute(sa.insert(t.judge_calls), [_row(call, call_id, day) | {"state": "denied"}])
+                conn.execute(sa.insert(t.judge_calls), [_row(call, call_id, day, CallStatus.DENIED)])
             raise
         return call_id
 
     def _reserve(self, call: Call, call_id: str, day: date) -> None:
         with self.engine.begin() as conn:
             if self.budget_usd is not None:
-                conn.execute(
-                    sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:k, 2))"), {"k": f"judge-budget:{day}"}
-                )
-                spent = _spent(conn, day)
+                lock_transaction(conn, Lock.JUDGE_BUDGET, str(day))
+                spent = _sum_spent(conn, day)
                 if spent + call.reserved_usd > self.budget_usd:
                     raise BudgetSpentError(
                         f"group {call.group_id!r} was not judged: ${spent:.4f} of JUDGE_BUDGET_USD ${self.budget_usd:g} "
@@ -88,10 +88,10 @@ class PostgresJournal:
                             "budget_usd": self.budget_usd,
                         },
                     )
-            conn.execute(sa.insert(t.judge_calls), [_row(call, call_id, day)])
+            conn.execute(sa.insert(t.judge_calls), [_row(call, call_id, day, CallStatus.ASKED)])
 
-    def end(self, call_id: str, how: Ended, reply: Reply | None = None, cost_usd: float | None = None) -> None:
-        values: dict[str, object] = {"state": str(how), "ended_at": self._now(), "cost_usd": cost_usd}
+    def end(self, call_id: str, status: CallStatus, reply: Reply | None = None, cost_usd: float | None = None) -> None:
+        values: dict[str, object] = {"state": status, "ended_at": self._now(), "cost_usd": cost_usd}
         if reply is not None:
             values |= {
                 # Postgres takes neither NUL nor half an emoji; JSON means the same without them, or is faulty anyway.
@@ -106,7 +106,7 @@ class PostgresJournal:
     def spent_usd(self, day: date) -> float:
         """What a UTC day's requests cost, with what is reserved for those without an answer."""
         with self.engine.connect() as conn:
-            return _spent(conn, day)
+            return _sum_spent(conn, day)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,10 +133,10 @@ def cost_of(engine: sa.Engine, window_id: str) -> WindowCost:
     with engine.connect() as conn:
         r = conn.execute(query, {"w": window_id}).one()
         state = conn.scalar(last)
-    return WindowCost(calls=r.calls, cost_usd=float(r.cost_usd), denied=state == "denied")
+    return WindowCost(calls=r.calls, cost_usd=float(r.cost_usd), denied=state == CallStatus.DENIED)
 
 
-def _row(call: Call, call_id: str, day: date) -> dict[str, object]:
+def _row(call: Call, call_id: str, day: date, status: CallStatus) -> dict[str, object]:
     return {
         "call_id": call_id,
         "judgment_key": call.judgment_key,
@@ -146,13 +146,16 @@ def _row(call: Call, call_id: str, day: date) -> dict[str, object]:
         "judge_model": call.judge_model,
         "judge_version": call.judge_version,
         "day": day,
-        "state": "asked",
+        "state": status,
         "expected_tokens": call.prompt_tokens,
         "reserved_usd": call.reserved_usd,
     }
 
 
-def _spent(conn: sa.Connection, day: date) -> float:
+def _sum_spent(conn: sa.Connection, day: date) -> float:
     c = t.judge_calls.c
     total = sa.func.coalesce(sa.func.sum(sa.func.coalesce(c.cost_usd, c.reserved_usd)), 0.0)
-    return float(conn.scalar(sa.select(total).where(c.day == day, c.state.not_in(("refused", "denied")))) or 0.0)
+    return float(
+        conn.scalar(sa.select(total).where(c.day == day, c.state.not_in((CallStatus.REFUSED, CallStatus.DENIED))))
+        or 0.0
+    )

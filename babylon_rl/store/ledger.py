@@ -6,7 +6,7 @@ checkpoint. What stands on disk without a row here does not exist.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,26 +14,18 @@ import sqlalchemy as sa
 
 from babylon_rl.common.canonical import from_json, to_json
 from babylon_rl.database import tables as t
+from babylon_rl.database.locks import Lock, try_lock_session, unlock_session
 from babylon_rl.errors import DataError, TransientError
-from babylon_rl.grouping.dropout import bottom_k, dropout_count
-from babylon_rl.store.windows import mark_dropped
-from babylon_rl.types import Checkpoint
+from babylon_rl.store.eligibility import Eligibility, ReadyWindow
+from babylon_rl.types import Checkpoint, policy_name
 from babylon_rl.windows import HourWindow
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReadyWindow:
-    """A window that may train: grouped, judged, every check passed, not consumed by this lineage."""
-
-    window_id: str
-    judgment_key: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """A batch decided once.
+class PlannedBatch:
+    """What one training trains on; written down before it starts, and never changed.
 
     Attributes:
         step: The checkpoint it makes; its parent is `step - 1`.
@@ -50,40 +42,41 @@ class Plan:
     learning_rate: float | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedWindow:
+    """One use of a window: which checkpoint trained on it, with which judgment."""
+
+    window_id: str
+    lineage: str
+    step: int
+    judgment_key: str
+
+    @property
+    def policy(self) -> str:
+        return policy_name(self.lineage, self.step)
+
+
+def find_trainings(engine: sa.Engine, windows: Sequence[HourWindow]) -> list[TrainedWindow]:
+    """Each training that used one of `windows`, in all lineages, by lineage and step."""
+    c = t.consumed_windows.c
+    query = sa.select(c.window_id, c.lineage, c.step, c.judgment_key).where(c.window_id.in_([str(w) for w in windows]))
+    with engine.connect() as conn:
+        rows = conn.execute(query.order_by(c.lineage, c.step)).mappings()
+        return [TrainedWindow(**r) for r in rows]
+
+
 class Ledger:
     """The training ledger of one lineage."""
 
     def __init__(self, engine: sa.Engine, lineage: str, *, required_checks: Sequence[str]) -> None:
         self.engine = engine
         self.lineage = lineage
-        self.required_checks = tuple(sorted(required_checks))
+        self.eligibility = Eligibility(engine, lineage, required_checks)
 
     # ── reading ────────────────────────────────────────────────────────────────────────────────────
     def ready(self, up_to: HourWindow | None = None) -> list[ReadyWindow]:
-        """Unused windows whose every required check has passed, oldest first."""
-        query = sa.text("""
-            SELECT j.window_id, j.judgment_key
-            FROM babylon_rl.window_judgments j
-            JOIN (SELECT window_id FROM babylon_rl.check_results WHERE check_name = ANY(:checks)
-                  GROUP BY window_id HAVING count(*) FILTER (WHERE passed) = :needed) v USING (window_id)
-            WHERE NOT EXISTS (SELECT 1 FROM babylon_rl.consumed_windows c
-                              WHERE c.lineage = :lineage AND c.window_id = j.window_id)
-              AND NOT EXISTS (SELECT 1 FROM babylon_rl.dropped_windows d
-                              WHERE d.lineage = :lineage AND d.window_id = j.window_id)
-              AND NOT EXISTS (SELECT 1 FROM babylon_rl.stale_windows s WHERE s.window_id = j.window_id)
-              AND (CAST(:up_to AS text) IS NULL OR j.window_id <= :up_to)
-            ORDER BY j.window_id""")
-        with self.engine.connect() as conn:
-            rows = conn.execute(
-                query,
-                {
-                    "checks": list(self.required_checks),
-                    "needed": len(self.required_checks),
-                    "lineage": self.lineage,
-                    "up_to": None if up_to is None else str(up_to),
-                },
-            ).mappings()
-            return [ReadyWindow(**r) for r in rows]
+        """Windows that may train and that the lineage has not used, oldest first."""
+        return self.eligibility.ready(up_to)
 
     def checkpoints(self) -> list[Checkpoint]:
         """Every checkpoint of the lineage, by step."""
@@ -125,9 +118,9 @@ class Ledger:
         known = [c for c in self.checkpoints() if as_of is None or c.window_id <= str(as_of)]
         return known[-1] if known else None
 
-    def open_plan(self) -> Plan | None:
+    def unfinished_batch(self) -> PlannedBatch | None:
         """The planned batch that has no checkpoint yet: what a killed training left behind."""
-        p, c = t.training_plans.c, t.checkpoints.c
+        p, c = t.planned_batches.c, t.checkpoints.c
         query = (
             sa.select(p.lineage, p.step, p.window_id, p.windows, p.judgment_keys, p.learning_rate)
             .where(p.lineage == self.lineage)
@@ -139,7 +132,7 @@ class Ledger:
         return (
             None
             if r is None
-            else Plan(
+            else PlannedBatch(
                 lineage=r["lineage"],
                 step=r["step"],
                 window_id=r["window_id"],
@@ -166,7 +159,7 @@ class Ledger:
 
     def may_train(self, window: HourWindow, batch_size: int) -> bool:
         """A cheap look before the lock is taken; `plan` decides."""
-        return self.open_plan() is not None or self.waiting(window) >= batch_size
+        return self.unfinished_batch() is not None or self.waiting(window) >= batch_size
 
     def next_partition(self, batch_size: int) -> HourWindow | None:
         """The partition whose materialization will train next, or None while too few windows are ready.
@@ -174,8 +167,8 @@ class Ledger:
         It is the hour of the batch's last window, or the one after the last training when late windows
         filled up an older hour: checkpoints go forward in time.
         """
-        if (plan := self.open_plan()) is not None:
-            return HourWindow.parse(plan.window_id)
+        if (batch := self.unfinished_batch()) is not None:
+            return HourWindow.parse(batch.window_id)
         ready = self.ready()
         if len(ready) < batch_size:
             return None
@@ -183,22 +176,15 @@ class Ledger:
         last = self.latest()
         return due if last is None else max(due, HourWindow.parse(last.window_id).next())
 
-    def discard_plan(self) -> Plan | None:
-        """Forget the open plan, so that the next training plans anew. Nothing trained is lost: it has no checkpoint."""
+    def discard_plan(self) -> PlannedBatch | None:
+        """Forget the unfinished batch, so that the next training plans anew. Nothing trained is lost: it has no checkpoint."""
         with self.training():
-            plan = self.open_plan()
-            if plan is not None:
-                p = t.training_plans.c
+            batch = self.unfinished_batch()
+            if batch is not None:
+                p = t.planned_batches.c
                 with self.engine.begin() as conn:
-                    conn.execute(sa.delete(t.training_plans).where(p.lineage == self.lineage, p.step == plan.step))
-        return plan
-
-    def dropped(self, window: HourWindow) -> bool:
-        """Whether dropout left this window out of the lineage."""
-        c = t.dropped_windows.c
-        query = sa.select(sa.exists().where(c.lineage == self.lineage, c.window_id == str(window)))
-        with self.engine.connect() as conn:
-            return bool(conn.scalar(query))
+                    conn.execute(sa.delete(t.planned_batches).where(p.lineage == self.lineage, p.step == batch.step))
+        return batch
 
     def stale(self) -> list[str]:
         """Windows that trained on rows or outcomes which are no longer what is stored, in time order.
@@ -225,12 +211,14 @@ class Ledger:
     def training(self) -> Iterator[None]:
         """Hold the lineage: one training at a time, released by the server when the holder dies.
 
+        Local trainers hold the lineage's directory by a lock of its own too (`training/checkpoint_store.py`): this
+        lock is lost when the connection dies under a training, and another database may share the directory.
+
         Raises:
             TransientError: Another process is training this lineage now.
         """
-        key = {"k": f"lineage:{self.lineage}"}
         with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
-            if not conn.scalar(sa.text("SELECT pg_try_advisory_lock(hashtextextended(:k, 1))"), key):
+            if not try_lock_session(conn, Lock.LINEAGE, self.lineage):
                 raise TransientError(
                     f"lineage {self.lineage!r} is being trained by another process; wait for it and run again"
                 )
@@ -238,85 +226,50 @@ class Ledger:
                 yield
             finally:
                 try:
-                    conn.execute(sa.text("SELECT pg_advisory_unlock(hashtextextended(:k, 1))"), key)
+                    unlock_session(conn, Lock.LINEAGE, self.lineage)
                 except sa.exc.DBAPIError:
                     # The connection died under the training, and the lock with it. What keeps windows from being
                     # consumed twice is the ledger's primary key, so nothing is lost but the exclusion.
                     logger.warning("lost the training lock lineage=%s", self.lineage)
 
-    def drop_out(
-        self, windows: Iterable[HourWindow], *, target: int | None, cap: float, seed: int
-    ) -> frozenset[HourWindow]:
-        """Decide, before they are judged, which of `windows` dropout leaves out; a window is decided once.
-
-        Of all windows that have a group, `dropout_count` are dropped, those with the smallest hash. Windows
-        that were judged or trained on stay in.
-
-        Returns:
-            Those of `windows` that are out, now or since before.
-        """
-        asked = {str(w): w for w in windows}
-        with self.engine.begin() as conn:
-            conn.execute(
-                sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:k, 3))"), {"k": f"dropout:{self.lineage}"}
-            )
-            d = t.dropped_windows.c
-            out = set(conn.scalars(sa.select(d.window_id).where(d.lineage == self.lineage)))
-            if target is not None:
-                grouped = set(conn.scalars(sa.select(t.contextualized_groups.c.window_id)))
-                k = dropout_count(len(grouped), target=target, cap=cap)
-                settled = set(conn.scalars(sa.select(t.window_judgments.c.window_id))) | set(
-                    conn.scalars(
-                        sa.select(t.consumed_windows.c.window_id).where(t.consumed_windows.c.lineage == self.lineage)
-                    )
-                )
-                due = (bottom_k(grouped, k, seed=seed) & asked.keys()) - settled - out
-                new = sorted(bottom_k(due, k - len(out), seed=seed))
-                if new:
-                    conn.execute(sa.insert(t.dropped_windows), [{"lineage": self.lineage, "window_id": w} for w in new])
-                    mark_dropped(conn, new)
-                    logger.info("dropped out lineage=%s windows=%d of=%d", self.lineage, len(new), len(grouped))
-                out |= set(new)
-        return frozenset(w for name, w in asked.items() if name in out)
-
-    def plan(self, window: HourWindow, batch_size: int, *, learning_rate: float | None) -> Plan | None:
+    def plan(self, window: HourWindow, batch_size: int, *, learning_rate: float | None) -> PlannedBatch | None:
         """Decide what partition `window` trains, or find what was decided; None when it has nothing to do."""
-        if (plan := self.open_plan()) is not None:
-            return plan if plan.window_id <= str(window) else None
+        if (batch := self.unfinished_batch()) is not None:
+            return batch if batch.window_id <= str(window) else None
         last = self.latest()
         if last is not None and str(window) <= last.window_id:
             return None
-        batch = self.ready(up_to=window)[:batch_size]
-        if len(batch) < batch_size:
+        due = self.ready(up_to=window)[:batch_size]
+        if len(due) < batch_size:
             return None
-        plan = Plan(
+        batch = PlannedBatch(
             lineage=self.lineage,
             step=1 if last is None else last.step + 1,
             window_id=str(window),
-            windows=tuple(b.window_id for b in batch),
-            judgment_keys=tuple(b.judgment_key for b in batch),
+            windows=tuple(b.window_id for b in due),
+            judgment_keys=tuple(b.judgment_key for b in due),
             learning_rate=learning_rate,
         )
         with self.engine.begin() as conn:
             conn.execute(
-                sa.insert(t.training_plans),
+                sa.insert(t.planned_batches),
                 [
                     {
-                        "lineage": plan.lineage,
-                        "step": plan.step,
-                        "window_id": plan.window_id,
-                        "windows": list(plan.windows),
-                        "judgment_keys": list(plan.judgment_keys),
-                        "learning_rate": plan.learning_rate,
+                        "lineage": batch.lineage,
+                        "step": batch.step,
+                        "window_id": batch.window_id,
+                        "windows": list(batch.windows),
+                        "judgment_keys": list(batch.judgment_keys),
+                        "learning_rate": batch.learning_rate,
                     }
                 ],
             )
-        logger.info("training planned lineage=%s step=%d windows=%d", self.lineage, plan.step, len(batch))
-        return plan
+        logger.info("training planned lineage=%s step=%d windows=%d", self.lineage, batch.step, len(due))
+        return batch
 
     def record(
         self,
-        plan: Plan,
+        batch: PlannedBatch,
         *,
         trainer: str,
         base_model: str,
@@ -335,47 +288,47 @@ class Ledger:
                     sa.insert(t.checkpoints),
                     [
                         {
-                            "lineage": plan.lineage,
-                            "step": plan.step,
-                            "window_id": plan.window_id,
+                            "lineage": batch.lineage,
+                            "step": batch.step,
+                            "window_id": batch.window_id,
                             "trainer": trainer,
                             "base_model": base_model,
                             "path": path,
                             "manifest": to_json(manifest).decode(),
-                            "judgment_keys": list(plan.judgment_keys),
+                            "judgment_keys": list(batch.judgment_keys),
                             "metrics": to_json(metrics).decode(),
                         }
                     ],
                 )
                 g = t.contextualized_groups.c
-                found = conn.execute(sa.select(g.window_id, g.data_version).where(g.window_id.in_(plan.windows)))
+                found = conn.execute(sa.select(g.window_id, g.data_version).where(g.window_id.in_(batch.windows)))
                 versions = {r.window_id: r.data_version for r in found}
                 conn.execute(
                     sa.insert(t.consumed_windows),
                     [
                         {
-                            "lineage": plan.lineage,
+                            "lineage": batch.lineage,
                             "window_id": w,
-                            "step": plan.step,
+                            "step": batch.step,
                             "judgment_key": k,
                             "data_version": versions.get(w),
                         }
-                        for w, k in zip(plan.windows, plan.judgment_keys, strict=True)
+                        for w, k in zip(batch.windows, batch.judgment_keys, strict=True)
                     ],
                 )
         except sa.exc.IntegrityError as e:
             raise DataError(
-                f"step {plan.step} of lineage {plan.lineage!r} or one of its windows was recorded before; "
+                f"step {batch.step} of lineage {batch.lineage!r} or one of its windows was recorded before; "
                 "no window trains twice, so this training was thrown away",
-                facts={"lineage": plan.lineage, "step": plan.step},
+                facts={"lineage": batch.lineage, "step": batch.step},
             ) from e
         return Checkpoint(
-            lineage=plan.lineage,
-            step=plan.step,
-            window_id=plan.window_id,
+            lineage=batch.lineage,
+            step=batch.step,
+            window_id=batch.window_id,
             trainer=trainer,
             path=path,
-            windows=plan.windows,
-            judgment_keys=plan.judgment_keys,
+            windows=batch.windows,
+            judgment_keys=batch.judgment_keys,
             metrics=metrics,
         )

@@ -1,25 +1,26 @@
-"""What the assets keep between each other: the only reader and writer of our per-window tables.
+"""What the assets keep of each window: stitched trajectories, outcomes, the group and its hindsight.
 
 Every write of a window happens in one transaction under that window's advisory lock and changes nothing
-when the data version is the same: same inputs, same bytes. Training's ledger is `store/ledger.py`.
+when the data version is the same: same inputs, same bytes. Judgments are `store/judgments.py`, where each row ended
+is `store/row_outcomes.py`, training's ledger is `store/ledger.py`.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
 
-from babylon_rl.common.canonical import digest, from_json, pack, pack_with_digest, to_json, unpack
+from babylon_rl.common.canonical import digest, pack, pack_with_digest, unpack
 from babylon_rl.database import tables as t
+from babylon_rl.store.judgments import JudgmentStore, read_judgment
+from babylon_rl.store.row_outcomes import version_entry, write_row_outcomes
+from babylon_rl.store.window_lock import lock_window
 from babylon_rl.types import (
-    Disposition,
     Hindsight,
     Judgment,
-    Score,
+    RowOutcome,
     Trajectory,
     TrajectoryGroup,
     WindowOutcomes,
@@ -49,30 +50,27 @@ class PackedTrajectory:
         """Pack one."""
         body, digest_ = pack_with_digest(x)
         return cls(
-            trajectory_id=x.trajectory_id, agent_id=x.agent_id, turns=len(x.turns), pnl_usd=x.pnl_usd,
-            digest=digest_, body=body,
-        )  # fmt: skip
+            trajectory_id=x.trajectory_id,
+            agent_id=x.agent_id,
+            turns=len(x.turns),
+            pnl_usd=x.pnl_usd,
+            digest=digest_,
+            body=body,
+        )
 
 
-class Store:
-    """Our schema, over one engine. Safe to use from several processes at once."""
+class Store(JudgmentStore):
+    """What the assets keep of windows, judgments included, over one engine. Safe to use from several processes."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self.engine = engine
-
-    @contextmanager
-    def locked(self, window: HourWindow) -> Iterator[sa.Connection]:
-        """One transaction that no other writer of the same window can overlap."""
-        with self.engine.begin() as conn:
-            conn.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:w, 0))"), {"w": f"window:{window}"})
-            yield conn
 
     # ── raw_trajectories ───────────────────────────────────────────────────────────────────────────
     def write_ingest(
         self,
         window: HourWindow,
         trajectories: Sequence[Trajectory | PackedTrajectory],
-        dispositions: Sequence[Disposition],
+        outcomes: Sequence[RowOutcome],
         *,
         rows: int,
         changes_seen: int | None = None,
@@ -85,7 +83,7 @@ class Store:
         Args:
             window: The hour.
             trajectories: One per agent, in any order.
-            dispositions: One per row, in any order.
+            outcomes: One per row, in any order.
             rows: Rows read.
             changes_seen: `window_summary.changes` before they were read, if anybody watches.
 
@@ -94,19 +92,19 @@ class Store:
         """
         packed = [x if isinstance(x, PackedTrajectory) else PackedTrajectory.of(x) for x in trajectories]
         packed.sort(key=lambda x: x.trajectory_id)
-        ends = sorted(dispositions, key=lambda d: d.source_id)
-        version = digest([[x.digest for x in packed], ends])
+        ends = sorted(outcomes, key=lambda o: o.source_id)
+        version = digest([[x.digest for x in packed], [version_entry(o) for o in ends]])
         w = str(window)
-        d = t.row_dispositions.c
-        with self.locked(window) as conn:
+        d = t.row_outcomes.c
+        with lock_window(self.engine, window) as conn:
             if conn.scalar(sa.select(t.windows.c.data_version).where(t.windows.c.window_id == w)) == version:
                 seen = {"changes_seen": changes_seen}
                 conn.execute(sa.update(t.windows).where(t.windows.c.window_id == w).values(seen))
-                # A row that went to another window and came back left its disposition there.
-                kept = conn.scalar(sa.select(sa.func.count()).select_from(t.row_dispositions).where(d.window_id == w))
+                # A row that went to another window and came back left its outcome there.
+                kept = conn.scalar(sa.select(sa.func.count()).select_from(t.row_outcomes).where(d.window_id == w))
                 if kept == len(ends):
                     return version, False
-            for table in (t.window_trajectories, t.row_dispositions, t.windows, t.window_judgments, t.check_results):
+            for table in (t.window_trajectories, t.row_outcomes, t.windows, t.window_judgments, t.check_results):
                 conn.execute(sa.delete(table).where(table.c.window_id == w))
             conn.execute(
                 sa.insert(t.windows),
@@ -123,28 +121,8 @@ class Store:
             )
             if packed:
                 conn.execute(sa.insert(t.window_trajectories), [_trajectory_row(w, x) for x in packed])
-            self._write_dispositions(conn, ends)
+            write_row_outcomes(conn, ends)
         return version, True
-
-    def _write_dispositions(self, conn: sa.Connection, ends: Sequence[Disposition]) -> None:
-        if not ends:
-            return
-        rows = [
-            {
-                "source_id": d.source_id,
-                "trajectory_id": d.trajectory_id,
-                "agent_id": d.agent_id,
-                "window_id": d.window_id,
-                "disposition": d.disposition,
-                "reason": d.reason,
-                "group_id": d.group_id,
-            }
-            for d in ends
-        ]
-        statement = insert(t.row_dispositions)
-        changed = {c: statement.excluded[c] for c in rows[0] if c != "source_id"}
-        conn.execute(statement.on_conflict_do_update(index_elements=["source_id"], set_=changed), rows)
-        mark_dropped(conn, sorted({d.window_id for d in ends}))
 
     def data_version(self, window: HourWindow) -> str | None:
         """Data version of the ingested window, or None when it was never ingested."""
@@ -172,12 +150,12 @@ class Store:
             rows = conn.execution_options(yield_per=50).scalars(query.order_by(t.window_trajectories.c.trajectory_id))
             return [unpack(b, Trajectory) for b in rows]
 
-    def dispositions(self, window: HourWindow) -> list[Disposition]:
-        """Where each source row of a window ended, by source id."""
-        d = t.row_dispositions.c
-        query = sa.select(t.row_dispositions).where(d.window_id == str(window)).order_by(d.source_id)
+    def mean_pnl_usd(self, window_ids: Sequence[str]) -> float | None:
+        """Mean P&L of all trajectories of some windows whose P&L is known; None when none is."""
+        c = t.window_trajectories.c
         with self.engine.connect() as conn:
-            return [Disposition(**r) for r in conn.execute(query).mappings()]
+            found = conn.scalar(sa.select(sa.func.avg(c.pnl_usd)).where(c.window_id.in_(window_ids)))
+        return None if found is None else float(found)
 
     # ── market_outcomes ────────────────────────────────────────────────────────────────────────────
     def write_outcomes(self, outcomes: WindowOutcomes) -> tuple[str, bool]:
@@ -185,7 +163,7 @@ class Store:
         version = digest(outcomes)
         w = outcomes.window_id
         c = t.window_outcomes.c
-        with self.locked(HourWindow.parse(w)) as conn:
+        with lock_window(self.engine, HourWindow.parse(w)) as conn:
             if conn.scalar(sa.select(c.data_version).where(c.window_id == w)) == version:
                 return version, False
             for table in (t.window_outcomes, t.window_judgments, t.check_results):  # they spoke of other outcomes
@@ -217,21 +195,21 @@ class Store:
         window: HourWindow,
         group: TrajectoryGroup | None,
         hindsight: Hindsight | None,
-        dispositions: Iterable[Disposition],
+        outcomes: Iterable[RowOutcome],
         *,
         min_agents: int | None = None,
     ) -> tuple[str, bool]:
-        """Keep a window's group (or that it has none), its hindsight apart, and its rows' dispositions.
+        """Keep a window's group (or that it has none), its hindsight apart, and its rows' outcomes.
 
         A new version takes the window's current judgment and verdicts away: they spoke of other data. `min_agents` is
         what the group was asked for; it is no part of the version.
         """
-        ends = sorted(dispositions, key=lambda d: d.source_id)
+        ends = sorted(outcomes, key=lambda o: o.source_id)
         version = digest([group, hindsight], depth=_OF_BOTH)
         w = str(window)
         c = t.contextualized_groups.c
-        with self.locked(window) as conn:
-            self._write_dispositions(conn, ends)
+        with lock_window(self.engine, window) as conn:
+            write_row_outcomes(conn, ends)
             made_from = _made_from(conn, w)
             if conn.scalar(sa.select(c.data_version).where(c.window_id == w)) == version:
                 asked = {"made_from": made_from, "min_agents": min_agents}
@@ -285,90 +263,20 @@ class Store:
             body = conn.scalar(sa.select(c.hindsight).where(c.window_id == str(window)))
         return None if body is None else unpack(body, Hindsight)
 
-    # ── ruler_scores ───────────────────────────────────────────────────────────────────────────────
-    def find_judgment(self, key: str) -> Judgment | None:
-        """A judgment made before, by the hash of all that went into it."""
-        c = t.judgments.c
-        with self.engine.connect() as conn:
-            rows = (
-                conn.execute(sa.select(t.judgments).where(c.judgment_key == key).order_by(c.trajectory_id))
-                .mappings()
-                .all()
-            )
-        if not rows:
-            return None
-        first = rows[0]
-        return Judgment(
-            key=key,
-            group_id=first["group_id"],
-            window_id=first["window_id"],
-            judge_model=first["judge_model"],
-            judge_version=first["judge_version"],
-            scores=tuple(
-                Score(trajectory_id=r["trajectory_id"], value=r["score"], explanation=r["explanation"]) for r in rows
-            ),
-            prompt_tokens=sum(r["prompt_tokens"] for r in rows),
-            completion_tokens=sum(r["completion_tokens"] for r in rows),
-            cost_usd=sum(r["cost_usd"] for r in rows),
-            details=next((from_json(r["details"], dict) for r in rows if r["details"] is not None), {}),
-        )
 
-    def write_judgment(self, judgment: Judgment) -> None:
-        """Keep a judgment before anything else is done with it; the same key is never written twice."""
-        rows = [
-            {
-                "judgment_key": judgment.key,
-                "trajectory_id": s.trajectory_id,
-                "group_id": judgment.group_id,
-                "window_id": judgment.window_id,
-                "score": s.value,
-                "explanation": s.explanation,
-                "judge_model": judgment.judge_model,
-                "judge_version": judgment.judge_version,
-                # One call judges a whole group: its price stands once, in the first row.
-                "prompt_tokens": judgment.prompt_tokens if i == 0 else 0,
-                "completion_tokens": judgment.completion_tokens if i == 0 else 0,
-                "cost_usd": judgment.cost_usd if i == 0 else 0.0,
-                "details": to_json(judgment.details).decode() if i == 0 and judgment.details else None,
-            }
-            for i, s in enumerate(judgment.scores)
-        ]
-        with self.engine.begin() as conn:
-            conn.execute(insert(t.judgments).on_conflict_do_nothing(), rows)
-
-    def set_current_judgment(self, window: HourWindow, group_id: str, key: str | None) -> bool:
-        """Say which judgment speaks for a window now (None: none does); returns whether that is news."""
-        c = t.window_judgments.c
-        with self.locked(window) as conn:
-            now = conn.scalar(sa.select(c.judgment_key).where(c.window_id == str(window)))
-            if now == key:
-                return False
-            conn.execute(sa.delete(t.window_judgments).where(c.window_id == str(window)))
-            if key is not None:
-                conn.execute(
-                    sa.insert(t.window_judgments),
-                    [{"window_id": str(window), "group_id": group_id, "judgment_key": key}],
-                )
-        return True
-
-    def judgment(self, window: HourWindow) -> Judgment | None:
-        """The current judgment of a window."""
-        c = t.window_judgments.c
-        with self.engine.connect() as conn:
-            key = conn.scalar(sa.select(c.judgment_key).where(c.window_id == str(window)))
-        return None if key is None else self.find_judgment(key)
-
-
-def mark_dropped(conn: sa.Connection, window_ids: Sequence[str]) -> None:
-    """Say of the grouped rows of windows that dropout left out, and that no lineage trained on, that they dropped out."""
-    conn.execute(
-        sa.text("""
-            UPDATE babylon_rl.row_dispositions d SET disposition = 'dropped_out', reason = 'dropout'
-            WHERE d.window_id = ANY(:w) AND d.disposition IN ('grouped', 'stitched')
-              AND EXISTS (SELECT 1 FROM babylon_rl.dropped_windows x WHERE x.window_id = d.window_id)
-              AND NOT EXISTS (SELECT 1 FROM babylon_rl.consumed_windows c WHERE c.window_id = d.window_id)"""),
-        {"w": list(window_ids)},
-    )
+def read_judged_group(
+    conn: sa.Connection, window_id: str, *, with_hindsight: bool
+) -> tuple[TrajectoryGroup, Hindsight | None, Judgment]:
+    """The group of a judged window with its current judgment; the hindsight is read only when it is asked for."""
+    g, j = t.contextualized_groups.c, t.window_judgments.c
+    columns = [g.body, j.judgment_key, *([g.hindsight] if with_hindsight else [])]
+    query = sa.select(*columns).join(t.window_judgments, j.window_id == g.window_id).where(g.window_id == window_id)
+    row = conn.execute(query).mappings().one()
+    judgment = read_judgment(conn, row["judgment_key"])
+    if judgment is None:
+        raise AssertionError(f"judgment {row['judgment_key']!r} of window {window_id!r} cannot be read")
+    hindsight = unpack(row["hindsight"], Hindsight) if with_hindsight else None
+    return unpack(row["body"], TrajectoryGroup), hindsight, judgment
 
 
 def _made_from(conn: sa.Connection, window_id: str) -> str:

@@ -4,19 +4,19 @@ What belongs here: the form in which ART tokenises, weighs and packs what `seque
 
 A turn travels as a `Choice` with its token ids, because of an assistant message that is a plain dict ART trains all
 but the end-of-turn token, and lets a prefix common to all answers count as prompt. A `Choice` needs log-probs, and
-logged turns have none: each token carries a *mark* instead, which the trainer replaces before the first step.
+logged turns have none: each token carries a *placeholder* instead, which the trainer replaces before the first step.
 """
 
 from typing import TYPE_CHECKING, Any, Final
 
-from babylon_rl.training.art_import import gentle_art_import
+from babylon_rl.training.art_import import isolated_art_import
 from babylon_rl.training.sequences import Behaviour, TrainingPlan, TurnSequence
 
 if TYPE_CHECKING:
     import art
 
-FROM_PARENT: Final = 0.0
-"""Mark for trainers that recompute everything from the parent (`precalculate_logprobs`), as ART's own do."""
+PARENT_PLACEHOLDER: Final = 0.0
+"""Placeholder for trainers that recompute everything from the parent (`precalculate_logprobs`), as ART's own do."""
 
 
 def to_art_groups(
@@ -26,17 +26,17 @@ def to_art_groups(
 
     Args:
         plan: Decisions in time order.
-        behaviours: Given: token marks are `1 + index of the turn's behaviour` here, positive and so no log-probability
-            (`mark_of`, `behaviour_index`). None: `FROM_PARENT`.
+        behaviours: Given: placeholders are `1 + index of the turn's behaviour` here, positive and so no log-probability
+            (`behaviour_placeholder`, `behaviour_index`). None: `PARENT_PLACEHOLDER`.
 
     Returns:
-        One group per decision, in the plan's order, members in the plan's order; rewards are the scores.
+        One group per decision, in the plan's order, members in the plan's order; rewards as planned.
     """
-    with gentle_art_import():
+    with isolated_art_import():
         import art
 
-    tokens = _Tokens()
-    marks = None if behaviours is None else {b: mark_of(i) for i, b in enumerate(behaviours)}
+    builder = _ChoiceBuilder()
+    placeholders = None if behaviours is None else {b: behaviour_placeholder(i) for i, b in enumerate(behaviours)}
     groups = []
     for decision in plan.decisions:
         where: dict[str, float | int | str | bool | None] = {
@@ -49,7 +49,7 @@ def to_art_groups(
                 messages_and_choices=[
                     {"role": "system", "content": s.turn.system},
                     {"role": "user", "content": s.turn.user},
-                    tokens.choice(s, FROM_PARENT if marks is None else marks[s.behaviour]),
+                    builder.choice(s, PARENT_PLACEHOLDER if placeholders is None else placeholders[s.behaviour]),
                 ],
                 reward=s.reward,
                 initial_policy_version=s.behaviour.step,
@@ -62,17 +62,17 @@ def to_art_groups(
     return groups
 
 
-def mark_of(index: int) -> float:
+def behaviour_placeholder(index: int) -> float:
     """The number that stands for behaviour `index` where a log-probability will stand."""
     return float(1 + index)
 
 
-def behaviour_index(mark: float) -> int | None:
-    """Undo `mark_of`; None for a real log-probability."""
-    return round(mark) - 1 if mark > 0 else None
+def behaviour_index(placeholder: float) -> int | None:
+    """Undo `behaviour_placeholder`; None for a real log-probability."""
+    return round(placeholder) - 1 if placeholder > 0 else None
 
 
-class _Tokens:
+class _ChoiceBuilder:
     """Makes `Choice`s whose token objects are shared: a batch has few distinct tokens and very many of them."""
 
     def __init__(self) -> None:
@@ -83,8 +83,8 @@ class _Tokens:
         self._token = ChatCompletionTokenLogprob
         self._made: dict[tuple[int, float], Any] = {}
 
-    def choice(self, s: TurnSequence, mark: float) -> Any:
-        content = [self._made.get((i, mark)) or self._make(i, mark) for i in s.response_ids]
+    def choice(self, s: TurnSequence, logprob: float) -> Any:
+        content = [self._made.get((i, logprob)) or self._make(i, logprob) for i in s.response_ids]
         return self._choice(
             index=0,
             finish_reason="stop",
@@ -92,7 +92,7 @@ class _Tokens:
             logprobs=self._logprobs(content=content),
         )
 
-    def _make(self, token_id: int, mark: float) -> Any:
+    def _make(self, token_id: int, logprob: float) -> Any:
         # ART reads the id out of this spelling.
-        token = self._token(token=f"token_id:{token_id}", logprob=mark, top_logprobs=[])
-        return self._made.setdefault((token_id, mark), token)
+        token = self._token(token=f"token_id:{token_id}", logprob=logprob, top_logprobs=[])
+        return self._made.setdefault((token_id, logprob), token)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def gentle_art_import() -> Generator[None]:
+def isolated_art_import() -> Generator[None]:
     """Import ART's modules inside this block.
 
     Kept off, each seen in the installed package:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from babylon_rl.errors import DataError
 from babylon_rl.policy.checkpoints import PROJECT
-from babylon_rl.training.art_import import gentle_art_import
+from babylon_rl.training.art_import import isolated_art_import
 from babylon_rl.training.sequences import TrainingPlan, plan_training
 from babylon_rl.training.trainer import TrainedPolicy, TrainingBatch
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Engine(Protocol):
+class TrainingEngine(Protocol):
     """A backend of ART's and what is particular to it.
 
     Attributes:
@@ -46,13 +46,13 @@ class Engine(Protocol):
     @property
     def context(self) -> int: ...
 
-    def prepared(self, batch: TrainingBatch, plan: TrainingPlan) -> AbstractContextManager[None]:
+    def prepare_training(self, batch: TrainingBatch, plan: TrainingPlan) -> AbstractContextManager[None]:
         """Hold what must be held while training; errors that the backend raises inside become ours."""
         ...
 
-    def groups(self, plan: TrainingPlan) -> "list[art.TrajectoryGroup]": ...
+    def build_groups(self, plan: TrainingPlan) -> "list[art.TrajectoryGroup]": ...
 
-    def options(self, plan: TrainingPlan) -> dict[str, Any]:
+    def train_options(self, plan: TrainingPlan) -> dict[str, Any]:
         """Keyword arguments of `backend.train` beside the learning rate."""
         ...
 
@@ -64,7 +64,7 @@ class Engine(Protocol):
 class ArtTrainer:
     """A `Trainer` that drives `art.TrainableModel` and whatever backend the engine brings."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: TrainingEngine) -> None:
         self._engine = engine
         self.name = engine.name
 
@@ -72,25 +72,25 @@ class ArtTrainer:
         """See `Trainer.train`. Whatever can be refused is refused before ART is asked for anything."""
         engine = self._engine
         plan = plan_training(batch, engine.tokenizer, context=engine.context, max_staleness=engine.max_staleness)
-        with engine.prepared(batch, plan):
-            with gentle_art_import():
+        with engine.prepare_training(batch, plan):
+            with isolated_art_import():
                 import art
 
             model = art.TrainableModel(
                 name=batch.lineage, project=PROJECT, base_model=engine.base_model, base_path=str(engine.base_path)
             )
             await model.register(engine.backend)
-            self._expect(batch, await model.get_step(), batch.parent_step, "before")
+            self._check_step(batch, await model.get_step(), batch.parent_step, "before")
             result = await engine.backend.train(
                 model,
-                engine.groups(plan),
+                engine.build_groups(plan),
                 learning_rate=batch.learning_rate or engine.learning_rate,
                 scale_rewards=True,
                 precalculate_logprobs=True,
-                **engine.options(plan),
+                **engine.train_options(plan),
             )
-            self._expect(batch, result.step, batch.step, "after")
-            metrics = {k: float(v) for k, v in {**result.metrics, **plan.counts, **_rewards(plan)}.items()}
+            self._check_step(batch, result.step, batch.step, "after")
+            metrics = {k: float(v) for k, v in {**result.metrics, **plan.counts, **_mean_reward(plan)}.items()}
             # Metrics only: the trajectories are in our database, whole, and ART's Parquet would lose half of them.
             await model.log(metrics=metrics, split="train", step=batch.step)
             path, manifest = engine.collect(batch, result)
@@ -99,7 +99,7 @@ class ArtTrainer:
     async def close(self) -> None:
         await self._engine.backend.close()
 
-    def _expect(self, batch: TrainingBatch, found: int, expected: int, when: str) -> None:
+    def _check_step(self, batch: TrainingBatch, found: int, expected: int, when: str) -> None:
         if found != expected:
             raise DataError(
                 f"{self.name} trainer stands at {batch.lineage}@{found} {when} training step {batch.step}, but the ledger "
@@ -109,6 +109,6 @@ class ArtTrainer:
             )
 
 
-def _rewards(plan: TrainingPlan) -> dict[str, float]:
+def _mean_reward(plan: TrainingPlan) -> dict[str, float]:
     rewards = [s.reward for d in plan.decisions for s in d.sequences]
     return {"reward": sum(rewards) / len(rewards)}

@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from babylon_rl.errors import DataError, TransientError
-from babylon_rl.policy.checkpoints import MARKER, checkpoint_dir
+from babylon_rl.policy.checkpoints import METADATA_FILE, checkpoint_dir
 
 logger = logging.getLogger(__name__)
 
-CARD: Final = MARKER  # `latest_step` counts the directories that hold one
 FORMAT: Final = 1
 _BASE_FILES: Final = {"config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 
@@ -40,19 +39,21 @@ def base_digest(base: Path) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def read_card(directory: Path) -> dict[str, Any]:
+def read_metadata(directory: Path) -> dict[str, Any]:
     """What a checkpoint says of itself.
 
     Raises:
         DataError: There is none, or it cannot be read.
     """
     try:
-        card = json.loads((directory / CARD).read_bytes())
+        metadata = json.loads((directory / METADATA_FILE).read_bytes())
     except (OSError, ValueError) as e:
-        raise DataError(f"checkpoint {str(directory)!r} has no readable {CARD}: {e}; train that step again") from e
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise DataError(
+            f"checkpoint {str(directory)!r} has no readable {METADATA_FILE}: {e}; train that step again"
+        ) from e
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise DataError(f"checkpoint {str(directory)!r} is of another format than {FORMAT}; train that step again")
-    return card
+    return metadata
 
 
 @contextmanager
@@ -74,7 +75,7 @@ def lineage_lock(root: Path, lineage: str) -> Generator[None]:
         yield
 
 
-def prepare(
+def reconcile(
     root: Path, lineage: str, parent_step: int, *, base: str, manifest: Mapping[str, str] | None = None
 ) -> list[str]:
     """Make the directory agree with the ledger, so that step `parent_step + 1` can be made.
@@ -116,7 +117,7 @@ def verify(
     """Check a checkpoint against what it says of itself, and against the ledger's manifest when there is one.
 
     Returns:
-        Its card.
+        Its metadata.
 
     Raises:
         DataError: It is missing, changed, or stands on another base.
@@ -129,9 +130,11 @@ def verify(
             "or start a new lineage with BABYLON_LINEAGE",
             facts=facts,
         )
-    card = read_card(directory)
+    metadata = read_metadata(directory)
     found = file_digests(directory)
-    expected = {**dict(card.get("files", {})), CARD: found[CARD]} if manifest is None else dict(manifest)
+    expected = (
+        {**dict(metadata.get("files", {})), METADATA_FILE: found[METADATA_FILE]} if manifest is None else dict(manifest)
+    )
     changed = sorted(n for n in expected if found.get(n) != expected[n])
     if changed:
         raise DataError(
@@ -139,55 +142,55 @@ def verify(
             "or start a new lineage with BABYLON_LINEAGE",
             facts={**facts, "files": changed},
         )
-    if (card.get("lineage"), card.get("step")) != (lineage, step):
+    if (metadata.get("lineage"), metadata.get("step")) != (lineage, step):
         raise DataError(
-            f"checkpoint {name}: its {CARD} says {card.get('lineage')}@{card.get('step')}; "
+            f"checkpoint {name}: its {METADATA_FILE} says {metadata.get('lineage')}@{metadata.get('step')}; "
             "it was moved here from elsewhere, restore the right one",
             facts=facts,
         )
-    if card.get("base") != base:
+    if metadata.get("base") != base:
         raise DataError(
-            f"checkpoint {name} stands on base {str(card.get('base'))[:12]}, not on {base[:12]}; set BABYLON_BASE_MODEL "
+            f"checkpoint {name} stands on base {str(metadata.get('base'))[:12]}, not on {base[:12]}; set BABYLON_BASE_MODEL "
             "to the base it was trained on, or start a new lineage with BABYLON_LINEAGE",
             facts=facts,
         )
-    return card
+    return metadata
 
 
-def write(directory: Path, card: Mapping[str, Any], fill: Callable[[Path], None]) -> dict[str, str]:
+def write(directory: Path, metadata: Mapping[str, Any], fill: Callable[[Path], None]) -> dict[str, str]:
     """Write a checkpoint under a name that ends in `.tmp`, force it to disk, then give it its name.
 
     Args:
         directory: Its final place, which must not exist.
-        card: What `checkpoint.json` says; the digests of all other files are added.
+        metadata: What `checkpoint.json` says; the digests of all other files are added.
         fill: Writes those other files into the directory it is given.
 
     Returns:
-        The manifest: file name → SHA-256, the card included.
+        The manifest: file name → SHA-256, the metadata included.
     """
     unfinished = directory.with_suffix(".tmp")
     if unfinished.exists():
         shutil.rmtree(unfinished)
     unfinished.mkdir(parents=True)
     fill(unfinished)
-    add_card(unfinished, card)
+    write_metadata(unfinished, metadata)
     for path in unfinished.iterdir():
-        _to_disk(path)
-    _to_disk(unfinished)
+        _sync_to_disk(path)
+    _sync_to_disk(unfinished)
     unfinished.rename(directory)
-    _to_disk(directory.parent)
+    _sync_to_disk(directory.parent)
     return file_digests(directory)
 
 
-def add_card(directory: Path, card: Mapping[str, Any]) -> None:
+def write_metadata(directory: Path, metadata: Mapping[str, Any]) -> None:
     """Put `checkpoint.json` beside files that are all there: without it a directory is no checkpoint."""
-    body = {**card, "format": FORMAT, "files": file_digests(directory)}
-    unfinished = directory / f"{CARD}.tmp"
+    body = {**metadata, "format": FORMAT, "files": file_digests(directory)}
+    unfinished = directory / f"{METADATA_FILE}.tmp"
     unfinished.write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")
-    unfinished.rename(directory / CARD)
+    unfinished.rename(directory / METADATA_FILE)
 
 
-def _to_disk(path: Path) -> None:
+def _sync_to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

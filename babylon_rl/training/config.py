@@ -1,4 +1,4 @@
-"""The CPU recipe: POLICY.md's numbers, each a field. Changing one changes the checkpoint's bytes, so all are recorded."""
+"""The CPU recipe: the numbers of docs/policy.md, each a field. Changing one changes the checkpoint's bytes, so all are recorded."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ ALL_LINEAR = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj",
 class CpuTrainingConfig:
     """GRPO with LoRA on the small policy.
 
-    Full fine-tuning collapsed on two of three seeds; LoRA at 3e-3 learned on every one (POLICY.md §5).
+    Full fine-tuning collapsed on two of three seeds; LoRA at 3e-3 learned on every one (docs/policy.md §5).
 
     Attributes:
         rank: Of the adapter; `alpha / rank` scales it.

@@ -3,6 +3,10 @@
 What belongs here: the layout of a minibatch and the attention function transformers calls. Rows of a minibatch become
 one line of tokens without padding. A full mask over a row of 640 tokens computes about four times as many pairs as are
 visible, and was half the cost of a training step.
+
+Axes, here and in `cpu_service.py` and `packing.py`: `rows` packed rows of a minibatch, `width` tokens of a row with its
+padding, `line` tokens of all rows without padding; `prompts` common prompts of at most `prompt` tokens each, `rests`
+what hangs from them, of at most `rest` tokens each; `trained` tokens that train; `vocab` token ids.
 """
 
 from dataclasses import dataclass
@@ -18,21 +22,21 @@ _NAME: Final = "babylon_packed"
 
 @dataclass(frozen=True, slots=True)
 class PackedLayout:
-    """Where the parts of T packed tokens lie. F common prompts of at most P tokens, S rests of at most L tokens.
+    """Where the parts of a line of packed tokens lie.
 
     Attributes:
-        prompts: [F, P] positions of each prompt's tokens in the line, padded with 0.
-        rests: [S, L] the same for each rest.
-        family: [S] the prompt that each rest hangs from.
-        visible: [S, 1, L, P + L] what each rest's tokens see.
-        back: [T] where each token lies among the flattened prompts, then rests.
+        prompts: [prompts, prompt] int64 positions of each prompt's tokens in the line, padded with 0.
+        rests: [rests, rest] int64 the same for each rest.
+        prompt_of_rest: [rests] int64 the prompt that each rest hangs from.
+        visible: [rests, 1, rest, prompt + rest] bool what each rest's tokens see.
+        restore: [line] int64 where each token lies among the flattened prompts, then rests.
     """
 
     prompts: Tensor
     rests: Tensor
-    family: Tensor
+    prompt_of_rest: Tensor
     visible: Tensor
-    back: Tensor
+    restore: Tensor
 
 
 def use_packed_attention(model: Any) -> Any:
@@ -41,17 +45,17 @@ def use_packed_attention(model: Any) -> Any:
     return model
 
 
-def layout_of(group_ids: Tensor, parent_ids: Tensor, lengths: Tensor) -> PackedLayout:
+def build_layout(group_ids: Tensor, parent_ids: Tensor, lengths: Tensor) -> PackedLayout:
     """Read the layout out of ART's ids.
 
     Args:
-        group_ids: [R, width]; tokens of one part are side by side and share an id.
-        parent_ids: [R, width]; the id of the part they see besides; a common prompt has its own.
-        lengths: [R] tokens of each row that are not padding.
+        group_ids: [rows, width] int64; tokens of one part are side by side and share an id.
+        parent_ids: [rows, width] int64; the id of the part they see besides; a common prompt has its own.
+        lengths: [rows] int64; tokens of each row that are not padding.
     """
     prompts: list[range] = [range(0)]  # the first is empty: what hangs from no prompt hangs from it
     rests: list[range] = []
-    family: list[int] = []
+    prompt_of_rest: list[int] = []
     start = 0
     for ids, parents, length in zip(group_ids.tolist(), parent_ids.tolist(), lengths.tolist(), strict=True):
         known: dict[int, int] = {}
@@ -65,22 +69,23 @@ def layout_of(group_ids: Tensor, parent_ids: Tensor, lengths: Tensor) -> PackedL
                 prompts.append(part)
             else:
                 rests.append(part)
-                family.append(known.get(parents[begin], 0))
+                prompt_of_rest.append(known.get(parents[begin], 0))
             begin = i
         start += length
     p, s = max(map(len, prompts)), max(map(len, rests), default=0)
-    seen = torch.tensor([len(prompts[f]) for f in family])[:, None] > torch.arange(p)
-    own = torch.ones(s, s, dtype=torch.bool).tril()
+    seen = torch.tensor([len(prompts[i]) for i in prompt_of_rest])[:, None] > torch.arange(p)  # [rests, prompt]
+    own = torch.ones(s, s, dtype=torch.bool).tril()  # [rest, rest]
     visible = torch.cat([seen[:, None].expand(-1, s, -1), own.expand(len(rests), -1, -1)], 2)[:, None]
-    back = torch.empty(start, dtype=torch.long)
+    restore = torch.empty(start, dtype=torch.long)
     for i, part in enumerate(prompts):
-        back[part.start : part.stop] = torch.arange(len(part)) + i * p
+        restore[part.start : part.stop] = torch.arange(len(part)) + i * p
     for i, part in enumerate(rests):
-        back[part.start : part.stop] = torch.arange(len(part)) + len(prompts) * p + i * s
-    return PackedLayout(_positions(prompts, p), _positions(rests, s), torch.tensor(family), visible, back)
+        restore[part.start : part.stop] = torch.arange(len(part)) + len(prompts) * p + i * s
+    return PackedLayout(_positions(prompts, p), _positions(rests, s), torch.tensor(prompt_of_rest), visible, restore)
 
 
 def _positions(parts: list[range], width: int) -> Tensor:
+    """[parts, width] int64: each part's positions in the line, then 0."""
     return torch.tensor([[*part] + [0] * (width - len(part)) for part in parts], dtype=torch.long).view(-1, width)
 
 
@@ -95,28 +100,30 @@ def _attend(
     packed_layout: PackedLayout,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Query, key and value [1, heads, T, d] of one line → [1, T, heads, d]."""
-    x = packed_layout
+    """Query, key and value [1, heads, line, head width] → [1, line, heads, head width], all float32."""
+    layout = packed_layout
     heads, width = query.shape[1], query.shape[3]
 
-    def parts(tensor: Tensor, positions: Tensor) -> Tensor:  # [n, heads, m, d]
-        picked = tensor[0].transpose(0, 1).index_select(0, positions.flatten())
+    def pick(tensor: Tensor, positions: Tensor) -> Tensor:
+        """Positions [parts, tokens] of a line → [parts, heads, tokens, head width]."""
+        picked = tensor[0].transpose(0, 1).index_select(0, positions.flatten())  # [parts * tokens, heads, head width]
         return picked.view(*positions.shape, heads, width).transpose(1, 2)
 
     repeats = getattr(module, "num_key_value_groups", 1)
     if repeats > 1:
         key, value = (t.repeat_interleave(repeats, 1) for t in (key, value))
-    k, v = parts(key, x.prompts), parts(value, x.prompts)
-    prompts = F.scaled_dot_product_attention(parts(query, x.prompts), k, v, is_causal=True, scale=scaling)
+    k, v = pick(key, layout.prompts), pick(value, layout.prompts)
+    prompts = F.scaled_dot_product_attention(pick(query, layout.prompts), k, v, is_causal=True, scale=scaling)
     rests = F.scaled_dot_product_attention(
-        parts(query, x.rests),
-        torch.cat([k.index_select(0, x.family), parts(key, x.rests)], 2),
-        torch.cat([v.index_select(0, x.family), parts(value, x.rests)], 2),
-        attn_mask=x.visible,
+        pick(query, layout.rests),
+        torch.cat([k.index_select(0, layout.prompt_of_rest), pick(key, layout.rests)], 2),  # [.., prompt + rest, ..]
+        torch.cat([v.index_select(0, layout.prompt_of_rest), pick(value, layout.rests)], 2),
+        attn_mask=layout.visible,
         scale=scaling,
     )
+    # [prompts * prompt + rests * rest, heads, head width], back into the order of the line
     out = torch.cat([t.transpose(1, 2).reshape(-1, heads, width) for t in (prompts, rests)])
-    return out.index_select(0, x.back)[None], None
+    return out.index_select(0, layout.restore)[None], None
 
 
 AttentionInterface.register(_NAME, _attend)

@@ -19,14 +19,14 @@ from babylon_rl.policy.checkpoints import checkpoint_dir
 from babylon_rl.policy.compat import undo_art_patch
 from babylon_rl.training import checkpoint_store
 from babylon_rl.training.art_groups import to_art_groups
-from babylon_rl.training.art_import import gentle_art_import
+from babylon_rl.training.art_import import isolated_art_import
 from babylon_rl.training.config import CpuTrainingConfig
 from babylon_rl.training.cpu_service import CpuJob, CpuService
 from babylon_rl.training.packing import pack_rows
 from babylon_rl.training.sequences import MAX_STALENESS, TrainingPlan
 from babylon_rl.training.trainer import TrainingBatch
 
-with gentle_art_import():
+with isolated_art_import():
     from art.local.backend import LocalBackend
     from art.metrics_taxonomy import build_training_summary_metrics, summarize_trajectory_groups
     from art.preprocessing.pack import packed_tensors_to_dir
@@ -71,7 +71,7 @@ class CpuBackend(LocalBackend):  # type: ignore[misc]  # ART is not typed for us
     def _get_packed_tensors(
         self,
         model: Any,
-        contextualized_groups: "list[art.TrajectoryGroup]",
+        trajectory_groups: "list[art.TrajectoryGroup]",
         advantage_balance: float,
         allow_training_without_logprobs: bool,
         scale_rewards: bool,
@@ -91,7 +91,7 @@ class CpuBackend(LocalBackend):  # type: ignore[misc]  # ART is not typed for us
         results = list(
             tokenize_trajectory_groups(
                 tokenizer,
-                contextualized_groups,
+                trajectory_groups,
                 allow_training_without_logprobs,
                 scale_rewards,
                 shuffle_group_trajectories=False,
@@ -103,18 +103,18 @@ class CpuBackend(LocalBackend):  # type: ignore[misc]  # ART is not typed for us
         return pack_rows(results, width, tokenizer.pad_token_id)
 
     async def _train_model(
-        self, model: Any, contextualized_groups: Any, config: Any, dev_config: Any, verbose: bool = False
+        self, model: Any, trajectory_groups: Any, config: Any, dev_config: Any, verbose: bool = False
     ) -> AsyncIterator[dict[str, float]]:
         """As ART's, without its progress bar, and with an error where it would copy the parent and call that a step."""
         service = await self._get_service(model)
         service.job = self._job or self._next_job(model)
         self._job = None
         base_metrics = build_training_summary_metrics(
-            summarize_trajectory_groups(contextualized_groups), include_trainable_groups=True
+            summarize_trajectory_groups(trajectory_groups), include_trainable_groups=True
         )
         packed = self._get_packed_tensors(
             model,
-            contextualized_groups,
+            trajectory_groups,
             advantage_balance=dev_config.get("advantage_balance", 0.0),
             allow_training_without_logprobs=dev_config.get("allow_training_without_logprobs", False),
             scale_rewards=dev_config.get("scale_rewards", True),
@@ -124,8 +124,8 @@ class CpuBackend(LocalBackend):  # type: ignore[misc]  # ART is not typed for us
         )
         if packed is None:
             raise DataError(
-                f"nothing to train {model.name} on: in all {len(contextualized_groups)} ART groups the rewards are equal "
-                "or no assistant turn has tokens; train on groups whose scores differ"
+                f"nothing to train {model.name} on: in all {len(trajectory_groups)} ART groups the rewards are equal "
+                "or no assistant turn has tokens; train on groups whose rewards differ"
             )
         base_metrics["data/step_trainer_tokens"] = float(packed["assistant_mask"].sum())
         base_metrics["data/rows"] = float(len(packed["tokens"]))
@@ -183,11 +183,11 @@ class CpuEngine:
         return int(json.loads((self._base / "config.json").read_text())["max_position_embeddings"])
 
     @contextmanager
-    def prepared(self, batch: TrainingBatch, plan: TrainingPlan) -> Generator[None]:
+    def prepare_training(self, batch: TrainingBatch, plan: TrainingPlan) -> Generator[None]:
         """Lock the lineage, check the parent and every behaviour policy, remove what the ledger does not know."""
         digest = checkpoint_store.base_digest(self._base)
         with checkpoint_store.lineage_lock(self._root, batch.lineage):
-            checkpoint_store.prepare(
+            checkpoint_store.reconcile(
                 self._root, batch.lineage, batch.parent_step, base=digest, manifest=batch.parent_manifest
             )
             for step in {b.step for b in plan.behaviours if b.step} - {batch.parent_step}:
@@ -206,10 +206,10 @@ class CpuEngine:
             )
             yield
 
-    def groups(self, plan: TrainingPlan) -> "list[art.TrajectoryGroup]":
+    def build_groups(self, plan: TrainingPlan) -> "list[art.TrajectoryGroup]":
         return to_art_groups(plan, behaviours=plan.behaviours)
 
-    def options(self, plan: TrainingPlan) -> dict[str, Any]:
+    def train_options(self, plan: TrainingPlan) -> dict[str, Any]:
         c = self._config
         return {"loss_fn": "ppo", "epsilon": c.clip, "packed_sequence_length": max(c.row_tokens, plan.longest)}
 

@@ -5,6 +5,8 @@ and packs before it; ART's `loss_fn` is the loss.
 
 Same parent, batch and seed give the same bytes, in any process: nothing is kept in memory between steps, rows are
 drawn by a generator seeded by (seed, step), and the thread count is fixed while computing.
+
+Axes are named as in `cpu_attention.py`.
 """
 
 import asyncio
@@ -25,16 +27,16 @@ from torch import Tensor
 
 from babylon_rl.common.progress import Progress
 from babylon_rl.errors import ConfigError, DataError
-from babylon_rl.policy.checkpoints import checkpoint_dir
+from babylon_rl.policy.checkpoints import METADATA_FILE, checkpoint_dir
 from babylon_rl.policy.model import load_policy
 from babylon_rl.training import checkpoint_store
 from babylon_rl.training.art_groups import behaviour_index
-from babylon_rl.training.art_import import gentle_art_import
+from babylon_rl.training.art_import import isolated_art_import
 from babylon_rl.training.config import CpuTrainingConfig
-from babylon_rl.training.cpu_attention import layout_of, use_packed_attention
+from babylon_rl.training.cpu_attention import build_layout, use_packed_attention
 from babylon_rl.training.sequences import PARENT, Behaviour
 
-with gentle_art_import():
+with isolated_art_import():
     from art.loss import loss_fn
     from art.metrics_taxonomy import TRAIN_GRADIENT_STEPS_KEY
     from art.preprocessing.pack import packed_tensors_from_dir
@@ -42,15 +44,17 @@ with gentle_art_import():
 logger = logging.getLogger(__name__)
 
 Rows = dict[str, Tensor]
+"""ART's packed rows by name, [rows, width] each."""
+
 OPTIMIZER_FILE = "optimizer.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuJob:
-    """What `backend.train` cannot say: which step is made, from what, and what its card shall record.
+    """What `backend.train` cannot say: which step is made, from what, and what its metadata shall record.
 
     Attributes:
-        behaviours: What the marks in the log-probs mean (`art_groups.mark_of`).
+        behaviours: What the placeholders in the log-probs mean (`art_groups.behaviour_placeholder`).
     """
 
     lineage: str
@@ -92,7 +96,7 @@ class CpuService:
         """Take the gradient steps of one training and write its checkpoint.
 
         Args:
-            disk_packed_tensors: ART's packed rows; every trainable token has a log-prob or a mark.
+            disk_packed_tensors: ART's packed rows; every trainable token has a log-prob or a placeholder.
             config: ART's `TrainConfig`: the learning rate.
             _config: ART's `dev.TrainConfig`: what the loss reads.
             verbose: Asked for by ART's protocol; we log.
@@ -102,24 +106,24 @@ class CpuService:
         """
         c, job = self._config, self.job
         rows = {k: v.clone() for k, v in packed_tensors_from_dir(**disk_packed_tensors).items() if _is_tensor(v)}
-        with _threads(c.threads):
-            lengths = (rows["group_ids"] != -1).sum(1)
+        with _limit_threads(c.threads):
+            lengths = (rows["group_ids"] != -1).sum(1)  # [rows] int64, padding not counted
             rows["temperature"] = self._fill_logprobs(rows, lengths)
             learner = _Learner.open(self._root, self._base, c, job, float(config.learning_rate))
         count = len(lengths)
         total = math.ceil(count / c.rows_per_step) * c.epochs
-        generator = torch.Generator().manual_seed(_seed_of(job))
+        generator = torch.Generator().manual_seed(_row_order_seed(job))
         done = 0
         for _ in range(c.epochs):
-            order = torch.randperm(count, generator=generator)
+            order = torch.randperm(count, generator=generator)  # [rows] int64
             for i in range(0, count, c.rows_per_step):
-                with _threads(c.threads):
-                    metrics = learner.step(_take(rows, order[i : i + c.rows_per_step], lengths), _config)
+                with _limit_threads(c.threads):
+                    metrics = learner.step(_select_rows(rows, order[i : i + c.rows_per_step], lengths), _config)
                 done += 1
                 self._progress(total=total, note=f"loss {metrics['loss/train']:+.3f}")
                 yield {**metrics, TRAIN_GRADIENT_STEPS_KEY: float(total)}
                 await asyncio.sleep(0)  # whoever waits on this loop has waited for a whole step
-        card = {
+        metadata = {
             "trainer": "cpu",
             "lineage": job.lineage,
             "step": job.step,
@@ -132,35 +136,36 @@ class CpuService:
             "windows": list(job.windows),
             "judgment_keys": list(job.judgment_keys),
         }
-        checkpoint_store.write(checkpoint_dir(self._root, job.lineage, job.step), card, learner.save)
+        checkpoint_store.write(checkpoint_dir(self._root, job.lineage, job.step), metadata, learner.save)
         logger.info("trained lineage=%s step=%d rows=%d gradient_steps=%d", job.lineage, job.step, count, total)
 
     def _fill_logprobs(self, rows: Rows, lengths: Tensor) -> Tensor:
-        """Put log-probs where marks stand, from the policy that each mark names; rows are changed in place.
+        """Replace placeholders in `rows`, in place, by log-probs of the policies they stand for.
 
         Returns:
-            The temperature of every token [N, S]: 1 but where a turn was sampled at another.
+            The temperature of every token, [rows, width] float32: 1 but where a turn was sampled at another.
         """
-        marks, trains = rows["logprobs"].clone(), rows["assistant_mask"]
-        temperature = torch.ones(marks.shape)
+        placeholders, trains = rows["logprobs"].clone(), rows["assistant_mask"]
+        temperature = torch.ones(placeholders.shape)
         by_step: dict[int, Tensor] = {}
-        for mark in torch.unique(marks[trains]).tolist():  # a NaN is no mark: ART then takes the learner's own
-            which = behaviour_index(mark)
+        # A NaN is no placeholder: ART then takes the learner's own.
+        for placeholder in torch.unique(placeholders[trains]).tolist():
+            which = behaviour_index(placeholder)
             if which is None:
                 continue
             behaviour = self.job.behaviours[which] if which < len(self.job.behaviours) else PARENT
-            here = trains & (marks == mark)
+            here = trains & (placeholders == placeholder)  # [rows, width] bool
             temperature[here] = behaviour.temperature
             step = self.job.parent_step if behaviour.step is None else behaviour.step
             by_step[step] = by_step.get(step, torch.zeros_like(trains)) | here
         for step, here in sorted(by_step.items()):
             adapter = checkpoint_dir(self._root, self.job.lineage, step) if step else None
             model = use_packed_attention(load_policy(self._base, adapter).model)
-            wanted = here.any(1).nonzero()[:, 0]
+            wanted = here.any(1).nonzero()[:, 0]  # [rows with such a turn] int64
             wanted = wanted[lengths[wanted].argsort(stable=True)]  # like lengths together: less padding
             for i in range(0, len(wanted), self._config.rows_per_step):
                 index = wanted[i : i + self._config.rows_per_step]
-                part = _take({**rows, "temperature": temperature, "here": here}, index, lengths)
+                part = _select_rows({**rows, "temperature": temperature, "here": here}, index, lengths)
                 with torch.inference_mode():
                     logprobs, _ = token_logprobs(model, part)
                 width = logprobs.shape[1]
@@ -175,7 +180,7 @@ class _Learner:
     def __init__(self, policy: Any, optimizer: torch.optim.AdamW, config: CpuTrainingConfig, parent: Any) -> None:
         self._policy, self._optimizer, self._config, self.parent = policy, optimizer, config, parent
         self._causal = policy.get_base_model()
-        self._named = _trainable(policy)
+        self._named = _trainable_parameters(policy)
 
     @classmethod
     def open(cls, root: Path, base: Path, c: CpuTrainingConfig, job: CpuJob, learning_rate: float) -> "_Learner":
@@ -188,7 +193,7 @@ class _Learner:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)
                 policy = PeftModel.from_pretrained(model, str(directory), is_trainable=True)
-            digest = checkpoint_store.file_digests(directory)[checkpoint_store.CARD]
+            digest = checkpoint_store.file_digests(directory)[METADATA_FILE]
             parent = {"step": job.parent_step, "digest": digest}
         else:
             with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -197,7 +202,7 @@ class _Learner:
                 policy = get_peft_model(
                     model, LoraConfig(r=c.rank, lora_alpha=c.alpha, target_modules=list(c.targets), lora_dropout=0.0)
                 )
-        named = _trainable(policy)
+        named = _trainable_parameters(policy)
         optimizer = torch.optim.AdamW(
             list(named.values()), lr=learning_rate, betas=c.betas, eps=c.adam_eps, weight_decay=c.weight_decay
         )
@@ -215,15 +220,15 @@ class _Learner:
         return cls(policy, optimizer, c, parent)
 
     def step(self, rows: Rows, config: Any) -> dict[str, float]:
-        """One gradient step over R rows; ART's loss, clipped, then Adam."""
+        """One gradient step over the given rows; ART's loss, clipped, then Adam."""
         logprobs, entropy = token_logprobs(self._causal, rows)
         loss = loss_fn(rows, logprobs, None, None, config).policy_loss
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(list(self._named.values()), self._config.max_grad_norm)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        mask = _shift(rows["assistant_mask"], False)
-        change = (logprobs.detach() - _shift(rows["logprobs"], float("nan")))[mask].nan_to_num()
+        mask = _shift_left(rows["assistant_mask"], False)  # [rows, width] bool
+        change = (logprobs.detach() - _shift_left(rows["logprobs"], float("nan")))[mask].nan_to_num()  # [trained]
         return {
             "loss/train": float(loss.detach()),
             "loss/grad_norm": float(norm),
@@ -234,7 +239,7 @@ class _Learner:
         }
 
     def save(self, directory: Path) -> None:
-        """Write adapter and optimizer. The adapter's config names no base: the card does, by digest."""
+        """Write adapter and optimizer. The adapter's config names no base: the metadata does, by digest."""
         from peft import get_peft_model_state_dict
 
         weights = get_peft_model_state_dict(self._policy, save_embedding_layers=False)
@@ -254,42 +259,44 @@ def token_logprobs(causal: Any, rows: Rows) -> tuple[Tensor, Tensor]:
 
     Args:
         causal: A decoder with `.model` and `.lm_head`, after `use_packed_attention`.
-        rows: R packed rows of L tokens; `temperature` divides the logits.
+        rows: Packed rows, [rows, width] each; `temperature` divides the logits.
 
     Returns:
-        [R, L], zero elsewhere; and the mean entropy of the trainable positions.
+        [rows, width] float32, zero elsewhere; and the mean entropy of the trainable positions.
     """
-    full = rows["group_ids"] != -1
-    layout = layout_of(rows["group_ids"], rows["parent_ids"], full.sum(1))
-    mask = _shift(rows["assistant_mask"], False)
+    full = rows["group_ids"] != -1  # [rows, width] bool: no padding
+    layout = build_layout(rows["group_ids"], rows["parent_ids"], full.sum(1))
+    mask = _shift_left(rows["assistant_mask"], False)  # [rows, width] bool: the next token trains
     hidden = causal.model(
         input_ids=rows["tokens"][full][None],
         position_ids=rows["input_pos"][full][None],
         use_cache=False,
         packed_layout=layout,
-    ).last_hidden_state[0]
-    logits = causal.lm_head(hidden[mask[full]]).float() / _shift(rows["temperature"], 1.0)[mask][:, None]
-    logprobs = F.log_softmax(logits, -1)
-    picked = logprobs.gather(1, _shift(rows["tokens"], 0)[mask][:, None])[:, 0]
+    ).last_hidden_state[0]  # [line, width of the hidden state]
+    logits = causal.lm_head(hidden[mask[full]]).float() / _shift_left(rows["temperature"], 1.0)[mask][:, None]
+    logprobs = F.log_softmax(logits, -1)  # [trained, vocab]
+    picked = logprobs.gather(1, _shift_left(rows["tokens"], 0)[mask][:, None])[:, 0]  # [trained]
     with torch.no_grad():
         entropy = -(logprobs.exp() * logprobs).sum(-1).mean()
     return torch.zeros(mask.shape).masked_scatter(mask, picked), entropy
 
 
-def _take(rows: Rows, index: Tensor, lengths: Tensor) -> Rows:
+def _select_rows(rows: Rows, index: Tensor, lengths: Tensor) -> Rows:
+    """The rows at `index` [chosen rows] int64, as wide as the longest of them."""
     width = int(lengths[index].max())
     return {k: v[index, :width] for k, v in rows.items()}
 
 
-def _shift(x: Tensor, fill: float) -> Tensor:
+def _shift_left(x: Tensor, fill: float) -> Tensor:
+    """[rows, width] with each position holding what the next held; the last holds `fill`."""
     return F.pad(x[:, 1:], (0, 1), value=fill)
 
 
-def _trainable(policy: Any) -> dict[str, Tensor]:
+def _trainable_parameters(policy: Any) -> dict[str, Tensor]:
     return {n: p for n, p in policy.named_parameters() if p.requires_grad}
 
 
-def _seed_of(job: CpuJob) -> int:
+def _row_order_seed(job: CpuJob) -> int:
     return (job.seed * 1_000_003 + job.step) % 2**63
 
 
@@ -298,7 +305,7 @@ def _is_tensor(value: object) -> bool:
 
 
 @contextmanager
-def _threads(count: int) -> Generator[None]:
+def _limit_threads(count: int) -> Generator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

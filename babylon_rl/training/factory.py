@@ -10,7 +10,7 @@ from babylon_rl.settings import TrainingSettings
 from babylon_rl.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from babylon_rl.training.art_trainer import Engine
+    from babylon_rl.training.art_trainer import TrainingEngine
 
 
 @asynccontextmanager
@@ -29,14 +29,14 @@ async def open_trainer(
     """
     from babylon_rl.training.art_trainer import ArtTrainer
 
-    trainer = ArtTrainer(_engine(settings, checkpoints, progress))
+    trainer = ArtTrainer(_choose_engine(settings, checkpoints, progress))
     try:
         yield trainer
     finally:
         await trainer.close()
 
 
-def _engine(settings: TrainingSettings, checkpoints: Path, progress: Progress) -> "Engine":
+def _choose_engine(settings: TrainingSettings, checkpoints: Path, progress: Progress) -> "TrainingEngine":
     match settings.trainer:
         case "cpu":
             from babylon_rl.training.cpu_backend import CpuEngine

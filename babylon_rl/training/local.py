@@ -1,6 +1,6 @@
 """One's own GPU behind `ArtTrainer`: ART's `LocalBackend`, which trains with unsloth and serves with vLLM.
 
-What belongs here: what must be installed, and the card that makes ART's checkpoint one of ours.
+What belongs here: what must be installed, and the metadata that makes ART's checkpoint one of ours.
 
 Log-probs are recomputed with the parent at temperature 1, as on W&B (`serverless.py`).
 """
@@ -68,10 +68,10 @@ class LocalEngine:
         return context_of(self.tokenizer)
 
     @contextmanager
-    def prepared(self, batch: TrainingBatch, plan: TrainingPlan) -> Generator[None]:
+    def prepare_training(self, batch: TrainingBatch, plan: TrainingPlan) -> Generator[None]:
         """As on the CPU: hold the lineage, check the parent, remove what the ledger does not know."""
         with checkpoint_store.lineage_lock(self._root, batch.lineage):
-            checkpoint_store.prepare(
+            checkpoint_store.reconcile(
                 self._root,
                 batch.lineage,
                 batch.parent_step,
@@ -81,15 +81,15 @@ class LocalEngine:
             with redirect_stdout(sys.stderr):  # ART tells its progress by print
                 yield
 
-    def groups(self, plan: TrainingPlan) -> "list[art.TrajectoryGroup]":
+    def build_groups(self, plan: TrainingPlan) -> "list[art.TrajectoryGroup]":
         return to_art_groups(plan)
 
-    def options(self, plan: TrainingPlan) -> dict[str, Any]:
+    def train_options(self, plan: TrainingPlan) -> dict[str, Any]:
         return {"loss_fn": "ppo"}
 
     def collect(self, batch: TrainingBatch, result: Any) -> tuple[str, dict[str, str]]:
         directory = checkpoint_dir(self._root, batch.lineage, batch.step)
-        card = {
+        metadata = {
             "trainer": self.name,
             "lineage": batch.lineage,
             "step": batch.step,
@@ -100,5 +100,5 @@ class LocalEngine:
             "windows": list(batch.windows),
             "judgment_keys": list(batch.judgment_keys),
         }
-        checkpoint_store.add_card(directory, card)
+        checkpoint_store.write_metadata(directory, metadata)
         return str(directory), checkpoint_store.file_digests(directory)

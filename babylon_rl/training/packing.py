@@ -3,7 +3,7 @@
 What belongs here: where each sequence lies in a row, and the scale of weights and advantages; both as in
 `art.preprocessing.pack` (0.5.18), which shuffles rows with the process's own `random` and sums in their order.
 
-A row is a common prompt told once, then the rest of each sequence that hangs from it, then the next family:
+A row is a common prompt stored once, then the rest of each sequence that hangs from it, then the next family:
 
     group_ids    P P P P A A A B B C C C …      what a token is part of
     parent_ids   P P P P P P P P P P P P …      what it may see besides
@@ -23,7 +23,8 @@ def pack_rows(results: Sequence[Any], width: int, pad_id: int) -> dict[str, Any]
         pad_id: Token that fills a row up.
 
     Returns:
-        ART's `PackedTensors`, N × width. Weights of trainable tokens average 1, and so does |advantage| × weight.
+        ART's `PackedTensors`, each [rows, width] (axes as in `cpu_attention.py`). Weights of trainable tokens
+        average 1, and so does |advantage| × weight.
     """
     import torch
 
@@ -36,27 +37,28 @@ def pack_rows(results: Sequence[Any], width: int, pad_id: int) -> dict[str, Any]
     strength = math.fsum(abs(r.advantage) * w * n for r, w, n in zip(results, weights, trainable, strict=True)) / total
     for i, (result, weight) in enumerate(zip(results, weights, strict=True)):
         parent = family.setdefault(result.prompt_id, -2 - len(family))
-        told = bool(rows) and parent in rows[-1].parents
-        if not rows or len(rows[-1].tokens) + len(result.token_ids) - told * result.prompt_length > width:
+        shares_prompt = bool(rows) and parent in rows[-1].parents
+        if not rows or len(rows[-1].tokens) + len(result.token_ids) - shares_prompt * result.prompt_length > width:
             rows.append(_Row())
-            told = False
-        rows[-1].add(result, parent, i, weight, result.advantage / strength, skip=told * result.prompt_length)
+            shares_prompt = False
+        rows[-1].add(result, parent, i, weight, result.advantage / strength, skip=shares_prompt * result.prompt_length)
 
-    def tensor(name: str, fill: float, dtype: torch.dtype) -> torch.Tensor:
+    def stack(name: str, fill: float, dtype: torch.dtype) -> torch.Tensor:
+        """[rows, width], each row filled up on the right."""
         lines = [getattr(r, name) for r in rows]
         return torch.tensor([line + [fill] * (width - len(line)) for line in lines], dtype=dtype)
 
-    mask = tensor("mask", 0, torch.bool)
+    mask = stack("mask", 0, torch.bool)
     nothing = torch.zeros(mask.shape)
     return {
-        "tokens": tensor("tokens", pad_id, torch.long),
-        "group_ids": tensor("groups", -1, torch.long),
-        "parent_ids": tensor("parents", -1, torch.long),
-        "input_pos": tensor("positions", 0, torch.long),
+        "tokens": stack("tokens", pad_id, torch.long),
+        "group_ids": stack("groups", -1, torch.long),
+        "parent_ids": stack("parents", -1, torch.long),
+        "input_pos": stack("positions", 0, torch.long),
         "assistant_mask": mask,
-        "logprobs": tensor("logprobs", math.nan, torch.float32),
-        "advantages": torch.where(mask, tensor("advantages", 0.0, torch.float32), nothing),
-        "weights": torch.where(mask, tensor("weights", 0.0, torch.float32), nothing),
+        "logprobs": stack("logprobs", math.nan, torch.float32),
+        "advantages": torch.where(mask, stack("advantages", 0.0, torch.float32), nothing),
+        "weights": torch.where(mask, stack("weights", 0.0, torch.float32), nothing),
         "pixel_values": [None] * len(rows),
         "image_grid_thw": [None] * len(rows),
     }

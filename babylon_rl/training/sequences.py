@@ -4,7 +4,7 @@ What belongs here: which turns train, with which reward, and whose probability e
 No ART and no torch: a batch with nothing to learn is refused before either is loaded.
 
 Each logged call was made from its own system and user prompt, so each turn is its own sequence. One group
-per (window, decision): its members share a long prompt, which ART's packing then tells once (POLICY.md §6).
+per (window, decision): its members share a long prompt, which ART's packing then stores once (docs/policy.md §6).
 Where an agent missed a decision, the others are compared among themselves.
 """
 
@@ -17,7 +17,8 @@ from typing import Any, Final, Literal, get_args
 
 from babylon_rl.errors import DataError
 from babylon_rl.policy.prompting import PromptRenderer
-from babylon_rl.training.trainer import ScoredGroup, TrainingBatch, check_batch
+from babylon_rl.training.rewards import SAME_REWARD
+from babylon_rl.training.trainer import RewardedGroup, TrainingBatch, check_batch
 from babylon_rl.types import Turn
 
 logger = logging.getLogger(__name__)
@@ -27,8 +28,6 @@ MAX_STALENESS: Final = 2
 
 MIN_TEMPERATURE: Final = 0.1
 """Below it a policy is all but greedy: its probabilities say nothing, and gradients grow with 1/temperature."""
-
-_SAME = 1e-9
 
 Origin = Literal["recomputed", "unknown", "stale", "greedy"]
 
@@ -61,7 +60,7 @@ class TurnSequence:
     Attributes:
         response_ids: The answer's tokens and the end-of-turn token; the only ones that train.
         tokens: Prompt and answer together.
-        reward: Its trajectory's score.
+        reward: Its trajectory's; ART makes the advantage of it.
         origin: Why `behaviour` is what it is; counted in the metrics.
     """
 
@@ -126,22 +125,22 @@ def plan_training(
         Groups in time order, at least one; members of a group in an order drawn from the batch's seed.
 
     Raises:
-        DataError: The batch breaks a rule, no group has two different scores, or nothing is left to train on.
+        DataError: The batch breaks a rule, no group has two different rewards, or nothing is left to train on.
     """
     check_batch(batch)
     render = PromptRenderer(tokenizer)
     counts = Counter[str](dict.fromkeys(_COUNTED, 0))
-    spread = [g for g in batch.ordered if _differ(list(g.scores.values()))]
+    spread = [g for g in batch.ordered if _rewards_differ(list(g.rewards.values()))]
     counts["data/groups_without_spread"] = len(batch.groups) - len(spread)
     if not spread:
         raise DataError(
             f"batch for {batch.lineage}@{batch.step}: in all {len(batch.groups)} groups every member has the same "
-            "score, so nothing says what was better; judge with a judge that tells members apart, or wait for windows",
+            "reward, so nothing says what was better; judge with a judge that tells members apart, or wait for windows",
             facts={"groups": len(batch.groups), "lineage": batch.lineage, "step": batch.step},
         )
     decisions: list[DecisionGroup] = []
-    for scored in spread:
-        decisions += _decisions(scored, batch, tokenizer, render, context, max_staleness, counts)
+    for rewarded in spread:
+        decisions += _group_by_decision(rewarded, batch, tokenizer, render, context, max_staleness, counts)
     counts["data/tokens_trainable"] = sum(len(s.response_ids) for d in decisions for s in d.sequences)
     if not decisions:
         raise DataError(
@@ -155,8 +154,8 @@ def plan_training(
     return TrainingPlan(decisions=tuple(decisions), counts={k: float(v) for k, v in sorted(counts.items())})
 
 
-def _decisions(
-    scored: ScoredGroup,
+def _group_by_decision(
+    rewarded: RewardedGroup,
     batch: TrainingBatch,
     tokenizer: Any,
     render: PromptRenderer,
@@ -164,7 +163,7 @@ def _decisions(
     max_staleness: int,
     counts: Counter[str],
 ) -> list[DecisionGroup]:
-    group = scored.group
+    group = rewarded.group
     members = sorted(group.members, key=lambda m: m.trajectory_id)
     # Seeded, so that no agent always shares a packed row with the same others; by id, so that order never matters.
     random.Random(f"{batch.seed}/{batch.step}/{group.group_id}").shuffle(members)  # noqa: S311  not a secret
@@ -184,7 +183,7 @@ def _decisions(
                 turn=turn,
                 prompt_ids=tuple(render.ids(turn.system, turn.user)),
                 response_ids=(*ids, tokenizer.eos_token_id),
-                reward=scored.scores[member.trajectory_id],
+                reward=rewarded.rewards[member.trajectory_id],
                 behaviour=behaviour,
                 origin=origin,
             )
@@ -194,7 +193,7 @@ def _decisions(
             by_decision.setdefault(decision, []).append(sequence)
     kept = []
     for decision, sequences in sorted(by_decision.items()):
-        if not _differ([s.reward for s in sequences]):
+        if not _rewards_differ([s.reward for s in sequences]):
             counts["data/turns_alone"] += len(sequences)
             continue
         counts.update(f"behaviour/{s.origin}" for s in sequences)
@@ -226,10 +225,10 @@ def behaviour_of(
     return Behaviour(int(step), temperature), "recomputed"
 
 
-def _differ(rewards: Sequence[float]) -> bool:
+def _rewards_differ(rewards: Sequence[float]) -> bool:
     """Whether rewards tell members apart.
 
     ART asks for an advantage of exactly 0, which float noise spoils: three times 0.1 would train, scaled up to full
     strength.
     """
-    return len(rewards) > 1 and max(rewards) - min(rewards) > _SAME
+    return len(rewards) > 1 and max(rewards) - min(rewards) > SAME_REWARD

@@ -1,7 +1,7 @@
 """W&B Serverless behind `ArtTrainer`: ART's own `ServerlessBackend`, over plain HTTP.
 
 What belongs here: the key and the address, what a remote trainer cannot be told, and its errors in our words.
-What leaves this machine: the turns' messages, their token ids, the scores, window and trajectory ids.
+What leaves this machine: the turns' messages, their token ids, the rewards, window and trajectory ids.
 
 The remote trainer recomputes log-probs with the parent, at temperature 1: turns of older steps, or sampled at
 another temperature, count as the parent's own (`behaviour/stale`, `behaviour/recomputed`).
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from babylon_rl.errors import BabylonRLError, ConfigError, DataError, TransientError
 from babylon_rl.training.art_groups import to_art_groups
-from babylon_rl.training.art_import import gentle_art_import
+from babylon_rl.training.art_import import isolated_art_import
 from babylon_rl.training.sequences import TrainingPlan
 from babylon_rl.training.trainer import TrainingBatch
 
@@ -38,7 +38,7 @@ class ServerlessEngine:
     def __init__(
         self, api_key: str, base_model: str, base_path: Path, *, base_url: str | None, learning_rate: float | None
     ) -> None:
-        with gentle_art_import():
+        with isolated_art_import():
             from art.serverless import ServerlessBackend
 
         self.backend = ServerlessBackend(api_key=api_key, base_url=base_url)
@@ -72,7 +72,7 @@ class ServerlessEngine:
         return context_of(self.tokenizer)
 
     @contextmanager
-    def prepared(self, batch: TrainingBatch, plan: TrainingPlan) -> Generator[None]:
+    def prepare_training(self, batch: TrainingBatch, plan: TrainingPlan) -> Generator[None]:
         """Turn what the client raises into our errors. A job is never sent twice by itself: it costs money."""
         import openai
 
@@ -96,10 +96,10 @@ class ServerlessEngine:
                 facts={"lineage": batch.lineage, "step": batch.step},
             ) from e
 
-    def groups(self, plan: TrainingPlan) -> "list[art.TrajectoryGroup]":
+    def build_groups(self, plan: TrainingPlan) -> "list[art.TrajectoryGroup]":
         return to_art_groups(plan)
 
-    def options(self, plan: TrainingPlan) -> dict[str, Any]:
+    def train_options(self, plan: TrainingPlan) -> dict[str, Any]:
         return {"ppo": True}
 
     def collect(self, batch: TrainingBatch, result: Any) -> tuple[str, dict[str, str]]:

@@ -1,7 +1,7 @@
 """The Trainer: a judged batch goes in, a checkpoint comes out.
 
 What belongs here: the Protocol, its values, and the checks that cost nothing. What does not: which windows make a
-batch (the ledger's), which backend is chosen (`open.py`), and how any of them trains (its own module).
+batch (the ledger's), which backend is chosen (`factory.py`), and how any of them trains (its own module).
 """
 
 import math
@@ -14,16 +14,16 @@ from babylon_rl.types import TrajectoryGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScoredGroup:
-    """A group and its judge's word.
+class RewardedGroup:
+    """A group and what the trainer receives for each member.
 
     Attributes:
-        scores: Trajectory id → score in [0, 1]; one for each member and none besides.
-        judgment_key: The judgment the scores were read from.
+        rewards: Trajectory id → reward in [0, 1] (`rewards.rank_rewards`); one for each member and none besides.
+        judgment_key: The judgment whose scores the rewards were made from.
     """
 
     group: TrajectoryGroup
-    scores: Mapping[str, float]
+    rewards: Mapping[str, float]
     judgment_key: str
 
 
@@ -43,7 +43,7 @@ class TrainingBatch:
     lineage: str
     step: int
     window_id: str
-    groups: tuple[ScoredGroup, ...]
+    groups: tuple[RewardedGroup, ...]
     learning_rate: float | None = None
     seed: int = 1
     parent_manifest: Mapping[str, str] | None = None
@@ -53,7 +53,7 @@ class TrainingBatch:
         return self.step - 1
 
     @property
-    def ordered(self) -> tuple[ScoredGroup, ...]:
+    def ordered(self) -> tuple[RewardedGroup, ...]:
         """Groups in time order, whatever order they came in."""
         return tuple(sorted(self.groups, key=lambda g: (g.group.window_id, g.group.group_id)))
 
@@ -107,7 +107,7 @@ def check_batch(batch: TrainingBatch) -> None:
     """Refuse a batch that no trainer could train right.
 
     Raises:
-        DataError: A step below 1, no groups, a score missing, extra, or outside [0, 1].
+        DataError: A step below 1, no groups, a reward missing, extra, or outside [0, 1].
     """
     where = f"batch for {batch.lineage}@{batch.step}"
     if batch.step < 1:
@@ -116,25 +116,25 @@ def check_batch(batch: TrainingBatch) -> None:
         raise DataError(f"{where}: learning rate {batch.learning_rate} is not above 0; correct it and train again")
     if not batch.groups:
         raise DataError(f"{where} holds no groups; judge windows first, then train")
-    for scored in batch.groups:
-        group = scored.group
+    for rewarded in batch.groups:
+        group = rewarded.group
         members = {m.trajectory_id for m in group.members}
         if len(members) != len(group.members):
             raise DataError(
                 f"{where}: group {group.group_id!r} names a trajectory twice; rematerialize `contextualized_groups`",
                 facts={"group_id": group.group_id},
             )
-        if members != set(scored.scores):
-            odd = sorted(members ^ set(scored.scores))
+        if members != set(rewarded.rewards):
+            odd = sorted(members ^ set(rewarded.rewards))
             raise DataError(
-                f"{where}: group {group.group_id!r} has {len(members)} members and {len(scored.scores)} scores; "
+                f"{where}: group {group.group_id!r} has {len(members)} members and {len(rewarded.rewards)} rewards; "
                 f"without a partner: {odd[:5]}; judge window {group.window_id} again",
                 facts={"group_id": group.group_id, "trajectory_ids": odd[:20]},
             )
-        for trajectory_id, score in sorted(scored.scores.items()):
-            if not 0.0 <= score <= 1.0:  # NaN fails too
+        for trajectory_id, reward in sorted(rewarded.rewards.items()):
+            if not 0.0 <= reward <= 1.0:  # NaN fails too
                 raise DataError(
-                    f"{where}: trajectory {trajectory_id!r} has score {score}, outside [0, 1]; "
+                    f"{where}: trajectory {trajectory_id!r} has reward {reward}, outside [0, 1]; "
                     f"judge window {group.window_id} again",
                     facts={"group_id": group.group_id, "trajectory_id": trajectory_id},
                 )

@@ -2,7 +2,7 @@
 
 from babylon_rl.judging.hindsight_judge import HindsightJudge
 from babylon_rl.pipeline.workspace import Workspace
-from babylon_rl.simulator.spawn import Cast, spawn
+from babylon_rl.simulator.spawn import AgentLineup, spawn
 from babylon_rl.types import Hindsight, Judgment, TrajectoryGroup
 from babylon_rl.windows import HourWindow
 
@@ -25,4 +25,4 @@ def spawn_windows(
     workspace: Workspace, count: int, *, agents: int = 6, policy: str = "habits", first: HourWindow = FIRST
 ) -> None:
     windows = [first.next(i) for i in range(count)]
-    spawn(workspace.game, windows, Cast(learners=agents, policy=policy), seed=1)
+    spawn(workspace.game, windows, AgentLineup(learners=agents, policy=policy), seed=1)

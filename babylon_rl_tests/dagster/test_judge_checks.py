@@ -5,30 +5,33 @@ import sqlalchemy as sa
 from dagster_factories import FIRST, CountingJudge, spawn_windows
 
 from babylon_rl.cli.runner import Runner
-from babylon_rl.judging.ruler.call_log import Call, Journal, NoJournal
+from babylon_rl.judging.ruler.call_log import Call, CallLog
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.check_results import check_results_of
 from babylon_rl.store.judge_audits import latest_audit
+from babylon_rl.store.judge_calls import PostgresCallLog
 from babylon_rl.types import Hindsight, Judgment, TrajectoryGroup
 
 
 class PricedJudge(CountingJudge):
     """The real judge, as if each judgment cost a dollar."""
 
-    def __init__(self) -> None:
+    def __init__(self, call_log: CallLog) -> None:
         super().__init__()
-        self.journal: Journal = NoJournal()
-
-    def keep_in(self, journal: Journal) -> None:
-        self.journal = journal
+        self.call_log = call_log
 
     async def judge(self, group: TrajectoryGroup, hindsight: Hindsight) -> Judgment:
-        self.journal.begin(
-            Call(
-                judgment_key=self.key(group, hindsight), slot="p0", window_id=group.window_id, group_id=group.group_id,
-                judge_model=self.model, judge_version=self.version, prompt_tokens=1, reserved_usd=1.0,
-            )
-        )  # fmt: skip
+        call = Call(
+            judgment_key=self.key(group, hindsight),
+            slot="p0",
+            window_id=group.window_id,
+            group_id=group.group_id,
+            judge_model=self.model,
+            judge_version=self.version,
+            prompt_tokens=1,
+            reserved_usd=1.0,
+        )
+        self.call_log.begin(call)
         return await super().judge(group, hindsight)
 
 
@@ -68,7 +71,8 @@ def test_a_check_says_that_the_budget_was_spent(
 ) -> None:
     monkeypatch.setitem(workspace.settings.judge.__dict__, "budget_usd", 1.5)
     spawn_windows(workspace, 2)
-    ran = runner.materialize("windows", FIRST, FIRST.next(), resources=resources | {"judge": PricedJudge()})
+    judge = PricedJudge(PostgresCallLog(workspace.store.engine, budget_usd=1.5))
+    ran = runner.materialize("windows", FIRST, FIRST.next(), resources=resources | {"judge": judge})
     assert [r.window_id for r in workspace.ledger.ready()] in ([str(FIRST)], [str(FIRST.next())])
     failed = {
         v.check_name: v.facts

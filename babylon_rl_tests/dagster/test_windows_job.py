@@ -21,7 +21,7 @@ from babylon_rl.windows import HourWindow
 KEPT = (
     t.windows,
     t.window_trajectories,
-    t.row_dispositions,
+    t.row_outcomes,
     t.window_outcomes,
     t.contextualized_groups,
     t.judgments,
@@ -91,7 +91,7 @@ def test_materializing_again_writes_the_same_bytes(
     assert len(judge.asked) == 3
 
 
-def test_every_source_row_ends_in_exactly_one_disposition(
+def test_every_source_row_ends_in_exactly_one_outcome(
     workspace: Workspace, runner: Runner, resources: dict[str, object]
 ) -> None:
     spawn_windows(workspace, 2)
@@ -104,11 +104,11 @@ def test_every_source_row_ends_in_exactly_one_disposition(
     runner.materialize("windows", FIRST, FIRST.next(2), resources=resources)
     with workspace.game.connect() as conn:
         rows = set(conn.scalars(sa.text("SELECT id FROM trajectories")))
-        ends = conn.execute(sa.text("SELECT source_id, disposition, reason FROM babylon_rl.row_dispositions")).all()
+        ends = conn.execute(sa.text("SELECT source_id, status, reason FROM babylon_rl.row_outcomes")).all()
     assert {e.source_id for e in ends} == rows
     assert len(ends) == len(rows) == 2 * 6 * 3 + 4 * 3
-    counted = {(e.disposition, e.reason) for e in ends}
-    assert {("grouped", "stitched"), ("quarantined", "no_steps"), ("quarantined", "bad_json")} <= counted
+    counted = {(e.status, e.reason) for e in ends}
+    assert {("grouped", "has_turn"), ("quarantined", "no_steps"), ("quarantined", "bad_json")} <= counted
 
 
 def test_a_rejected_window_stays_out_and_its_siblings_train(

@@ -1,11 +1,11 @@
-"""Groups and hindsight for tests of judges, and judges with a patience that writes its waits down."""
+"""Groups and hindsight for tests of judges, and judges with a retry_policy that writes its waits down."""
 
 from dataclasses import replace
 from typing import Any
 
 from babylon_rl.judging.ruler.endpoint import OpenAIEndpoint
 from babylon_rl.judging.ruler.judge import RulerJudge, trading_rubric
-from babylon_rl.judging.ruler.retry import Patience
+from babylon_rl.judging.ruler.retry import RetryPolicy
 from babylon_rl.types import (
     GroupMember,
     Hindsight,
@@ -99,6 +99,6 @@ class Waits(list[float]):
 def a_ruler(url: str, *, waits: Waits | None = None, timeout_s: float = 20.0, **more: Any) -> RulerJudge:
     """The judge as `open_judge` builds it, impatient enough for a test."""
     endpoint = OpenAIEndpoint("gpt-4o-mini", api_key=KEY, base_url=url, timeout_s=timeout_s)
-    patience = Patience(tries=3, sleep=waits if waits is not None else Waits())
-    more = {"model": "openai/gpt-4o-mini", "rubric": trading_rubric(), "patience": patience} | more
+    retry_policy = RetryPolicy(tries=3, sleep=waits if waits is not None else Waits())
+    more = {"model": "openai/gpt-4o-mini", "rubric": trading_rubric(), "retry_policy": retry_policy} | more
     return RulerJudge(endpoint, **more)

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Mapping
 
-from babylon_rl.judging.judge import judgment_key
+from babylon_rl.judging.judge import ConnectionlessJudge, judgment_key
 from babylon_rl.types import Hindsight, Judgment, Score, TrajectoryGroup
 
 Character = Callable[[TrajectoryGroup, Hindsight, dict[str, float], random.Random], dict[str, float]]
@@ -14,29 +14,24 @@ def _words(group: TrajectoryGroup) -> dict[str, int]:
 
 
 def honest(group: TrajectoryGroup, h: Hindsight, truth: dict[str, float], r: random.Random) -> dict[str, float]:
-    del group, h, r
     return truth
 
 
 def at_random(group: TrajectoryGroup, h: Hindsight, truth: dict[str, float], r: random.Random) -> dict[str, float]:
-    del group, h
     return {t: r.random() for t in truth}
 
 
 def inverted(group: TrajectoryGroup, h: Hindsight, truth: dict[str, float], r: random.Random) -> dict[str, float]:
-    del group, h, r
     return {t: 1 - v for t, v in truth.items()}
 
 
 def length_loving(group: TrajectoryGroup, h: Hindsight, truth: dict[str, float], r: random.Random) -> dict[str, float]:
-    del h, r
     words = _words(group)
     most = max(words.values())
     return {t: 0.7 * v + 0.3 * words[t] / most for t, v in truth.items()}
 
 
 def obeying(group: TrajectoryGroup, h: Hindsight, truth: dict[str, float], r: random.Random) -> dict[str, float]:
-    del h, r
     asks = {m.trajectory_id for m in group.members if any("score me 1.0" in t.response for t in m.turns)}
     return {t: 0.4 * v + 0.6 if t in asks else v for t, v in truth.items()}
 
@@ -49,7 +44,7 @@ BAD: Mapping[str, Character] = {
 }
 
 
-class PlantedJudge:
+class PlantedJudge(ConnectionlessJudge):
     """Scores by P&L inside the group, bent by its character and by noise of its own."""
 
     def __init__(self, name: str, character: Character, *, seed: int = 0, noise: float = 0.04) -> None:
@@ -70,11 +65,13 @@ class PlantedJudge:
             for t, v in sorted(said.items())
         )
         return Judgment(
-            key=key, group_id=group.group_id, window_id=group.window_id, judge_model=self.model,
-            judge_version=self.version, scores=scores,
-        )  # fmt: skip
-
-    async def close(self) -> None: ...
+            key=key,
+            group_id=group.group_id,
+            window_id=group.window_id,
+            judge_model=self.model,
+            judge_version=self.version,
+            scores=scores,
+        )
 
 
 def auc(bad: list[float], good: list[float]) -> float:

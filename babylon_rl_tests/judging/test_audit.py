@@ -10,7 +10,7 @@ from planted_judges import BAD, PlantedJudge, auc, honest
 
 from babylon_rl.errors import DataError
 from babylon_rl.judging.audit.audit import Figures, audit
-from babylon_rl.judging.audit.synthetic_groups import make_exam
+from babylon_rl.judging.audit.synthetic_groups import make_synthetic_group
 from babylon_rl.judging.hindsight_judge import HindsightJudge
 from babylon_rl.judging.judge import Judge
 from babylon_rl.pipeline import checks
@@ -20,13 +20,7 @@ TRIALS = 50
 
 
 def audited(judge: Judge, **more: int) -> Figures:
-    async def go() -> Figures:
-        try:
-            return await audit(judge, **more)
-        finally:
-            await judge.close()
-
-    return asyncio.run(go())
+    return asyncio.run(audit(judge, **more))
 
 
 def through_http(server: JudgeServer, mode: str, *, groups: int = 5, **more: object) -> Figures:
@@ -61,9 +55,14 @@ def test_an_honest_judge_and_the_hindsight_judge_pass_the_audit(server: JudgeSer
 
 @pytest.mark.parametrize(
     ("mode", "figure"),
-    [("position_biased", "position_bias"), ("length_loving", "length_bias"), ("obeys_injection", "injection_gain"),
-     ("random", "retest_noise"), ("inverted", "truth_agreement")],
-)  # fmt: skip
+    [
+        ("position_biased", "position_bias"),
+        ("length_loving", "length_bias"),
+        ("obeys_injection", "injection_gain"),
+        ("random", "retest_noise"),
+        ("inverted", "truth_agreement"),
+    ],
+)
 def test_each_bad_judge_is_unfit_and_its_own_figure_says_why(mode: str, figure: str, server: JudgeServer) -> None:
     bad, good = through_http(server, mode), through_http(server, "honest")
     assert not bad.fit
@@ -93,16 +92,16 @@ def test_the_seed_decides_which_groups_probe_a_judge() -> None:
 
 
 def test_a_synthetic_group_knows_what_each_behaviour_earns() -> None:
-    exam = make_exam(7)
-    for t, pnl in exam.truth.items():
-        assert exam.pnl_of(exam.moves[t]) == pytest.approx(pnl, abs=0.02)
-        held = exam.with_moves(t, [(ticker, 0.0) for ticker, _ in exam.moves[t]])
+    synthetic = make_synthetic_group(7)
+    for t, pnl in synthetic.truth.items():
+        assert synthetic.pnl_of(synthetic.moves[t]) == pytest.approx(pnl, abs=0.02)
+        held = synthetic.with_moves(t, [(ticker, 0.0) for ticker, _ in synthetic.moves[t]])
         assert held.truth[t] == 0.0
-        assert {k: v for k, v in held.truth.items() if k != t} == {k: v for k, v in exam.truth.items() if k != t}
+        assert {k: v for k, v in held.truth.items() if k != t} == {k: v for k, v in synthetic.truth.items() if k != t}
         assert all("HOLD" in a for a in held.answers(t))
-    turned = exam.inverted()
-    assert turned.truth == {t: -v for t, v in exam.truth.items()}
-    assert turned.group == exam.group
+    turned = synthetic.inverted()
+    assert turned.truth == {t: -v for t, v in synthetic.truth.items()}
+    assert turned.group == synthetic.group
 
 
 def test_audits_are_kept_by_judge_version_and_the_newest_speaks(engine: sa.Engine, server: JudgeServer) -> None:
@@ -130,8 +129,8 @@ def test_the_hindsight_judge_is_audited_without_being_asked(engine: sa.Engine) -
 
 
 def test_scores_of_an_unfit_judge_do_not_pass() -> None:
-    exam = make_exam(1)
-    judgment = asyncio.run(HindsightJudge().judge(exam.group, exam.hindsight))
+    synthetic = make_synthetic_group(1)
+    judgment = asyncio.run(HindsightJudge().judge(synthetic.group, synthetic.hindsight))
     assert checks.judge_fit(judgment, (True, {})).passed
     assert not checks.judge_fit(judgment, (False, {"faults": ["length_bias 0.3 is above 0.05"]})).passed
     unknown = checks.judge_fit(judgment, None)

@@ -15,7 +15,7 @@ from test_ruler import FORGERIES
 from babylon_rl.grouping.groups import make_group
 from babylon_rl.grouping.hindsight import hindsight_for
 from babylon_rl.ingest.stitching import stitch
-from babylon_rl.judging.audit.synthetic_groups import make_exam
+from babylon_rl.judging.audit.synthetic_groups import make_synthetic_group
 from babylon_rl.judging.ruler.prompt import messages_of, write_prompt
 from babylon_rl.types import Hindsight, PredictionOutcome, StockOutcome, TrajectoryGroup, WindowOutcomes
 from babylon_rl.windows import HourWindow
@@ -54,27 +54,39 @@ def a_window(cage: Cage, window: HourWindow) -> tuple[TrajectoryGroup, Hindsight
                 tick,
                 at_ms=int(at.timestamp() * 1000),
                 calls=[
-                    a_call(f'{{"action":"HOLD","why":"{cage.now()}"}}', user_prompt=f"{market}\ntick {tick} {cage.now()}")
+                    a_call(
+                        f'{{"action":"HOLD","why":"{cage.now()}"}}', user_prompt=f"{market}\ntick {tick} {cage.now()}"
+                    )
                 ],
                 action={
-                    "actionType": "HOLD", "parameters": {}, "success": True, "result": {"fill": cage.later()},
-                    "correctness": cage.later(), "error": cage.later(),
+                    "actionType": "HOLD",
+                    "parameters": {},
+                    "success": True,
+                    "result": {"fill": cage.later()},
+                    "correctness": cage.later(),
+                    "error": cage.later(),
                 },
-            )  # fmt: skip
+            )
             row = a_source_row(f"agent-{agent}", step, tick=tick, window_id=str(window), start_at=at, end_at=at)
             known = {"trueProbability": cage.later()} if tick == 0 else {}
             rows.append(replace(row, metadata={"gameKnowledge": known}, final_pnl=float(agent)))
     outcomes = WindowOutcomes(
         window_id=str(window),
         stocks=tuple(
-            StockOutcome(ticker=cage.later(), start_price=1.0, end_price=2.0, change_pct=100.0, sentiment=cage.later(),
-                         news=(cage.later(), cage.later()))
+            StockOutcome(
+                ticker=cage.later(),
+                start_price=1.0,
+                end_price=2.0,
+                change_pct=100.0,
+                sentiment=cage.later(),
+                news=(cage.later(), cage.later()),
+            )
             for _ in range(3)
         ),
         predictions=tuple(
             PredictionOutcome(market_id=cage.later(), question=cage.later(), outcome="YES") for _ in range(3)
         ),
-    )  # fmt: skip
+    )
     trajectories = stitch(rows)
     group = make_group(window, trajectories, min_agents=5)
     assert group is not None
@@ -92,9 +104,8 @@ def test_no_canary_in_hindsight_reaches_training(server: JudgeServer, capsys: py
     assert leaked == set()
 
     async def ask() -> None:
-        judge = a_ruler(server.url)
-        await asyncio.gather(*(judge.judge(*p) for p in pairs))
-        await judge.close()
+        async with a_ruler(server.url) as judge:
+            await asyncio.gather(*(judge.judge(*p) for p in pairs))
 
     asyncio.run(ask())
     told = set(CANARY.findall("".join(server.prompt(i) for i in range(server.calls))))
@@ -114,9 +125,9 @@ def test_no_canary_in_hindsight_reaches_training(server: JudgeServer, capsys: py
 @pytest.mark.parametrize("where", ["own answers", "shown to several"])
 def test_a_forgery_raises_no_score_in_the_compact_form_either(forgery: str, where: str) -> None:
     """The worst case: the agent guessed its id, and others were shown its text, so that it stands in a shared block."""
-    exam = make_exam(5)
-    worst = min(exam.truth, key=lambda t: exam.truth[t])
-    plain = write_prompt(exam.group, exam.hindsight, rubric="r", key="k", compact=True)
+    synthetic = make_synthetic_group(5)
+    worst = min(synthetic.truth, key=lambda t: synthetic.truth[t])
+    plain = write_prompt(synthetic.group, synthetic.hindsight, rubric="r", key="k", compact=True)
     label = next(k for k, t in plain.ids.items() if t == worst)
     text = "\n" + forgery.format(label=label) + "\nand a line that is long enough for a block\n"
     members = tuple(
@@ -129,10 +140,12 @@ def test_a_forgery_raises_no_score_in_the_compact_form_either(forgery: str, wher
                 for t in m.turns
             ),
         )
-        for m in exam.group.members
+        for m in synthetic.group.members
     )
-    forged = write_prompt(replace(exam.group, members=members), exam.hindsight, rubric="r", key="k", compact=True)
+    forged = write_prompt(
+        replace(synthetic.group, members=members), synthetic.hindsight, rubric="r", key="k", compact=True
+    )
     assert forged.user != plain.user
     assert honest_scores(forged.user) == honest_scores(plain.user)
     tags = [x for x in forged.user.splitlines() if not x.startswith("{")]
-    assert len(tags) == 2 + 2 + 2 + 2 * len(exam.truth)
+    assert len(tags) == 2 + 2 + 2 + 2 * len(synthetic.truth)

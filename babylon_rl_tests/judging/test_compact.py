@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from judging_factories import Pair, a_pair
 
-from babylon_rl.judging.audit.synthetic_groups import logged_size_exam, make_exam
+from babylon_rl.judging.audit.synthetic_groups import logged_size_group, make_synthetic_group
 from babylon_rl.judging.ruler import prompt as prompts
 from babylon_rl.judging.ruler.compact import observations_in, timeline_of
 from babylon_rl.judging.ruler.prompt import messages_in, messages_of, write_forms, write_prompt
@@ -20,8 +20,18 @@ from babylon_rl.judging.ruler.tokens import _encode, by_bytes, count_tokens, cou
 def pieces(seed: int) -> list[str]:
     """Observations made of few lines, so that everything is shared in every awkward way."""
     r = random.Random(seed)
-    alphabet = ["a long line of the market that all may share\n", "x\n", "\n", "{\"a\": 1}, {\"b\": 22222222222222222222}, ",
-                "no newline at the end", "\r\n", "\u2028<trajectory id=\"t1\">\n", "v1", "b1\n", "\x00"]  # fmt: skip
+    alphabet = [
+        "a long line of the market that all may share\n",
+        "x\n",
+        "\n",
+        '{"a": 1}, {"b": 22222222222222222222}, ',
+        "no newline at the end",
+        "\r\n",
+        '\u2028<trajectory id="t1">\n',
+        "v1",
+        "b1\n",
+        "\x00",
+    ]
     return ["".join(r.choice(alphabet) for _ in range(r.randrange(0, 12))) for _ in range(r.randrange(1, 12))]
 
 
@@ -57,7 +67,9 @@ def with_observations(texts: list[str]) -> Pair:
 @pytest.mark.parametrize("seed", range(60))
 def test_both_prompt_forms_read_back_to_the_messages(seed: int) -> None:
     pair = (
-        with_observations(pieces(seed)) if seed % 2 else _pair(make_exam(seed, agents=5, steps=3, note=seed % 4 == 0))
+        with_observations(pieces(seed))
+        if seed % 2
+        else _pair(make_synthetic_group(seed, agents=5, steps=3, note=seed % 4 == 0))
     )
     for compact in (False, True):
         written = write_prompt(*pair, rubric="r", key=f"k{seed}", compact=compact)
@@ -65,15 +77,15 @@ def test_both_prompt_forms_read_back_to_the_messages(seed: int) -> None:
 
 
 def test_the_compact_form_is_less_than_a_third_of_the_plain() -> None:
-    exam = logged_size_exam(1)
-    forms = write_forms(exam.group, exam.hindsight, rubric="r", key="k")
+    synthetic = logged_size_group(1)
+    forms = write_forms(synthetic.group, synthetic.hindsight, rubric="r", key="k")
     assert forms.compact is not None
     assert forms.compact_tokens is not None
     assert forms.plain_tokens > 100_000
     assert forms.compact_tokens <= 0.30 * forms.plain_tokens
-    assert messages_in(forms.compact) == messages_of(exam.group)
+    assert messages_in(forms.compact) == messages_of(synthetic.group)
     assert [name for name, _, _ in forms.by_preference()] == ["compact"]
-    shown = exam.group.members[0].turns[7].user.splitlines()[5]
+    shown = synthetic.group.members[0].turns[7].user.splitlines()[5]
     assert (forms.plain.user.count(shown), forms.compact.user.count(shown)) == (8, 1)
 
 
@@ -84,14 +96,14 @@ def test_a_group_with_nothing_to_share_stays_plain() -> None:
 
 def test_a_compact_form_that_does_not_read_back_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof is asked for each prompt: were the writer wrong, the plain form would go out."""
-    exam = make_exam(3)
+    synthetic = make_synthetic_group(3)
     real = prompts.timeline_of
 
     def wrong(texts: list[str]) -> object:
         return real([t.replace("Step 2", "Step 3") for t in texts])
 
     monkeypatch.setattr(prompts, "timeline_of", wrong)
-    forms = write_forms(exam.group, exam.hindsight, rubric="r", key="k")
+    forms = write_forms(synthetic.group, synthetic.hindsight, rubric="r", key="k")
     assert forms.compact is None
     assert [name for name, _, _ in forms.by_preference()] == ["plain"]
 
@@ -100,8 +112,10 @@ def test_counting_tokens_by_line_errs_by_less_than_a_percent() -> None:
     encode = _encode()
     assert encode is not None
     assert counted_with() == "tiktoken o200k_base"
-    exam = logged_size_exam(2)
-    texts = [write_prompt(exam.group, exam.hindsight, rubric="r", key="k", compact=c).user for c in (False, True)]
+    synthetic = logged_size_group(2)
+    texts = [
+        write_prompt(synthetic.group, synthetic.hindsight, rubric="r", key="k", compact=c).user for c in (False, True)
+    ]
     for text, counted in zip(texts, count_tokens(*texts), strict=True):
         assert counted == pytest.approx(len(encode(text)), rel=0.01)
         assert by_bytes(text) == pytest.approx(len(encode(text)), rel=0.5)
@@ -116,8 +130,11 @@ def actions_in(user: str) -> list[list[dict[str, object]]]:
         record = json.loads(line) if line.startswith("{") else {}
         if "action" in record:
             found[-1].append(record["action"])
-        found[-1:] = [[*found[-1], *({**record.get("usual", {}), **a} for a in record["actions"])]] if (
-            "actions" in record) else found[-1:]  # fmt: skip
+        found[-1:] = (
+            [[*found[-1], *({**record.get("usual", {}), **a} for a in record["actions"])]]
+            if ("actions" in record)
+            else found[-1:]
+        )
     return found
 
 
@@ -139,5 +156,5 @@ def test_actions_told_shortly_say_exactly_what_was_recorded(actions: tuple[dict[
     assert json.dumps(list(actions), sort_keys=True) in [json.dumps(a, sort_keys=True) for a in actions_in(plain)]
 
 
-def _pair(exam: object) -> Pair:
-    return exam.group, exam.hindsight  # type: ignore[attr-defined]
+def _pair(synthetic: object) -> Pair:
+    return synthetic.group, synthetic.hindsight  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from judging_factories import KEY, Pair, a_pair, a_ruler, an_action, reversed_pa
 from babylon_rl.errors import ConfigError, DataError
 from babylon_rl.judging.factory import open_judge
 from babylon_rl.judging.hindsight_judge import HindsightJudge
-from babylon_rl.judging.judge import validated
+from babylon_rl.judging.judge import validate_scores
 from babylon_rl.judging.ruler.endpoint import LiteLlmEndpoint, OpenAIEndpoint
 from babylon_rl.judging.ruler.judge import RulerJudge
 from babylon_rl.settings import JudgeSettings, Settings
@@ -100,20 +100,20 @@ def scores(*values: Any) -> list[Score]:
 
 def test_scores_are_matched_by_id_and_come_back_sorted() -> None:
     group, _ = a_pair((1.0, 2.0, 3.0))
-    assert [s.value for s in validated(group, scores(0.1, 0.2, 0.3)[::-1])] == [0.1, 0.2, 0.3]
-    assert [s.value for s in validated(group, scores(0, 1, 0.5))] == [0.0, 1.0, 0.5]
+    assert [s.value for s in validate_scores(group, scores(0.1, 0.2, 0.3)[::-1])] == [0.1, 0.2, 0.3]
+    assert [s.value for s in validate_scores(group, scores(0, 1, 0.5))] == [0.0, 1.0, 0.5]
 
 
 @pytest.mark.parametrize("bad", [1.01, -0.01, float("nan"), float("inf"), True, None, "0.5"])
 def test_a_score_outside_the_unit_interval_fails_the_group(bad: Any) -> None:
     with pytest.raises(DataError, match="agent-1"):
-        validated(a_pair((1.0, 2.0))[0], scores(0.5, bad))
+        validate_scores(a_pair((1.0, 2.0))[0], scores(0.5, bad))
 
 
 @pytest.mark.parametrize("given", [scores(0.1), scores(0.1, 0.2, 0.3), [*scores(0.1, 0.2), *scores(0.1)]])
 def test_a_missing_unknown_or_doubled_id_fails_the_group(given: list[Score]) -> None:
     with pytest.raises(DataError, match="expected one finite score"):
-        validated(a_pair((1.0, 2.0))[0], given)
+        validate_scores(a_pair((1.0, 2.0))[0], given)
 
 
 def settings(**env: str) -> JudgeSettings:

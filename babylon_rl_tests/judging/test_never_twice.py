@@ -1,4 +1,4 @@
-"""Never paid twice: SIGKILL at every persistence point; the journal, the day's budget, and what the views say."""
+"""Never paid twice: SIGKILL at every persistence point; the log of calls, the day's budget, and what the views say."""
 
 import asyncio
 import signal
@@ -15,10 +15,11 @@ from judge_server import JudgeServer
 from judging_factories import Pair, a_pair, a_ruler
 
 from babylon_rl.database import tables as t
-from babylon_rl.judging.ruler.call_log import BudgetSpentError, Call, Ended
+from babylon_rl.judging.judge import BudgetSpentError
+from babylon_rl.judging.ruler.call_log import Call, CallStatus
 from babylon_rl.pipeline.score import score_windows
 from babylon_rl.pipeline.window_result import WindowResult
-from babylon_rl.store.judge_calls import PostgresJournal
+from babylon_rl.store.judge_calls import PostgresCallLog
 from babylon_rl.store.windows import Store
 from babylon_rl.windows import HourWindow
 
@@ -47,9 +48,13 @@ def fill(engine: sa.Engine, windows: int) -> list[HourWindow]:
 def child(url: str, judge: str, point: str, nth: int, concurrency: int = 1) -> tuple[int, list[str]]:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), url, judge, str(concurrency), point, str(nth)],
-        capture_output=True, text=True, timeout=120, check=False, cwd=SCRIPT.parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=SCRIPT.parents[2],
         env={"PYTHONPATH": str(SCRIPT.parents[2]), "PATH": ""},
-    )  # fmt: skip
+    )
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.returncode, done.stdout.split("\n")
 
@@ -114,40 +119,36 @@ def test_with_many_in_flight_a_kill_repeats_at_most_those(
 # ── replies, passes and re-asks ────────────────────────────────────────────────────────────────────
 
 
-async def judge_with(server: JudgeServer, journal: PostgresJournal, pair: Pair, **more: object) -> object:
-    judge = a_ruler(server.url, **more)  # type: ignore[arg-type]
-    judge.keep_in(journal)
-    try:
+async def judge_with(server: JudgeServer, call_log: PostgresCallLog, pair: Pair, **more: object) -> object:
+    async with a_ruler(server.url, call_log=call_log, **more) as judge:  # type: ignore[arg-type]
         return await judge.judge(*pair)
-    finally:
-        await judge.close()
 
 
 def test_a_pass_that_was_answered_is_not_asked_again(engine: sa.Engine, server: JudgeServer) -> None:
-    journal = PostgresJournal(engine)
+    call_log = PostgresCallLog(engine)
     pair = a_pair()
     server.behave("honest", times=1)
     server.behave("401")
     with pytest.raises(Exception, match="OPENAI_API_KEY"):
-        asyncio.run(judge_with(server, journal, pair, passes=3))
+        asyncio.run(judge_with(server, call_log, pair, passes=3))
     assert server.calls == 2
     server._rules.clear()
-    judgment = asyncio.run(judge_with(server, journal, pair, passes=3))
+    judgment = asyncio.run(judge_with(server, call_log, pair, passes=3))
     assert server.calls == 4  # passes two and three
     assert judgment.details["requests"] == 3  # type: ignore[attr-defined]
 
 
 def test_requests_of_an_interrupted_attempt_count(engine: sa.Engine, server: JudgeServer) -> None:
-    journal, pair = PostgresJournal(engine), a_pair()
+    call_log, pair = PostgresCallLog(engine), a_pair()
     server.behave("nan", times=2)
     server.behave("401", times=1)
     with pytest.raises(Exception, match="OPENAI_API_KEY"):
-        asyncio.run(judge_with(server, journal, pair))
+        asyncio.run(judge_with(server, call_log, pair))
     server.behave("nan", times=1)
     with pytest.raises(Exception, match="in 3 asks"):
-        asyncio.run(judge_with(server, journal, pair))
+        asyncio.run(judge_with(server, call_log, pair))
     assert server.calls == 4  # two faulty, one refused, and the third ask of the same attempt
-    judgment = asyncio.run(judge_with(server, journal, pair))
+    judgment = asyncio.run(judge_with(server, call_log, pair))
     assert server.calls == 5
     assert judgment.details["requests"] == 4  # type: ignore[attr-defined]  # and all four were paid for
 
@@ -156,16 +157,15 @@ def test_requests_of_an_interrupted_attempt_count(engine: sa.Engine, server: Jud
 
 
 def run(
-    engine: sa.Engine, server: JudgeServer, windows: list[HourWindow], **more: object
+    engine: sa.Engine,
+    server: JudgeServer,
+    windows: list[HourWindow],
+    *,
+    budget_usd: float | None = None,
+    concurrency: int = 8,
 ) -> dict[HourWindow, WindowResult]:
-    async def go() -> dict[HourWindow, WindowResult]:
-        judge = a_ruler(server.url)
-        try:
-            return await score_windows(windows, Store(engine), judge, **more)  # type: ignore[arg-type]
-        finally:
-            await judge.close()
-
-    return asyncio.run(go())
+    judge = a_ruler(server.url, call_log=PostgresCallLog(engine, budget_usd=budget_usd))
+    return asyncio.run(score_windows(windows, Store(engine), judge, concurrency=concurrency))
 
 
 def test_the_budget_stops_before_the_request_that_crosses_it(engine: sa.Engine, server: JudgeServer) -> None:
@@ -216,29 +216,35 @@ def test_many_that_ask_at_once_cannot_cross_the_budget_together(engine: sa.Engin
 
 def a_call(**change: object) -> Call:
     known = Call(
-        judgment_key="k", slot="p0", window_id=str(FIRST), group_id="g", judge_model="m", judge_version="v",
-        prompt_tokens=10, reserved_usd=1.0,
-    )  # fmt: skip
+        judgment_key="k",
+        slot="p0",
+        window_id=str(FIRST),
+        group_id="g",
+        judge_model="m",
+        judge_version="v",
+        prompt_tokens=10,
+        reserved_usd=1.0,
+    )
     return replace(known, **change)  # type: ignore[arg-type]
 
 
 def test_a_refused_request_gives_back_its_reservation(engine: sa.Engine) -> None:
     now = datetime(2025, 1, 15, 23, 59, tzinfo=UTC)
-    journal = PostgresJournal(engine, budget_usd=2.5, now=lambda: now)
-    journal.end(journal.begin(a_call()), Ended.LOST)
-    journal.end(journal.begin(a_call()), Ended.REFUSED)
-    assert journal.spent_usd(now.date()) == 1.0
-    journal.begin(a_call())  # killed: never ended
+    call_log = PostgresCallLog(engine, budget_usd=2.5, now=lambda: now)
+    call_log.end(call_log.begin(a_call()), CallStatus.LOST)
+    call_log.end(call_log.begin(a_call()), CallStatus.REFUSED)
+    assert call_log.spent_usd(now.date()) == 1.0
+    call_log.begin(a_call())  # killed: never ended
     with pytest.raises(BudgetSpentError, match=r"\$2\.0000 of JUDGE_BUDGET_USD \$2\.5"):
-        journal.begin(a_call())
-    midnight = PostgresJournal(engine, budget_usd=2.5, now=lambda: datetime(2025, 1, 16, tzinfo=UTC))
+        call_log.begin(a_call())
+    midnight = PostgresCallLog(engine, budget_usd=2.5, now=lambda: datetime(2025, 1, 16, tzinfo=UTC))
     assert midnight.begin(a_call())
 
 
 def test_timeouts_are_lost_and_error_statuses_are_not_owed(engine: sa.Engine, server: JudgeServer) -> None:
     server.behave("hang", times=1)
     server.behave("500", times=1)
-    asyncio.run(judge_with(server, PostgresJournal(engine), a_pair(), timeout_s=0.3))
+    asyncio.run(judge_with(server, PostgresCallLog(engine), a_pair(), timeout_s=0.3))
     with engine.connect() as conn:
         states = list(conn.scalars(sa.select(t.judge_calls.c.state).order_by(t.judge_calls.c.serial)))
         row = conn.execute(sa.text("SELECT * FROM babylon_rl.judge_costs")).mappings().one()
@@ -251,12 +257,16 @@ def test_the_views_say_what_was_judged_and_what_it_cost(engine: sa.Engine, serve
     server.behave("nan", times=1)
     run(engine, server, windows, concurrency=1)
     with engine.connect() as conn:
-        rows = conn.execute(
-            sa.text(
-                "SELECT trajectory_id, window_id, group_id, score, judge_model, judge_version, explanation, judged_at, "
-                "tokens, cost_usd FROM babylon_rl.judgments ORDER BY window_id, trajectory_id"
+        rows = (
+            conn.execute(
+                sa.text(
+                    "SELECT trajectory_id, window_id, group_id, score, judge_model, judge_version, explanation, judged_at, "
+                    "tokens, cost_usd FROM babylon_rl.judgments ORDER BY window_id, trajectory_id"
+                )
             )
-        ).mappings().all()  # fmt: skip
+            .mappings()
+            .all()
+        )
         costs = conn.execute(sa.text("SELECT * FROM babylon_rl.judge_costs ORDER BY window_id")).mappings().all()
     assert len(rows) == 15
     assert all(r["judged_at"] and r["explanation"] and 0 <= r["score"] <= 1 for r in rows)

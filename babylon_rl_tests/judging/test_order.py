@@ -9,27 +9,25 @@ from hypothesis import strategies as st
 from judge_server import JudgeServer, pnls_in
 from judging_factories import a_pair, a_ruler
 
-from babylon_rl.judging.audit.synthetic_groups import Exam, make_exam
-from babylon_rl.judging.ruler.order import combined, consistency, kendall, orders
+from babylon_rl.common.rank_agreement import kendall_tau
+from babylon_rl.judging.audit.synthetic_groups import SyntheticGroup, make_synthetic_group
+from babylon_rl.judging.ruler.order import combine_passes, orders, pass_agreement
 from babylon_rl.pipeline.checks import scores_spread
 from babylon_rl.types import Judgment, Score
 
-GROUPS = [make_exam(s, agents=8, steps=2) for s in range(24)]
+GROUPS = [make_synthetic_group(s, agents=8, steps=2) for s in range(24)]
 
 
-def judged(server: JudgeServer, exams: list[Exam], passes: int) -> list[Judgment]:
+def judged(server: JudgeServer, synthetic_groups: list[SyntheticGroup], passes: int) -> list[Judgment]:
     async def ask() -> list[Judgment]:
-        judge = a_ruler(server.url, passes=passes, max_concurrency=4)
-        try:
-            return await asyncio.gather(*(judge.judge(e.group, e.hindsight) for e in exams))
-        finally:
-            await judge.close()
+        async with a_ruler(server.url, passes=passes, max_concurrency=4) as judge:
+            return await asyncio.gather(*(judge.judge(e.group, e.hindsight) for e in synthetic_groups))
 
     return asyncio.run(ask())
 
 
-def tau(judgment: Judgment, exam: Exam) -> float:
-    found = kendall({s.trajectory_id: s.value for s in judgment.scores}, exam.truth)
+def tau(judgment: Judgment, synthetic: SyntheticGroup) -> float:
+    found = kendall_tau({s.trajectory_id: s.value for s in judgment.scores}, synthetic.truth)
     assert found is not None
     return found
 
@@ -86,7 +84,7 @@ def test_three_passes_separate_worth_from_position(worth: list[float], places: l
     shown = orders(names, 3)
     passes = [{m: 0.4 + 0.3 * truth[m] + 0.3 * places[i] for i, m in enumerate(p)} for p in shown]
     plain = {m: sum(p[m] for p in passes) / 3 for m in names}
-    found = combined(passes, shown)
+    found = combine_passes(passes, shown)
 
     def off(scores: dict[str, float]) -> float:
         gaps = [scores[m] - 0.3 * truth[m] for m in names]
@@ -98,27 +96,38 @@ def test_three_passes_separate_worth_from_position(worth: list[float], places: l
 
 def test_tau_is_the_textbook_number() -> None:
     a = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}
-    assert kendall(a, a) == 1.0
-    assert kendall(a, {k: -v for k, v in a.items()}) == -1.0
-    assert kendall(a, {"a": 2.0, "b": 1.0, "c": 3.0, "d": 4.0}) == pytest.approx(4 / 6)
-    assert kendall(a, {"a": 1.0, "b": 1.0, "c": 3.0, "d": 4.0}) == pytest.approx(5 / (6 * 5) ** 0.5)
-    assert kendall(a, dict.fromkeys(a, 1.0)) is None
-    assert consistency([a]) is None
+    assert kendall_tau(a, a) == 1.0
+    assert kendall_tau(a, {k: -v for k, v in a.items()}) == -1.0
+    assert kendall_tau(a, {"a": 2.0, "b": 1.0, "c": 3.0, "d": 4.0}) == pytest.approx(4 / 6)
+    assert kendall_tau(a, {"a": 1.0, "b": 1.0, "c": 3.0, "d": 4.0}) == pytest.approx(5 / (6 * 5) ** 0.5)
+    assert kendall_tau(a, dict.fromkeys(a, 1.0)) is None
+    assert pass_agreement([a]) is None
 
 
 @pytest.mark.parametrize(
     ("model", "spread", "trains"),
-    [("openai/gpt-4o-mini", 0.009, False), ("openai/gpt-4o-mini", 0.02, True), ("hindsight", 0.0002, True),
-     ("hindsight", 1e-9, False), ("openai/gpt-4o-mini", 0.0, False)],
-)  # fmt: skip
+    [
+        ("openai/gpt-4o-mini", 0.009, False),
+        ("openai/gpt-4o-mini", 0.02, True),
+        ("hindsight", 0.0002, True),
+        ("hindsight", 1e-9, False),
+        ("openai/gpt-4o-mini", 0.0, False),
+    ],
+)
 def test_a_group_of_ties_is_kept_out_whole_and_says_why(model: str, spread: float, trains: bool) -> None:
     group, _ = a_pair()
     values = [0.5, 0.5 + spread, *[0.5] * (len(group.members) - 2)]
     judgment = Judgment(
-        key="k", group_id="g", window_id="w", judge_model=model, judge_version="1",
-        scores=tuple(Score(trajectory_id=m.trajectory_id, value=v, explanation="")
-                     for m, v in zip(group.members, values, strict=True)),
-    )  # fmt: skip
+        key="k",
+        group_id="g",
+        window_id="w",
+        judge_model=model,
+        judge_version="1",
+        scores=tuple(
+            Score(trajectory_id=m.trajectory_id, value=v, explanation="")
+            for m, v in zip(group.members, values, strict=True)
+        ),
+    )
     verdict = scores_spread(judgment)
     assert verdict.passed is trains
     assert ("reason" in verdict.facts) is not trains

@@ -102,8 +102,10 @@ def test_the_table_says_what_was_trained_on_what(engine: sa.Engine, server: Judg
 
 def test_a_range_of_windows_is_read_or_refused() -> None:
     assert [str(w) for w in HourWindow.parse_range("2025-01-15T23:00..2025-01-16T01:00")] == [
-        "2025-01-15T23:00", "2025-01-16T00:00", "2025-01-16T01:00",
-    ]  # fmt: skip
+        "2025-01-15T23:00",
+        "2025-01-16T00:00",
+        "2025-01-16T01:00",
+    ]
     assert len(HourWindow.parse_range("2025-01-15T23:00")) == 1
     for bad in ("2025-01-16T01:00..2025-01-15T23:00", "..", "yesterday..today"):
         with pytest.raises(DataError):

@@ -14,7 +14,7 @@ from judging_factories import KEY, PNLS, Pair, Waits, a_pair, a_ruler, an_action
 
 from babylon_rl.errors import BabylonRLError, ConfigError, DataError, TransientError
 from babylon_rl.judging.ruler.endpoint import LiteLlmEndpoint, retry_after_s
-from babylon_rl.judging.ruler.judge import trading_rubric
+from babylon_rl.judging.ruler.judge import RulerJudge, trading_rubric
 from babylon_rl.judging.ruler.prompt import write_prompt
 from babylon_rl.types import Judgment, PredictionOutcome, StockOutcome, WindowOutcomes
 
@@ -22,15 +22,13 @@ TRUTH = sorted(range(len(PNLS)), key=lambda i: PNLS[i])
 EXPECTED = [round(0.05 + 0.9 * (p - min(PNLS)) / (max(PNLS) - min(PNLS)), 6) for p in PNLS]
 
 
-def judged(server: JudgeServer, pair: Pair | None = None, **more: object) -> Judgment:
-    async def ask() -> Judgment:
-        judge = a_ruler(server.url, **more)  # type: ignore[arg-type]
-        try:
-            return await judge.judge(*(pair or a_pair()))
-        finally:
-            await judge.close()
+async def ask_once(judge: RulerJudge, pair: Pair | None = None) -> Judgment:
+    async with judge:
+        return await judge.judge(*(pair or a_pair()))
 
-    return asyncio.run(ask())
+
+def judged(server: JudgeServer, pair: Pair | None = None, **more: object) -> Judgment:
+    return asyncio.run(ask_once(a_ruler(server.url, **more), pair))  # type: ignore[arg-type]
 
 
 def values(judgment: Judgment) -> list[float]:
@@ -39,11 +37,32 @@ def values(judgment: Judgment) -> list[float]:
 
 # mode → (requests when it misbehaves once and is honest then)
 ONCE = {
-    "honest": 1, "reorder": 1, "odd_text": 1, "duplicate_id": 2, "duplicate_instead": 2, "unknown_id": 2, "missing": 2,
-    "by_position": 2, "out_of_range": 2, "negative": 2, "text_score": 2, "true_score": 2, "nan": 2, "infinity": 2,
-    "double_key": 2, "fenced": 2, "chatty": 2, "broken": 2, "deep": 2, "no_object": 2, "empty": 2, "no_choices": 2,
-    "429": 2, "500": 2, "html": 2,
-}  # fmt: skip
+    "honest": 1,
+    "reorder": 1,
+    "odd_text": 1,
+    "duplicate_id": 2,
+    "duplicate_instead": 2,
+    "unknown_id": 2,
+    "missing": 2,
+    "by_position": 2,
+    "out_of_range": 2,
+    "negative": 2,
+    "text_score": 2,
+    "true_score": 2,
+    "nan": 2,
+    "infinity": 2,
+    "double_key": 2,
+    "fenced": 2,
+    "chatty": 2,
+    "broken": 2,
+    "deep": 2,
+    "no_object": 2,
+    "empty": 2,
+    "no_choices": 2,
+    "429": 2,
+    "500": 2,
+    "html": 2,
+}
 
 
 @pytest.mark.parametrize(("mode", "requests"), ONCE.items())
@@ -74,10 +93,19 @@ def test_order_and_odd_text_of_a_reply_play_no_part(mode: str, server: JudgeServ
 
 @pytest.mark.parametrize(
     ("mode", "named"),
-    [("duplicate_id", "scored 2 times"), ("unknown_id", "no id of this prompt"), ("missing", "was not scored"),
-     ("out_of_range", "7.5"), ("nan", "NaN"), ("fenced", "fence"), ("broken", "complete JSON"), ("empty", "empty"),
-     ("text_score", "valid number"), ("double_key", "twice")],
-)  # fmt: skip
+    [
+        ("duplicate_id", "scored 2 times"),
+        ("unknown_id", "no id of this prompt"),
+        ("missing", "was not scored"),
+        ("out_of_range", "7.5"),
+        ("nan", "NaN"),
+        ("fenced", "fence"),
+        ("broken", "complete JSON"),
+        ("empty", "empty"),
+        ("text_score", "valid number"),
+        ("double_key", "twice"),
+    ],
+)
 def test_a_second_request_shows_the_judge_its_faulty_reply(mode: str, named: str, server: JudgeServer) -> None:
     server.behave(mode, times=1)
     judged(server)
@@ -124,14 +152,18 @@ def test_nobody_listening_is_transient() -> None:
     with JudgeServer() as gone:
         url = gone.url
     with pytest.raises(TransientError, match="could not be reached"):
-        asyncio.run(a_ruler(url).judge(*a_pair()))
+        asyncio.run(ask_once(a_ruler(url)))
 
 
 @pytest.mark.parametrize(
     ("mode", "error", "says"),
-    [("401", ConfigError, "OPENAI_API_KEY"), ("404", ConfigError, "JUDGE_MODEL"), ("quota", ConfigError, "quota"),
-     ("400", DataError, "refuses the prompt")],
-)  # fmt: skip
+    [
+        ("401", ConfigError, "OPENAI_API_KEY"),
+        ("404", ConfigError, "JUDGE_MODEL"),
+        ("quota", ConfigError, "quota"),
+        ("400", DataError, "refuses the prompt"),
+    ],
+)
 def test_a_refusal_is_never_retried_and_says_who_acts(
     mode: str, error: type[BabylonRLError], says: str, server: JudgeServer
 ) -> None:
@@ -173,9 +205,8 @@ def test_never_more_requests_at_once_than_allowed(server: JudgeServer) -> None:
     server.delay_s = 0.05
 
     async def ask() -> None:
-        judge = a_ruler(server.url, max_concurrency=3)
-        await asyncio.gather(*(judge.judge(*a_pair(window=f"2025-01-15T{h:02}:00")) for h in range(9)))
-        await judge.close()
+        async with a_ruler(server.url, max_concurrency=3) as judge:
+            await asyncio.gather(*(judge.judge(*a_pair(window=f"2025-01-15T{h:02}:00")) for h in range(9)))
 
     asyncio.run(ask())
     assert server.most_at_once == 3
@@ -184,8 +215,21 @@ def test_never_more_requests_at_once_than_allowed(server: JudgeServer) -> None:
 def test_one_judge_serves_one_event_loop_after_another(server: JudgeServer) -> None:
     judge = a_ruler(server.url)
     for _ in range(2):
-        assert values(asyncio.run(judge.judge(*a_pair()))) == EXPECTED
-    asyncio.run(judge.close())
+        assert values(asyncio.run(ask_once(judge))) == EXPECTED
+
+
+def test_a_judge_is_asked_only_while_it_is_open(server: JudgeServer) -> None:
+    judge = a_ruler(server.url)
+    with pytest.raises(RuntimeError, match="asked outside"):
+        asyncio.run(judge.judge(*a_pair()))
+
+    async def enter_twice() -> None:
+        async with judge, judge:
+            pass
+
+    with pytest.raises(RuntimeError, match="in use already"):
+        asyncio.run(enter_twice())
+    assert server.calls == 0
 
 
 def test_litellm_speaks_to_the_same_server_under_the_same_rules(server: JudgeServer) -> None:
@@ -195,7 +239,7 @@ def test_litellm_speaks_to_the_same_server_under_the_same_rules(server: JudgeSer
     async def ask(judge_of: LiteLlmEndpoint) -> Judgment:
         judge = a_ruler(server.url)
         judge._endpoint = judge_of
-        return await judge.judge(*a_pair())
+        return await ask_once(judge)
 
     server.behave("500", times=1)
     server.behave("nan", times=1)
@@ -222,14 +266,18 @@ def test_the_judge_reads_every_field_of_hindsight(server: JudgeServer) -> None:
         window_id=h.window_id,
         stocks=(
             StockOutcome(
-                ticker="c-ticker", start_price=111.25, end_price=222.5, change_pct=33.75, sentiment="c-mood",
+                ticker="c-ticker",
+                start_price=111.25,
+                end_price=222.5,
+                change_pct=33.75,
+                sentiment="c-mood",
                 news=("c-news-1", "c-news-2"),
             ),
         ),
         predictions=(
             PredictionOutcome(market_id="c-market", question="c-question", outcome="NO", final_probability=0.0625),
         ),
-    )  # fmt: skip
+    )
     seen = [
         "c-ticker",
         "111.25",
@@ -250,10 +298,12 @@ def test_the_judge_reads_every_field_of_hindsight(server: JudgeServer) -> None:
         )
         members.append(
             replace(
-                m, decisions=(action,), start_balance_usd=9_000.5 + i,
+                m,
+                decisions=(action,),
+                start_balance_usd=9_000.5 + i,
                 game_knowledge={"trueProbability": f"c-private-{i}"},
             )
-        )  # fmt: skip
+        )
         seen += [f"c-result-{i}", f"c-correct-{i}", f"c-error-{i}", f"c-private-{i}", f"{9_000.5 + i}", f"{PNLS[i]}"]
     judged(server, (group, replace(h, outcomes=outcomes, members=tuple(members))))
     prompt = server.prompt()
@@ -372,8 +422,15 @@ def test_random_text_never_leaves_its_line() -> None:
 
 @pytest.mark.parametrize(
     ("headers", "seconds"),
-    [({"retry-after": "3"}, 3.0), ({"retry-after-ms": "250"}, 0.25), ({}, None), ({"retry-after": "soon"}, None),
-     ({"retry-after": "-5"}, 0.0), ({"retry-after": "nan"}, None), ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0)],
-)  # fmt: skip
+    [
+        ({"retry-after": "3"}, 3.0),
+        ({"retry-after-ms": "250"}, 0.25),
+        ({}, None),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "-5"}, 0.0),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
+    ],
+)
 def test_retry_after_is_read_in_all_its_forms(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after_s(headers) == seconds

@@ -8,7 +8,7 @@ from judging_factories import a_pair, a_ruler
 
 from babylon_rl.errors import ConfigError, TransientError
 from babylon_rl.judging.hindsight_judge import HindsightJudge
-from babylon_rl.judging.judge import Judge
+from babylon_rl.judging.judge import ConnectionlessJudge, Judge
 from babylon_rl.judging.score import Item, ScoreReport, score_groups
 from babylon_rl.types import Hindsight, Judgment, TrajectoryGroup
 
@@ -27,13 +27,7 @@ class Shelf(dict[str, Judgment]):
 
 
 def run(judge: Judge, shelf: Shelf, what: list[Item] | None = None, **more: object) -> ScoreReport:
-    async def go() -> ScoreReport:
-        try:
-            return await score_groups(judge, what or items(), cached=shelf.get, store=shelf.store, **more)  # type: ignore[arg-type]
-        finally:
-            await judge.close()
-
-    return asyncio.run(go())
+    return asyncio.run(score_groups(judge, what or items(), cached=shelf.get, store=shelf.store, **more))  # type: ignore[arg-type]
 
 
 def test_one_bad_group_fails_visibly_and_the_others_go_on(server: JudgeServer) -> None:
@@ -80,7 +74,7 @@ def test_paid_scores_are_kept_when_the_judge_goes_away(mode: str, error: type[Ex
     assert good == len(shelf)  # nothing that was answered was lost
 
 
-class KilledAfter:
+class KilledAfter(ConnectionlessJudge):
     """A judge whose process dies right after its nth answer: what is stored by then is all there is."""
 
     def __init__(self, n: int) -> None:
@@ -96,8 +90,6 @@ class KilledAfter:
         self._left -= 1
         self.asked += 1
         return await self._inner.judge(group, hindsight)
-
-    async def close(self) -> None: ...
 
 
 def test_each_judgment_is_stored_before_the_next_is_asked_for() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from babylon_rl.base_policy.corpus import markets
-from babylon_rl.policy.checkpoints import MARKER, checkpoint_dir
+from babylon_rl.base_policy.corpus import draw_markets
+from babylon_rl.policy.checkpoints import METADATA_FILE, checkpoint_dir
 from babylon_rl.policy.model import LoadedPolicy, load_policy
 from babylon_rl.policy.prompting import PromptRenderer
 from babylon_rl.policy.shipped import shipped_base
@@ -31,7 +31,7 @@ def policy() -> LoadedPolicy:
 @pytest.fixture(scope="session")
 def user_prompts() -> list[str]:
     """What 24 agents see: eight markets, each at its three decisions."""
-    return [observe(m, Portfolio(), tick).text for m in markets("tests", 1, 8) for tick in range(m.decisions)]
+    return [observe(m, Portfolio(), tick).text for m in draw_markets("tests", 1, 8) for tick in range(m.decisions)]
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +62,7 @@ def write_checkpoint(write_adapter: Callable[[Path], object]) -> Callable[[Path,
     def write(root: Path, lineage: str, step: int) -> Path:
         directory = checkpoint_dir(root, lineage, step)
         write_adapter(directory)
-        (directory / MARKER).write_text("{}")
+        (directory / METADATA_FILE).write_text("{}")
         return directory
 
     return write

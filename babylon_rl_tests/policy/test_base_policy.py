@@ -7,23 +7,25 @@ import pytest
 import torch
 
 from babylon_rl.base_policy.base import clone_base, make_base_policy, write_base
-from babylon_rl.base_policy.base_evaluation import Exam, examine, follows_its_reason
+from babylon_rl.base_policy.base_evaluation import BaseEvaluation, evaluate_base, follows_its_reason
 from babylon_rl.errors import ConfigError, DataError
 from babylon_rl.policy.compat import undo_art_patch
 from babylon_rl.policy.model import LoadedPolicy, load_policy
 from babylon_rl.policy.sampling import SampleRequest, sample
 from babylon_rl.policy.shipped import shipped_base
 
-EXAM = Exam(answers=1, reading_accuracy=1.0, ticker_accuracy=1.0, invalid_rate=0.0, mean_pnl_usd={0.0: 1.0})
+EVALUATION = BaseEvaluation(
+    answers=1, reading_accuracy=1.0, ticker_accuracy=1.0, invalid_rate=0.0, mean_pnl_usd={0.0: 1.0}
+)
 
 
 def test_the_shipped_base_reads_its_prompts_and_plays_legally(policy: LoadedPolicy) -> None:
-    exam = examine(policy, seed=4711, windows=10)
+    evaluation = evaluate_base(policy, seed=4711, windows=10)
 
-    assert exam.answers == 60
-    assert exam.reading_accuracy >= 0.95
-    assert (exam.ticker_accuracy or 0) >= 0.95
-    assert exam.invalid_rate <= 0.05
+    assert evaluation.answers == 60
+    assert evaluation.reading_accuracy >= 0.95
+    assert (evaluation.ticker_accuracy or 0) >= 0.95
+    assert evaluation.invalid_rate <= 0.05
 
 
 def test_the_shipped_base_is_small_and_says_how_it_was_made() -> None:
@@ -32,14 +34,14 @@ def test_the_shipped_base_is_small_and_says_how_it_was_made() -> None:
 
     assert sum(files.values()) < 4_000_000
     assert not [n for n in files if n.endswith((".bin", ".pt", ".pkl"))]
-    assert {"size", "seed", "windows", "batch", "lr", "exam", "libraries"} <= set(made)
-    assert made["exam"]["answers"] >= 200
+    assert {"size", "seed", "windows", "batch", "lr", "evaluation", "libraries"} <= set(made)
+    assert made["evaluation"]["answers"] >= 200
 
 
 def test_the_same_seed_makes_the_same_bytes(tmp_path: Path) -> None:
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         tiny = clone_base(size="0.4M", seed=seed, windows=11, batch=16, lr=3e-3)
-        write_base(tiny, tmp_path / name, {"seed": seed}, EXAM)
+        write_base(tiny, tmp_path / name, {"seed": seed}, EVALUATION)
 
     files = sorted(p.name for p in (tmp_path / "a").iterdir())
     assert "model.safetensors" in files
@@ -50,7 +52,7 @@ def test_the_same_seed_makes_the_same_bytes(tmp_path: Path) -> None:
 
 def test_a_base_that_cannot_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"reads 0\.0% of 204 held-out prompts right.*expected at least 95%") as e:
-        make_base_policy(tmp_path / "base", windows=6, exam_windows=34)
+        make_base_policy(tmp_path / "base", windows=6, evaluation_windows=34)
 
     assert e.value.facts["reading_accuracy"] == 0.0
     assert list(tmp_path.iterdir()) == []
@@ -60,19 +62,23 @@ def test_a_base_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="never overwritten"):
         make_base_policy(tmp_path, windows=6)
     with pytest.raises(ConfigError, match="at least 34"):
-        make_base_policy(tmp_path / "x", windows=6, exam_windows=10)
+        make_base_policy(tmp_path / "x", windows=6, evaluation_windows=10)
     with pytest.raises(ConfigError, match=r"'9M' is unknown; expected one of 0\.4M, 1M, 3M, 7M"):
         make_base_policy(tmp_path / "x", windows=6, size="9M")
 
 
 @pytest.mark.parametrize(("reading", "ticker", "passed"), [(0.95, 0.95, True), (0.94, 1, False), (1, 0.94, False)])
 def test_both_floors_are_095(reading: float, ticker: float, passed: bool) -> None:
-    exam = Exam(answers=9, reading_accuracy=reading, ticker_accuracy=ticker, invalid_rate=0, mean_pnl_usd={})
-    assert exam.passed is passed
+    evaluation = BaseEvaluation(
+        answers=9, reading_accuracy=reading, ticker_accuracy=ticker, invalid_rate=0, mean_pnl_usd={}
+    )
+    assert evaluation.passed is passed
 
 
 def test_a_base_that_never_trades_a_perp_does_not_pass() -> None:
-    assert not Exam(answers=9, reading_accuracy=1, ticker_accuracy=None, invalid_rate=0, mean_pnl_usd={}).passed
+    assert not BaseEvaluation(
+        answers=9, reading_accuracy=1, ticker_accuracy=None, invalid_rate=0, mean_pnl_usd={}
+    ).passed
 
 
 @pytest.mark.parametrize(
@@ -111,7 +117,7 @@ def test_an_unfinished_or_foreign_adapter_is_named(write_adapter: Callable[[Path
     with pytest.raises(ConfigError, match="make-base-policy"):
         load_policy(tmp_path)
     write_adapter(tmp_path / "adapter")
-    write_base(clone_base(size="1M", seed=1, windows=0, batch=1, lr=1), tmp_path / "wide", {}, EXAM)
+    write_base(clone_base(size="1M", seed=1, windows=0, batch=1, lr=1), tmp_path / "wide", {}, EVALUATION)
     with pytest.raises(DataError, match="does not fit base"):
         load_policy(tmp_path / "wide", tmp_path / "adapter")
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from babylon_rl.errors import DataError
-from babylon_rl.policy.checkpoints import MARKER, checkpoint_dir, latest_step, lineages, resolve, steps
+from babylon_rl.policy.checkpoints import METADATA_FILE, checkpoint_dir, latest_step, lineages, resolve, steps
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def root(tmp_path: Path) -> Path:
 
 def finish(directory: Path) -> None:
     directory.mkdir(parents=True)
-    (directory / MARKER).write_text("{}")
+    (directory / METADATA_FILE).write_text("{}")
 
 
 def test_a_checkpoint_lies_where_art_looks_for_it(tmp_path: Path) -> None:

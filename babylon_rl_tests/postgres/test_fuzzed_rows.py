@@ -1,4 +1,4 @@
-"""Whatever a row holds: no exception, one disposition for each, and not a byte of its siblings changes."""
+"""Whatever a row holds: no exception, one outcome for each, and not a byte of its siblings changes."""
 
 import random
 from collections import Counter
@@ -16,14 +16,13 @@ from babylon_rl.database import tables as t
 from babylon_rl.pipeline.group import group_window
 from babylon_rl.pipeline.ingest import ingest_window
 from babylon_rl.store.windows import Store
-from babylon_rl.types import Json
+from babylon_rl.types import REASONS, Json, RowStatus
 from babylon_rl.windows import HourWindow
 from babylon_rl_tests.factories import WINDOW, a_json_call, a_json_step, a_row, insert_call_log, insert_rows
 
 ROWS = 10_400
 WINDOWS = [WINDOW.next(i) for i in range(8)]
 GOOD_AGENTS = [f"good-{i}" for i in range(5)]
-ENDS = {"grouped", "stitched", "ineligible", "excluded", "quarantined"}
 
 
 @pytest.fixture
@@ -75,15 +74,15 @@ def good_rows(window: HourWindow) -> list[Json]:
 
 
 def assert_all_accounted(engine: sa.Engine) -> Counter[tuple[str, str]]:
-    """Each row of the game's table has exactly one disposition, and nothing else has any."""
+    """Each row of the game's table has exactly one outcome, and nothing else has any."""
     with engine.connect() as conn:
         ids = conn.scalars(sa.select(game_tables.trajectories.c.id)).all()
-        ends = conn.execute(sa.select(t.row_dispositions)).mappings().all()
+        ends = conn.execute(sa.select(t.row_outcomes)).mappings().all()
     assert sorted(e["source_id"] for e in ends) == sorted(ids)
-    assert {e["disposition"] for e in ends} <= ENDS
-    assert all(e["reason"] for e in ends)
-    assert all((e["group_id"] is not None) == (e["disposition"] in ("grouped", "stitched")) for e in ends)
-    return Counter((e["disposition"], e["reason"]) for e in ends)
+    assert all(e["reason"] in REASONS[RowStatus(e["status"])] for e in ends)
+    assert "read" not in {e["status"] for e in ends}
+    assert all((e["group_id"] is not None) == (e["status"] == "grouped") for e in ends)
+    return Counter((e["status"], e["reason"]) for e in ends)
 
 
 def test_ten_thousand_fuzzed_rows_cost_nobody_anything(engine: sa.Engine, store: Store) -> None:
@@ -108,10 +107,19 @@ def test_ten_thousand_fuzzed_rows_cost_nobody_anything(engine: sa.Engine, store:
     # The fuzz reached every end; else it would have shown nothing.
     assert {end for end, _ in ended} >= {"grouped", "excluded", "quarantined"}
     assert {reason for _, reason in ended} >= {
-        "stitched", "no_turns", "benchmark", "evaluation", "not_training_data", "no_steps", "no_llm_calls", "bad_json",
-        "bad_shape", "lone_surrogate",
-    }  # fmt: skip
-    assert min(n for (_, reason), n in ended.items() if reason in ("stitched", "bad_json", "bad_shape")) > 200
+        "has_turn",
+        "no_turn",
+        "no_turns",
+        "benchmark",
+        "evaluation",
+        "not_training_data",
+        "no_steps",
+        "no_llm_calls",
+        "bad_json",
+        "bad_shape",
+        "lone_surrogate",
+    }
+    assert min(n for (_, reason), n in ended.items() if reason in ("has_turn", "bad_json", "bad_shape")) > 200
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -121,8 +129,12 @@ def test_any_document_is_accounted_for_and_harms_nobody(
 ) -> None:
     """The same with shapes that shrink; the second document stands in `metadata_json`."""
     with engine.begin() as conn:
-        conn.execute(sa.text("TRUNCATE trajectories, babylon_rl.row_dispositions, babylon_rl.windows, "
-                             "babylon_rl.window_trajectories, babylon_rl.contextualized_groups"))  # fmt: skip
+        conn.execute(
+            sa.text(
+                "TRUNCATE trajectories, babylon_rl.row_outcomes, babylon_rl.windows, "
+                "babylon_rl.window_trajectories, babylon_rl.contextualized_groups"
+            )
+        )
     write(engine, good_rows(WINDOW))
     go_through(engine, store, [WINDOW])
     before = bodies(engine)
@@ -179,11 +191,17 @@ def test_odd_calls_in_the_log_cost_nobody_anything(engine: sa.Engine, store: Sto
         silent.append(row)
         for _ in range(2):
             insert_call_log(
-                engine, row["trajectory_id"], metadata=r.choice(metadata), temperature=r.choice(numbers),
-                step_id=r.choice(["", "null", "s-0", "?"]), purpose=r.choice(["action", "", "x" * 500]),
-                response=r.choice(["", " ", "buy", "é" * 9]), timestamp=r.choice([WINDOW.start_at.replace(tzinfo=None),
-                                                                                  WINDOW.start_at.replace(tzinfo=None, year=1)]),
-            )  # fmt: skip
+                engine,
+                row["trajectory_id"],
+                metadata=r.choice(metadata),
+                temperature=r.choice(numbers),
+                step_id=r.choice(["", "null", "s-0", "?"]),
+                purpose=r.choice(["action", "", "x" * 500]),
+                response=r.choice(["", " ", "buy", "é" * 9]),
+                timestamp=r.choice(
+                    [WINDOW.start_at.replace(tzinfo=None), WINDOW.start_at.replace(tzinfo=None, year=1)]
+                ),
+            )
     insert_rows(engine, silent)
     assert go_through(engine, store, [WINDOW]) == 70
     assert_all_accounted(engine)

@@ -22,7 +22,8 @@ from babylon_rl.pipeline.score import score_windows
 from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.settings import Settings
 from babylon_rl.store.check_results import write_check_result
-from babylon_rl.store.ledger import Ledger
+from babylon_rl.store.dropout import drop_out
+from babylon_rl.store.row_outcomes import row_outcomes_of
 from babylon_rl.types import CheckResult, Hindsight, Judgment, TrajectoryGroup
 from babylon_rl.windows import HourWindow
 from babylon_rl_tests.factories import a_json_call, a_json_step, a_row, insert_row, insert_rows
@@ -144,7 +145,7 @@ def test_a_late_row_without_turns_causes_no_new_judgment(w: Workspace, judge: Co
     prepare(w, judge, WINDOWS[:1])
     assert len(judge.asked) == 4
     assert ready(w) == [str(h) for h in WINDOWS]
-    assert len(w.store.dispositions(WINDOWS[0])) == 6
+    assert len(row_outcomes_of(w.store.engine, WINDOWS[0])) == 6
 
 
 def test_a_corrected_outcome_has_the_group_judged_again(w: Workspace, judge: CountingJudge) -> None:
@@ -183,14 +184,14 @@ def test_a_row_that_moves_and_returns_counts_in_both_windows(w: Workspace, judge
 
     def balanced(h: HourWindow) -> bool:
         with w.game.connect() as conn:
-            return checks.every_row_accounted(conn, h, w.store.rows_read(h), w.store.dispositions(h)).passed
+            return checks.every_row_accounted(conn, h, w.store.rows_read(h), row_outcomes_of(w.store.engine, h)).passed
 
     with w.game.begin() as conn:
         conn.execute(move, {"to": str(WINDOWS[1]), "frm": str(WINDOWS[0])})
     assert not balanced(WINDOWS[0])
     prepare(w, judge, WINDOWS[:2])
     assert (balanced(WINDOWS[0]), balanced(WINDOWS[1])) == (True, True)
-    assert len(w.store.dispositions(WINDOWS[1])) == 6
+    assert len(row_outcomes_of(w.store.engine, WINDOWS[1])) == 6
     with w.game.begin() as conn:
         conn.execute(
             sa.text("UPDATE trajectories SET window_id = :to WHERE id IN (SELECT max(id) FROM trajectories "
@@ -275,22 +276,22 @@ def test_dropout_drops_whole_windows_before_judging(w: Workspace, judge: Countin
         ingest_window(h, w.game, w.store)
         snapshot_outcomes(h, w.game, w.store, now=NOW, sync=True)
         group_window(h, w.store, min_agents=5)
-    out = w.ledger.drop_out(WINDOWS, target=1, cap=0.5, seed=1)
+    out = drop_out(w.store.engine, w.ledger.lineage, WINDOWS, target=1, cap=0.5, seed=1)
     assert len(out) == 2
     kept = [h for h in WINDOWS if h not in out]
     prepare(w, judge, kept)
     assert judge.asked == [str(h) for h in kept]
-    assert w.ledger.drop_out(WINDOWS, target=1, cap=0.5, seed=2) == out
+    assert drop_out(w.store.engine, w.ledger.lineage, WINDOWS, target=1, cap=0.5, seed=2) == out
     assert ready(w) == [str(h) for h in kept]
     assert recorded_but_not_judged(w, min_agents=5) == []
     for h in WINDOWS:
-        ends = {(d.disposition, d.reason) for d in w.store.dispositions(h)}
-        assert ends == {("dropped_out", "dropout") if h in out else ("grouped", "stitched")}
+        ends = {(d.status, d.reason) for d in row_outcomes_of(w.store.engine, h)}
+        assert ends == {("dropped_out", "dropout") if h in out else ("grouped", "has_turn")}
         assert states(w)[str(h)] == ("dropped out" if h in out else "judged")
     prepare(w, judge, sorted(out))  # grouped again, by hand: it stays out, and its rows say so
-    assert {d.disposition for h in out for d in w.store.dispositions(h)} == {"dropped_out"}
+    assert {d.status for h in out for d in row_outcomes_of(w.store.engine, h)} == {"dropped_out"}
     assert ready(w) == [str(h) for h in kept]
-    assert Ledger(w.store.engine, "other", required_checks=()).drop_out(WINDOWS, target=None, cap=0.5, seed=1) == set()
+    assert drop_out(w.store.engine, "other", WINDOWS, target=None, cap=0.5, seed=1) == set()
 
 
 def test_the_game_may_still_write_a_row_of_no_hour(engine: sa.Engine) -> None:

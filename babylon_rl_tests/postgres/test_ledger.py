@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from babylon_rl.errors import DataError, TransientError
 from babylon_rl.store.check_results import write_check_result
-from babylon_rl.store.ledger import Ledger, Plan
+from babylon_rl.store.ledger import Ledger, PlannedBatch
 from babylon_rl.store.windows import Store
 from babylon_rl.types import CheckResult, Judgment, Score
 from babylon_rl.windows import HourWindow
@@ -36,7 +36,7 @@ def make_ready(engine: sa.Engine, *windows: HourWindow, passed: tuple[bool, ...]
             write_check_result(store.engine, w, name, CheckResult(passed=ok, facts={}))
 
 
-def record(ledger: Ledger, plan: Plan) -> None:
+def record(ledger: Ledger, plan: PlannedBatch) -> None:
     ledger.record(plan, trainer="t", base_model="b", path="p", manifest={"f": "1"}, metrics={"loss/train": 1.0})
 
 
@@ -68,7 +68,7 @@ def test_a_planned_batch_stands_until_it_is_recorded(engine: sa.Engine, ledger: 
     assert ledger.next_partition(2) == FIRST.next(3)
     assert plan is not None
     record(ledger, plan)
-    assert ledger.open_plan() is None
+    assert ledger.unfinished_batch() is None
     assert ids(ledger) == [str(FIRST)]
 
 
@@ -77,7 +77,7 @@ def test_no_window_is_consumed_twice(engine: sa.Engine, ledger: Ledger) -> None:
     plan = ledger.plan(FIRST.next(), 2, learning_rate=None)
     assert plan is not None
     record(ledger, plan)
-    again = Plan(
+    again = PlannedBatch(
         lineage="line", step=2, window_id=str(FIRST.next(5)), windows=plan.windows[1:], judgment_keys=plan.judgment_keys[1:],
         learning_rate=None,
     )  # fmt: skip
@@ -160,5 +160,5 @@ def test_discarding_a_plan_frees_its_windows(engine: sa.Engine, ledger: Ledger) 
     ledger.plan(FIRST, 1, learning_rate=None)
     discarded = ledger.discard_plan()
     assert discarded is not None
-    assert ledger.open_plan() is None
+    assert ledger.unfinished_batch() is None
     assert ledger.plan(FIRST, 1, learning_rate=0.5) is not None

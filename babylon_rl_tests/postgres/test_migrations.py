@@ -132,3 +132,22 @@ def test_long_values_are_never_compressed_by_pglz(engine: sa.Engine) -> None:
         how = ("x", "l") if conn.scalar(lz4) else ("e", "")
         found = {name: (storage, compression) for name, storage, compression in conn.execute(columns)}
     assert found == dict.fromkeys(("steps_json", "system_prompt", "user_prompt", "response"), how)
+
+
+def test_row_outcomes_get_their_words_and_give_them_back(empty_database_url: str, tmp_path: Path) -> None:
+    settings = load(empty_database_url, tmp_path)
+    migrate.upgrade(settings)
+    new = [("grouped", "has_turn"), ("grouped", "no_turn"), ("ineligible", "no_turns"), ("quarantined", "bad_json")]
+    old = [("grouped", "stitched"), ("stitched", "no_turns"), ("ineligible", "no_turns"), ("quarantined", "bad_json")]
+    with psycopg.connect(empty_database_url) as conn:
+        for i, (status, reason) in enumerate([*new, ("read", "has_turn"), ("read", "no_turn")]):
+            row = (str(i), "w", "t", "a", status, reason)
+            conn.execute("INSERT INTO babylon_rl.row_outcomes VALUES (%s, %s, %s, %s, %s, %s)", row)
+    migrate.downgrade(settings, "0006")
+    with psycopg.connect(empty_database_url) as conn:
+        words = "SELECT disposition, reason FROM babylon_rl.row_dispositions ORDER BY source_id"
+        assert conn.execute(words).fetchall() == [*old, ("ineligible", "too_few_agents"), ("ineligible", "no_turns")]
+    migrate.upgrade(settings)
+    with psycopg.connect(empty_database_url) as conn:
+        words = "SELECT status, reason FROM babylon_rl.row_outcomes ORDER BY source_id"
+        assert conn.execute(words).fetchall() == [*new, ("ineligible", "too_few_agents"), ("ineligible", "no_turns")]

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from babylon_rl.database import game_tables, tables
 from babylon_rl.errors import DataError
 from babylon_rl.ingest.facts import write_facts
-from babylon_rl.ingest.outcomes import SyncReport, examine_outcomes, read_outcomes, sync_recent, sync_window_outcomes
+from babylon_rl.ingest.outcomes import SyncReport, examine_outcomes, sync_recent, sync_window_outcomes
 from babylon_rl.types import StockOutcome, WindowOutcomes
 from babylon_rl_tests.factories import WINDOW
 
@@ -41,7 +41,7 @@ def stored(engine: sa.Engine) -> list[Any]:
 
 def outcomes(engine: sa.Engine) -> WindowOutcomes:
     with engine.connect() as conn:
-        return read_outcomes(conn, WINDOW)
+        return examine_outcomes(conn, WINDOW)[0]
 
 
 def only_stock(engine: sa.Engine) -> StockOutcome:

@@ -13,9 +13,8 @@ from psycopg.types.json import Json as AsJson
 from babylon_rl.database.embedded import ensure_database
 from babylon_rl.database.migrate import upgrade
 from babylon_rl.errors import ConfigError
-from babylon_rl.ingest.outcomes import read_outcomes
-from babylon_rl.ingest.queries import find_spelling
-from babylon_rl.ingest.reader import read_window
+from babylon_rl.ingest.columns import find_column_names
+from babylon_rl.ingest.outcomes import examine_outcomes
 from babylon_rl.ingest.window_summary import refresh
 from babylon_rl.pipeline import checks
 from babylon_rl.pipeline.group import group_window
@@ -24,8 +23,9 @@ from babylon_rl.pipeline.outcomes import snapshot_outcomes
 from babylon_rl.pipeline.readiness import readiness
 from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.settings import Settings
+from babylon_rl.store.row_outcomes import row_outcomes_of
 from babylon_rl_tests.conftest import drop_database
-from babylon_rl_tests.factories import WINDOW, a_json_step, a_row, insert_call_log, insert_rows
+from babylon_rl_tests.factories import WINDOW, a_json_step, a_row, insert_call_log, insert_rows, read_rows
 
 NOW = datetime(2025, 1, 16, tzinfo=UTC)
 
@@ -136,10 +136,11 @@ def test_both_spellings_of_the_same_rows_give_identical_groups(settings: Setting
     with open_workspace(settings) as ours:
         snake = made(ours)
         assert made(over_prisma) == snake
-        assert over_prisma.store.dispositions(WINDOW) == ours.store.dispositions(WINDOW)
+        assert row_outcomes_of(over_prisma.store.engine, WINDOW) == row_outcomes_of(ours.store.engine, WINDOW)
         assert over_prisma.store.group(WINDOW) == ours.store.group(WINDOW)
         with ours.game.connect() as a, over_prisma.game.connect() as b:
-            assert (find_spelling(a).name, find_spelling(b).name) == ("snake_case", "prisma")
+            found = [find_column_names(conn).trajectories["agent_id"] for conn in (a, b)]
+        assert found == ['"agent_id"', '"agentId"']
         shown = [readiness(w, min_agents=5, min_windows=1, now=NOW).lines[-1 - 1] for w in (ours, over_prisma)]
         assert shown[0] == shown[1]
         assert (shown[0].rows, shown[0].agents, shown[0].outcomes) == (21, 7, True)
@@ -151,7 +152,9 @@ def test_checks_read_prismas_tables_and_write_nothing_there(over_prisma: Workspa
     assert not over_prisma.owns_game
     with over_prisma.game.connect() as conn:
         logged = checks.only_what_was_logged(conn, WINDOW, store.group(WINDOW), store.hindsight(WINDOW))
-        balance = checks.every_row_accounted(conn, WINDOW, store.rows_read(WINDOW), store.dispositions(WINDOW))
+        balance = checks.every_row_accounted(
+            conn, WINDOW, store.rows_read(WINDOW), row_outcomes_of(store.engine, WINDOW)
+        )
         assert conn.exec_driver_sql("SELECT nspname FROM pg_namespace WHERE nspname = 'babylon_rl'").all() == []
         with pytest.raises(sa.exc.ProgrammingError, match="permission denied"):
             conn.exec_driver_sql("DELETE FROM trajectories")
@@ -179,10 +182,10 @@ def test_a_database_without_the_games_tables_is_refused_in_words(empty_database_
     engine = sa.create_engine(sa.make_url(empty_database_url).set(drivername="postgresql+psycopg"))
     with engine.connect() as conn:
         with pytest.raises(ConfigError, match="no table 'trajectories'"):
-            find_spelling(conn)
+            find_column_names(conn)
         conn.exec_driver_sql("CREATE TABLE trajectories (id text)")
         with pytest.raises(ConfigError, match="no column 'trajectory_id' in any spelling"):
-            find_spelling(conn)
+            find_column_names(conn)
     engine.dispose()
 
 
@@ -197,7 +200,7 @@ def test_a_window_without_outcomes_table_or_flags_is_still_read(empty_database_u
         row = a_row("a")
         at = WINDOW.start_at.replace(tzinfo=None) + timedelta(minutes=1)
         conn.exec_driver_sql("INSERT INTO trajectories VALUES ('1', 't', 'a', %s, %s)", (at, row["steps_json"]))
-        rows, aside = read_window(conn, WINDOW)
+        rows, aside = read_rows(conn, WINDOW)
         assert (len(rows), aside, rows[0].final_pnl) == (1, [], None)
-        assert not read_outcomes(conn, WINDOW).known
+        assert not examine_outcomes(conn, WINDOW)[0].known
     engine.dispose()

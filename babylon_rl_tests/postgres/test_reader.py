@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from babylon_rl.common.canonical import to_json
-from babylon_rl.ingest.queries import SNAKE_CASE, select_window, window_expression, window_parameters
-from babylon_rl.ingest.reader import logged_messages, read_window, window_of
-from babylon_rl.types import Disposition, Seen, SourceRow
+from babylon_rl.ingest.columns import SNAKE_CASE
+from babylon_rl.ingest.queries import select_window, window_expression, window_of, window_parameters
+from babylon_rl.ingest.reader import logged_messages
+from babylon_rl.types import EnvironmentState, RowOutcome, SourceRow
 from babylon_rl_tests.factories import (
     WINDOW,
     a_json_call,
@@ -22,14 +23,15 @@ from babylon_rl_tests.factories import (
     insert_call_log,
     insert_row,
     insert_rows,
+    read_rows,
 )
 
 BENCHMARK = {"scenario_id": "benchmark-42"}
 
 
-def read(engine: sa.Engine) -> tuple[list[SourceRow], list[Disposition]]:
+def read(engine: sa.Engine) -> tuple[list[SourceRow], list[RowOutcome]]:
     with engine.connect() as conn:
-        return read_window(conn, WINDOW)
+        return read_rows(conn, WINDOW)
 
 
 def step_with(**call: Any) -> list[Any]:
@@ -65,7 +67,7 @@ def test_every_bad_row_is_set_aside_and_costs_no_sibling(engine: sa.Engine) -> N
     insert_rows(engine, [a_row(name, **changes) for name, changes, _ in BAD])
     rows, aside = read(engine)
     assert {r.source_id for r in rows} == {g["id"] for g in good}
-    found = {d.agent_id: (d.disposition, d.reason) for d in aside}
+    found = {d.agent_id: (d.status, d.reason) for d in aside}
     assert found == {name: end or found[name] for name, _, end in BAD}
     assert found["deep environment"][0] == "quarantined"
     assert len(rows) + len(aside) == len(BAD) + 2
@@ -96,7 +98,7 @@ def test_odd_but_sound_rows_are_read_and_kept_canonical(engine: sa.Engine) -> No
     by_agent = {r.agent_id: r for r in rows}
     assert by_agent.keys() == {name for name, _ in ODD}
     assert all(to_json(r) for r in rows)  # UTF-8 can hold all that is kept
-    assert by_agent["NaN"].steps[0].seen == Seen(balance_usd=None, lifetime_pnl_usd=1.0)
+    assert by_agent["NaN"].steps[0].environment == EnvironmentState(balance_usd=None, lifetime_pnl_usd=1.0)
     assert by_agent["huge number"].steps[0].at is None
     assert by_agent["infinite"].final_pnl is None
     assert (by_agent["null final"].final_pnl, by_agent["null final"].end_at) == (None, None)
@@ -116,9 +118,11 @@ def test_an_instant_beyond_the_calendar_costs_its_own_row_only(engine: sa.Engine
     insert_call_log(engine, silent["trajectory_id"], timestamp="infinity", response="said")
     rows, aside = read(engine)
     assert {r.agent_id: r.end_at is None for r in rows} == {
-        "good": False, "logged": False, **{f"ends {at}": True for at in beyond}
-    }  # fmt: skip
-    assert {(d.agent_id, d.disposition, d.reason) for d in aside} == {
+        "good": False,
+        "logged": False,
+        **{f"ends {at}": True for at in beyond},
+    }
+    assert {(d.agent_id, d.status, d.reason) for d in aside} == {
         (f"starts {at}", "quarantined", "bad_time") for at in beyond
     }
 
@@ -158,7 +162,7 @@ def test_rows_are_of_exactly_one_window_by_the_documented_rule(engine: sa.Engine
     insert_row(engine, "other id", window_id="2025-01-15T11:00", start_time=start)
     insert_row(engine, "scenario only", window_id=None, start_time=start - timedelta(hours=1))
     with engine.connect() as conn:
-        found = [Counter(r.agent_id for r in read_window(conn, w)[0]) for w in WINDOW.next(-1).until(WINDOW.next())]
+        found = [Counter(r.agent_id for r in read_rows(conn, w)[0]) for w in WINDOW.next(-1).until(WINDOW.next())]
     assert found == [
         {"scenario only": 1},
         {"own id": 1, "successor": 1, "null": 1, "fixed test id": 1},

@@ -13,11 +13,10 @@ import sqlalchemy as sa
 from babylon_rl.database import bulk_copy, game_tables
 from babylon_rl.database.bulk_copy import insert_new
 from babylon_rl.errors import DataError
-from babylon_rl.ingest.reader import read_window
 from babylon_rl.ingest.recorder import SnowflakeIds, TrajectoryRecorder
 from babylon_rl.types import Json
 from babylon_rl.windows import HourWindow
-from babylon_rl_tests.factories import a_row
+from babylon_rl_tests.factories import a_row, read_rows
 
 AT = datetime(2025, 1, 15, 10, 59, 59, 999_600, tzinfo=UTC)
 
@@ -35,9 +34,18 @@ def record(r: TrajectoryRecorder, agent: str = "a", response: str = "r", end: bo
     r.start_step(t, {"agentBalance": 0, "agentPnL": None, "openPositions": 0})
     r.log_provider_access(t, provider="MARKETS", data={"BTC": 1}, purpose="prices")
     r.log_llm_call(
-        t, model="m", model_version="babylon-mmo@3", system_prompt="s", user_prompt="u", response=response,
-        temperature=0.0, max_tokens=64, latency_ms=12.5, prompt_tokens=10, completion_tokens=0,
-    )  # fmt: skip
+        t,
+        model="m",
+        model_version="babylon-mmo@3",
+        system_prompt="s",
+        user_prompt="u",
+        response=response,
+        temperature=0.0,
+        max_tokens=64,
+        latency_ms=12.5,
+        prompt_tokens=10,
+        completion_tokens=0,
+    )
     r.complete_step(t, action_type="BUY", parameters={"ticker": "BTC"}, success=True, result={"price": 1})
     if end:
         r.end_trajectory(t, **final)
@@ -85,8 +93,11 @@ def test_steps_are_written_in_the_games_own_json(engine: sa.Engine) -> None:
     (log,) = rows_of(engine, game_tables.llm_call_logs)
     assert json.loads(log["metadata"]) == {"modelVersion": "babylon-mmo@3"}
     assert (log["trajectory_id"], log["prompt_tokens"], log["completion_tokens"], log["total_tokens"]) == (
-        row["trajectory_id"], 10, 0, 10,
-    )  # fmt: skip
+        row["trajectory_id"],
+        10,
+        0,
+        10,
+    )
     assert (row["trades_executed"], row["posts_created"], row["episode_length"]) == (1, 0, 1)
 
 
@@ -101,7 +112,7 @@ def test_a_recorded_window_is_the_hour_of_the_start(engine: sa.Engine) -> None:
     assert (row["window_id"], row["scenario_id"], row["window_hours"]) == ("2025-01-15T10:00", "2025-01-15T10:00", 1)
     assert row["start_time"].isoformat() == "2025-01-15T10:59:59.999000"
     with engine.connect() as conn:
-        assert len(read_window(conn, HourWindow.parse("2025-01-15T10:00"))[0]) == 1
+        assert len(read_rows(conn, HourWindow.parse("2025-01-15T10:00"))[0]) == 1
 
 
 def test_a_given_scenario_is_kept_beside_the_window(engine: sa.Engine) -> None:

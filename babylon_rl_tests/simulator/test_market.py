@@ -2,12 +2,13 @@ import asyncio
 import math
 import random
 import statistics
+from dataclasses import replace
 
 import pytest
 
 from babylon_rl.simulator.market import Market, make_market
 from babylon_rl.simulator.observation import observe
-from babylon_rl.simulator.play import Seat, oracle_pnl_usd, play
+from babylon_rl.simulator.play import AgentSlot, oracle_pnl_usd, play
 from babylon_rl.simulator.players import ScriptedPlayer
 from babylon_rl.simulator.portfolio import FEE, MAX_EXPOSURE, START_BALANCE_USD, Order, Portfolio, parse_order
 from babylon_rl.simulator.strategies import GUIDE_KINDS, STRATEGIES, reading
@@ -21,7 +22,7 @@ def markets(n: int, seed: int = 3) -> list[Market]:
 
 
 def pnl_of(name: str, n: int) -> list[float]:
-    played = asyncio.run(play(markets(n), [Seat("a", ScriptedPlayer(name))], seed=5))
+    played = asyncio.run(play(markets(n), [AgentSlot("a", ScriptedPlayer(name))], seed=5))
     return [p.pnl_usd for p in played]
 
 
@@ -40,7 +41,7 @@ def test_the_oracle_earns_clearly() -> None:
 def test_random_trading_loses_its_fees() -> None:
     """The mean loss is the fees paid, within three standard errors: no drift favours a coin."""
     fees, pnl = [], []
-    for p in asyncio.run(play(markets(1500), [Seat("a", ScriptedPlayer("noise"))], seed=5)):
+    for p in asyncio.run(play(markets(1500), [AgentSlot("a", ScriptedPlayer("noise"))], seed=5)):
         pnl.append(p.pnl_usd)
         fees.append(sum(m.result.get("feeUsd", 0.0) for m in p.moves))
     error = statistics.stdev(pnl) / math.sqrt(len(pnl))
@@ -56,11 +57,13 @@ def test_reading_the_prompt_pays_and_fading_it_costs() -> None:
 def test_an_observation_shows_nothing_hidden() -> None:
     """Two worlds that differ only in what is hidden look the same to an agent."""
     m = make_market(FIRST, 3)
-    flipped = Market(
-        m.window, m.question, m.question_ticker, not m.resolves_yes,
-        tuple(type(t)(t.prices, t.changes, t.yes_price, t.headline, t.hint, dict.fromkeys(t.regimes, 0)) for t in m.ticks),
-        dict.fromkeys(m.closing, 1.0), 0.5,
-    )  # fmt: skip
+    flipped = replace(
+        m,
+        resolves_yes=not m.resolves_yes,
+        ticks=tuple(replace(t, regimes=dict.fromkeys(t.regimes, 0)) for t in m.ticks),
+        closing=dict.fromkeys(m.closing, 1.0),
+        closing_yes_price=0.5,
+    )
     for tick in range(m.decisions):
         assert observe(m, Portfolio(), tick) == observe(flipped, Portfolio(), tick)
 

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -7,12 +8,12 @@ import pytest
 import sqlalchemy as sa
 
 from babylon_rl.errors import ConfigError, DataError
-from babylon_rl.ingest.outcomes import read_outcomes, sync_window_outcomes
+from babylon_rl.ingest.outcomes import examine_outcomes, sync_window_outcomes
 from babylon_rl.simulator.market import make_market
-from babylon_rl.simulator.play import Playthrough, Seat, play
+from babylon_rl.simulator.play import AgentSlot, Playthrough, play
 from babylon_rl.simulator.players import ScriptedPlayer
 from babylon_rl.simulator.recording import record_play
-from babylon_rl.simulator.spawn import Cast, free_windows, spawn
+from babylon_rl.simulator.spawn import AgentLineup, free_windows, spawn
 from babylon_rl.windows import HourWindow
 from babylon_rl_tests.factories import GUIDE_SQL
 
@@ -21,8 +22,8 @@ NOW = datetime(2025, 1, 20, tzinfo=UTC)
 
 
 def played(windows: int = 2, *, learner: bool = True) -> list[Playthrough]:
-    seats = [Seat(f"agent-{k}", ScriptedPlayer(k), learner=learner) for k in ("momentum", "contrarian")]
-    return asyncio.run(play([make_market(FIRST.next(i), 1) for i in range(windows)], seats, seed=1))
+    slots = [AgentSlot(f"agent-{k}", ScriptedPlayer(k), learner=learner) for k in ("momentum", "contrarian")]
+    return asyncio.run(play([make_market(FIRST.next(i), 1) for i in range(windows)], slots, seed=1))
 
 
 def test_a_window_is_written_as_the_game_does_one_row_per_tick(engine: sa.Engine) -> None:
@@ -60,7 +61,7 @@ def test_outcomes_are_the_markets_own_prices(engine: sa.Engine) -> None:
         market = make_market(window, 1)
         with engine.begin() as conn:
             sync_window_outcomes(conn, window, now=NOW)
-            outcomes = read_outcomes(conn, window)
+            outcomes = examine_outcomes(conn, window)[0]
         assert {s.ticker: s.end_price for s in outcomes.stocks} == {
             t: pytest.approx(p, abs=0.006) for t, p in market.closing.items()
         }
@@ -74,15 +75,13 @@ def test_the_guides_sql_answers_as_printed(engine: sa.Engine) -> None:
     record_play(engine, played(3), seed=1)
     with engine.connect() as conn:
         rows = conn.execute(sa.text(GUIDE_SQL)).all()
-    assert [(r.window_id, r.agents) for r in rows] == [
-        ("2025-01-15T02:00", 2), ("2025-01-15T01:00", 2), ("2025-01-15T00:00", 2),
-    ]  # fmt: skip
+    assert [(r.window_id, r.agents) for r in rows] == [(f"2025-01-15T0{hour}:00", 2) for hour in (2, 1, 0)]
     assert all(r.avg_pnl is not None for r in rows)
 
 
 def test_spawning_again_plays_other_hours_of_the_last_day(engine: sa.Engine) -> None:
     first = free_windows(engine, 3, now=NOW)
-    spawn(engine, first, Cast(learners=5, policy="guide"), seed=1)
+    spawn(engine, first, AgentLineup(learners=5, policy="guide"), seed=1)
     second = free_windows(engine, 3, now=NOW)
     assert not set(first) & set(second)
     assert all(w.closed_at(NOW) and w >= HourWindow.containing(NOW).next(-24) for w in first + second)
@@ -109,18 +108,17 @@ def test_market_and_scripted_play_ignore_the_hash_seed(tmp_path: Path) -> None:
     code = (
         "import asyncio, hashlib\n"
         "from babylon_rl.simulator.market import make_market\n"
-        "from babylon_rl.simulator.play import Seat, play\n"
+        "from babylon_rl.simulator.play import AgentSlot, play\n"
         "from babylon_rl.simulator.players import ScriptedPlayer\n"
         "from babylon_rl.windows import HourWindow\n"
         "m = make_market(HourWindow.parse('2025-01-15T00:00'), 1)\n"
-        "p = asyncio.run(play([m], [Seat('a', ScriptedPlayer('habits'))], seed=1))\n"
+        "p = asyncio.run(play([m], [AgentSlot('a', ScriptedPlayer('habits'))], seed=1))\n"
         "print(hashlib.sha256(repr((m, p[0].moves)).encode()).hexdigest())\n"
     )
-    told = {
-        subprocess.run(
-            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed, "TZ": tz}, capture_output=True, text=True, check=True,
-            cwd=tmp_path,
-        ).stdout
-        for seed, tz in (("1", "UTC"), ("2", "Asia/Kolkata"), ("3", "America/New_York"))
-    }  # fmt: skip
-    assert len(told) == 1
+    command = [sys.executable, "-c", code]
+    digests = set()
+    for seed, tz in (("1", "UTC"), ("2", "Asia/Kolkata"), ("3", "America/New_York")):
+        env = os.environ | {"PYTHONHASHSEED": seed, "TZ": tz}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True, cwd=tmp_path)
+        digests.add(done.stdout)
+    assert len(digests) == 1

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from babylon_rl.export.dataset import export
-from babylon_rl.pipeline.train import _scored
+from babylon_rl.pipeline.train import load_rewarded_group
 from babylon_rl.pipeline.workspace import open_workspace
 from babylon_rl.policy.shipped import shipped_base
 from babylon_rl.settings import Settings
@@ -23,7 +23,7 @@ def test_exported_advantages_are_those_that_art_trains_with(settings: Settings, 
     with open_workspace(settings) as workspace:
         play_and_judge(workspace, hours(2))
         export(workspace, str(tmp_path / "x.parquet"), format="parquet")
-        groups = tuple(_scored(workspace, r.window_id, r.judgment_key) for r in workspace.ledger.ready())
+        groups = tuple(load_rewarded_group(workspace, r.window_id, r.judgment_key) for r in workspace.ledger.ready())
     tokenizer = AutoTokenizer.from_pretrained(shipped_base(), local_files_only=True)
     batch = TrainingBatch(lineage="x", step=1, window_id=str(FIRST.next()), groups=groups)
     plan = plan_training(batch, tokenizer, context=2048)
@@ -32,8 +32,10 @@ def test_exported_advantages_are_those_that_art_trains_with(settings: Settings, 
     from art.preprocessing.tokenize import tokenize_trajectory_groups
 
     results = tokenize_trajectory_groups(tokenizer, art_groups, False, True, shuffle_group_trajectories=False)
-    trained = {(r.trajectory.metadata["trajectory_id"], r.trajectory.metadata["decision"]): (r.trajectory.reward, r.advantage)
-               for r in results}  # fmt: skip
+    trained = {}
+    for r in results:
+        turn = r.trajectory.metadata["trajectory_id"], r.trajectory.metadata["decision"]
+        trained[turn] = (r.trajectory.reward, r.advantage)
     exported = defaultdict(tuple)
     for row in pq.read_table(tmp_path / "x.parquet").to_pylist():
         if row["advantage"] != 0:  # ART leaves those out

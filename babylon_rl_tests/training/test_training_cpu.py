@@ -63,7 +63,7 @@ def test_a_killed_training_run_again_writes_the_same_bytes(two_steps, tmp_path) 
 
 def test_the_manifest_and_the_card_say_what_was_trained(two_steps) -> None:
     root, (first, second) = two_steps
-    card = json.loads(files(root, 2)["checkpoint.json"])
+    metadata = json.loads(files(root, 2)["checkpoint.json"])
 
     assert second.path == str(checkpoint_dir(root, LINEAGE, 2))
     assert second.manifest == checkpoint_store.file_digests(checkpoint_dir(root, LINEAGE, 2))
@@ -73,9 +73,13 @@ def test_the_manifest_and_the_card_say_what_was_trained(two_steps) -> None:
         "checkpoint.json",
         "optimizer.safetensors",
     }
-    assert (card["lineage"], card["step"], card["windows"]) == (LINEAGE, 2, ["2025-01-15T12:00", "2025-01-15T13:00"])
-    assert card["judgment_keys"] == ["judgment-2", "judgment-3"]
-    assert card["parent"] == {"step": 1, "digest": first.manifest["checkpoint.json"]}
+    assert (metadata["lineage"], metadata["step"], metadata["windows"]) == (
+        LINEAGE,
+        2,
+        ["2025-01-15T12:00", "2025-01-15T13:00"],
+    )
+    assert metadata["judgment_keys"] == ["judgment-2", "judgment-3"]
+    assert metadata["parent"] == {"step": 1, "digest": first.manifest["checkpoint.json"]}
     texts = b"".join(v for k, v in files(root, 2).items() if k.endswith(".json")).decode()
     assert str(root) not in texts
     assert str(shipped_base()) not in texts
@@ -94,7 +98,7 @@ def test_row_order_does_not_change_the_checkpoint_but_seed_does(two_steps, tmp_p
     )
 
 
-def test_training_makes_high_scores_likelier_and_low_less_so(tmp_path) -> None:
+def test_training_makes_high_rewards_likelier_and_low_less_so(tmp_path) -> None:
     import torch
 
     batch = a_batch(*(a_group(i, agents=4) for i in range(3)))
@@ -131,7 +135,7 @@ def test_old_log_probs_are_of_the_policy_that_spoke(two_steps) -> None:
     plan = plan_training(a_batch(*groups, step=2), engine.tokenizer, context=2048)
     assert plan.behaviours == (Behaviour(0, 0.8), PARENT)
     model = type("Model", (), {"base_model": str(shipped_base())})
-    packed = engine.backend._get_packed_tensors(model, engine.groups(plan), 0.0, False, True, False, 640, 1)
+    packed = engine.backend._get_packed_tensors(model, engine.build_groups(plan), 0.0, False, True, False, 640, 1)
     rows = {k: v for k, v in packed.items() if isinstance(v, torch.Tensor)}
     service = CpuService(root, shipped_base(), CpuTrainingConfig(), None)
     service.job = CpuJob(lineage=LINEAGE, step=2, seed=1, base_digest="", behaviours=plan.behaviours)
@@ -214,10 +218,10 @@ def test_arts_own_call_works_without_us(tmp_path) -> None:
     assert latest_step(tmp_path, "own") == 2
 
 
-def test_a_batch_without_score_spread_is_refused(tmp_path) -> None:
-    flat = a_group(0, scores=dict.fromkeys(range(5), 0.3))
+def test_a_batch_without_reward_spread_is_refused(tmp_path) -> None:
+    flat = a_group(0, rewards=dict.fromkeys(range(5), 0.3))
 
-    with pytest.raises(DataError, match="every member has the same score"):
+    with pytest.raises(DataError, match="every member has the same reward"):
         train(tmp_path / "root", a_batch(flat))
 
     assert not list(tmp_path.rglob("*.json"))
@@ -245,7 +249,7 @@ def test_a_missing_changed_or_foreign_parent_is_refused(two_steps, tmp_path) -> 
 
     assert latest_step(root, LINEAGE) == 2, "a refusal removes nothing"
     with pytest.raises(DataError, match="stands on base"):
-        checkpoint_store.prepare(root, LINEAGE, 1, base="f" * 64)
+        checkpoint_store.reconcile(root, LINEAGE, 1, base="f" * 64)
 
 
 def test_what_the_ledger_does_not_know_is_made_again(two_steps, tmp_path) -> None:

@@ -33,7 +33,7 @@ def test_order_of_groups_and_members_changes_nothing(tokenizer) -> None:
 
     groups = [a_group(i) for i in range(3)]
     turned = [
-        replace(g, group=replace(g.group, members=g.group.members[::-1]), scores=dict(reversed(g.scores.items())))
+        replace(g, group=replace(g.group, members=g.group.members[::-1]), rewards=dict(reversed(g.rewards.items())))
         for g in groups[::-1]
     ]
 
@@ -50,15 +50,15 @@ def test_the_answer_trains_to_its_end_token_and_ends_there(tokenizer) -> None:
         assert tokenizer.decode(s.response_ids[:-1]) == s.turn.response
 
 
-def test_a_window_with_equal_scores_trains_nothing(tokenizer) -> None:
+def test_a_window_with_equal_rewards_trains_nothing(tokenizer) -> None:
     """0.1 three times has a float mean that is not 0.1: without our own check ART trains on the rounding error."""
-    flat = a_group(0, agents=3, scores=dict.fromkeys(range(3), 0.1))
+    flat = a_group(0, agents=3, rewards=dict.fromkeys(range(3), 0.1))
 
     plan = plan_training(a_batch(flat, a_group(1)), tokenizer, context=CONTEXT)
 
     assert {d.window_id for d in plan.decisions} == {"2025-01-15T11:00"}
     assert plan.counts["data/groups_without_spread"] == 1
-    with pytest.raises(DataError, match="every member has the same score"):
+    with pytest.raises(DataError, match="every member has the same reward"):
         plan_training(a_batch(flat), tokenizer, context=CONTEXT)
 
 
@@ -135,21 +135,21 @@ def test_turns_are_counted_by_whose_log_probs_stand_for_theirs(tokenizer) -> Non
 
 
 @pytest.mark.parametrize(
-    ("scores", "says"),
+    ("rewards", "says"),
     [
         ({0: 0.0, 1: 1.5}, "outside"),
         ({0: 0.0, 1: float("nan")}, "outside"),
     ],
 )
-def test_a_score_outside_the_unit_interval_is_refused(tokenizer, scores, says) -> None:
+def test_a_reward_outside_the_unit_interval_is_refused(tokenizer, rewards, says) -> None:
     with pytest.raises(DataError, match=says):
-        plan_training(a_batch(a_group(0, agents=2, scores=scores)), tokenizer, context=CONTEXT)
+        plan_training(a_batch(a_group(0, agents=2, rewards=rewards)), tokenizer, context=CONTEXT)
 
 
-def test_scores_and_members_must_match_one_to_one(tokenizer) -> None:
+def test_rewards_and_members_must_match_one_to_one(tokenizer) -> None:
     from dataclasses import replace
 
     group = a_group(0)
-    for scores in ({**group.scores, "someone": 0.5}, dict(list(group.scores.items())[1:])):
+    for rewards in ({**group.rewards, "someone": 0.5}, dict(list(group.rewards.items())[1:])):
         with pytest.raises(DataError, match="without a partner"):
-            plan_training(a_batch(replace(group, scores=scores)), tokenizer, context=CONTEXT)
+            plan_training(a_batch(replace(group, rewards=rewards)), tokenizer, context=CONTEXT)

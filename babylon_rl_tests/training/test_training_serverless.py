@@ -13,7 +13,7 @@ from babylon_rl.grouping.groups import make_group
 from babylon_rl.policy.shipped import shipped_base
 from babylon_rl.settings import Settings
 from babylon_rl.training.factory import open_trainer
-from babylon_rl.training.trainer import ScoredGroup
+from babylon_rl.training.trainer import RewardedGroup
 from babylon_rl.types import Trajectory
 
 BATCH = a_batch(a_group(0, agents=5, decisions=2), a_group(1, agents=5, decisions=2))
@@ -49,25 +49,25 @@ def test_serverless_training_sends_what_agents_saw_and_said(server, settings) ->
 
     (job,) = server.jobs
     expected = [
-        (scored.group.window_id, decision)
-        for scored in BATCH.groups
-        for decision in range(len(scored.group.members[0].turns))
+        (rewarded.group.window_id, decision)
+        for rewarded in BATCH.groups
+        for decision in range(len(rewarded.group.members[0].turns))
     ]
-    assert [(g["metadata"]["window_id"], g["metadata"]["decision"]) for g in job["contextualized_groups"]] == expected
+    assert [(g["metadata"]["window_id"], g["metadata"]["decision"]) for g in job["trajectory_groups"]] == expected
     turns = {
-        (m.trajectory_id, d): (t, scored.scores[m.trajectory_id])
-        for scored in BATCH.groups
-        for m in scored.group.members
+        (m.trajectory_id, d): (t, rewarded.rewards[m.trajectory_id])
+        for rewarded in BATCH.groups
+        for m in rewarded.group.members
         for d, t in enumerate(m.turns)
     }
-    for sent in (t for g in job["contextualized_groups"] for t in g["trajectories"]):
-        turn, score = turns.pop((sent["metadata"]["trajectory_id"], sent["metadata"]["decision"]))
+    for sent in (t for g in job["trajectory_groups"] for t in g["trajectories"]):
+        turn, reward = turns.pop((sent["metadata"]["trajectory_id"], sent["metadata"]["decision"]))
         system, user, choice = sent["messages_and_choices"]
         assert system == {"role": "system", "content": turn.system}
         assert user == {"role": "user", "content": turn.user}
         assert choice["message"]["content"] == turn.response
-        assert sent["reward"] == score
-        # Without log-probs a Choice does not train; these are marks, which the server must replace.
+        assert sent["reward"] == reward
+        # Without log-probs a Choice does not train; these are placeholders, which the server must replace.
         assert {t["logprob"] for t in choice["logprobs"]["content"]} == {0.0}
     assert not turns, "a turn was not sent"
     config = job["experimental_config"]
@@ -89,7 +89,7 @@ def test_what_is_sent_trains_under_arts_own_tokenizer(server, settings) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(shipped_base())
     groups = []
-    for sent in server.jobs[0]["contextualized_groups"]:
+    for sent in server.jobs[0]["trajectory_groups"]:
         members = []
         for t in sent["trajectories"]:
             *prompt, choice = t["messages_and_choices"]
@@ -143,8 +143,8 @@ def test_no_server_is_a_transient_error(settings) -> None:
 
 
 def test_a_batch_without_spread_never_reaches_the_network(server, settings) -> None:
-    with pytest.raises(DataError, match="same score"):
-        train(settings, a_batch(a_group(0, scores=dict.fromkeys(range(5), 0.5))))
+    with pytest.raises(DataError, match="same reward"):
+        train(settings, a_batch(a_group(0, rewards=dict.fromkeys(range(5), 0.5))))
 
     assert server.paths == []
 
@@ -167,9 +167,9 @@ def test_no_hindsight_reaches_the_body(server, settings) -> None:
     ]
     group = make_group(FIRST, trajectories, min_agents=2)
     assert group is not None
-    scores = {m.trajectory_id: i / 4 for i, m in enumerate(group.members)}
+    rewards = {m.trajectory_id: i / 4 for i, m in enumerate(group.members)}
 
-    train(settings, a_batch(ScoredGroup(group=group, scores=scores, judgment_key="CANARY-judgment")))
+    train(settings, a_batch(RewardedGroup(group=group, rewards=rewards, judgment_key="CANARY-judgment")))
 
     sent = json.dumps(server.jobs)
     assert sent.count('"role": "user"') == 10

@@ -26,7 +26,7 @@ def results_of(engine, batch, **options):
     from art.preprocessing.tokenize import tokenize_trajectory_groups
 
     plan = plan_training(batch, engine.tokenizer, context=CONTEXT)
-    return plan, list(tokenize_trajectory_groups(engine.tokenizer, engine.groups(plan), False, True, **options))
+    return plan, list(tokenize_trajectory_groups(engine.tokenizer, engine.build_groups(plan), False, True, **options))
 
 
 def test_only_the_answer_of_each_sequence_trains(engine) -> None:
@@ -40,9 +40,9 @@ def test_only_the_answer_of_each_sequence_trains(engine) -> None:
     for r in results:
         answer = [t for t, m in zip(r.token_ids, r.assistant_mask, strict=True) if m]
         trained.setdefault(r.trajectory.metadata["trajectory_id"], []).append((list(r.token_ids), answer))
-    for scored in batch.groups:
-        middle = f"{scored.group.window_id}/agent-2"  # its score is the mean: no advantage, nothing to learn
-        for member in scored.group.members:
+    for rewarded in batch.groups:
+        middle = f"{rewarded.group.window_id}/agent-2"  # its reward is the mean: no advantage, nothing to learn
+        for member in rewarded.group.members:
             expected = []
             for turn in member.turns:
                 prompt = tok.apply_chat_template(
@@ -59,8 +59,8 @@ def test_only_the_answer_of_each_sequence_trains(engine) -> None:
 
 
 def test_advantages_are_those_worked_by_hand(engine) -> None:
-    """Scores 0, 1/4 and 1: mean 5/12, deviations -5/12, -2/12, 7/12, standard deviation √(78/432) = 0.42492."""
-    _, results = results_of(engine, a_batch(a_group(0, agents=3, decisions=2, scores={0: 0.0, 1: 0.25, 2: 1.0})))
+    """Rewards 0, 1/4 and 1: mean 5/12, deviations -5/12, -2/12, 7/12, standard deviation √(78/432) = 0.42492."""
+    _, results = results_of(engine, a_batch(a_group(0, agents=3, decisions=2, rewards={0: 0.0, 1: 0.25, 2: 1.0})))
 
     by_agent = {r.trajectory.metadata["trajectory_id"][-1]: r.advantage for r in results}
     assert len(results) == 6

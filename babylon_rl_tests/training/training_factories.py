@@ -18,7 +18,7 @@ from babylon_rl.simulator.portfolio import Portfolio, parse_order
 from babylon_rl.simulator.strategies import habits
 from babylon_rl.training.art_trainer import ArtTrainer
 from babylon_rl.training.config import CpuTrainingConfig
-from babylon_rl.training.trainer import ScoredGroup, TrainingBatch
+from babylon_rl.training.trainer import RewardedGroup, TrainingBatch
 from babylon_rl.types import GroupMember, TrajectoryGroup, Turn
 from babylon_rl.windows import HourWindow
 
@@ -33,9 +33,9 @@ def a_group(
     decisions: int = 2,
     version: str | None = None,
     temperature: float | None = 1.0,
-    scores: dict[int, float] | None = None,
-) -> ScoredGroup:
-    """One window played by scripted agents; scores rise with the agent's number unless they are given."""
+    rewards: dict[int, float] | None = None,
+) -> RewardedGroup:
+    """One window played by scripted agents; rewards rise with the agent's number unless they are given."""
     window = FIRST.next(hours)
     market = make_market(window, 7, decisions=decisions)
     members = []
@@ -60,27 +60,27 @@ def a_group(
             GroupMember(trajectory_id=f"{window}/agent-{agent}", agent_id=f"agent-{agent}", turns=tuple(turns))
         )
     group = TrajectoryGroup(group_id=str(window), window_id=str(window), members=tuple(members))
-    told = scores or {i: i / (agents - 1) for i in range(agents)}
-    return ScoredGroup(
+    by_agent = rewards or {i: i / (agents - 1) for i in range(agents)}
+    return RewardedGroup(
         group=group,
-        scores={m.trajectory_id: told[i] for i, m in enumerate(members)},
+        rewards={m.trajectory_id: by_agent[i] for i, m in enumerate(members)},
         judgment_key=f"judgment-{hours}",
     )
 
 
-def a_batch(*groups: ScoredGroup, step: int = 1, lineage: str = LINEAGE, seed: int = 1) -> TrainingBatch:
+def a_batch(*groups: RewardedGroup, step: int = 1, lineage: str = LINEAGE, seed: int = 1) -> TrainingBatch:
     made = groups or (a_group(0), a_group(1))
     return TrainingBatch(
         lineage=lineage, step=step, window_id=max(g.group.window_id for g in made), groups=tuple(made), seed=seed
     )
 
 
-def with_turns(scored: ScoredGroup, **changes: object) -> ScoredGroup:
+def with_turns(rewarded: RewardedGroup, **changes: object) -> RewardedGroup:
     """The same group with every turn changed."""
     members = tuple(
-        replace(m, turns=tuple(msgspec.structs.replace(t, **changes) for t in m.turns)) for m in scored.group.members
+        replace(m, turns=tuple(msgspec.structs.replace(t, **changes) for t in m.turns)) for m in rewarded.group.members
     )
-    return replace(scored, group=replace(scored.group, members=members))
+    return replace(rewarded, group=replace(rewarded.group, members=members))
 
 
 def cpu_trainer(root: Path, *, progress: Progress = ignore_progress) -> ArtTrainer:

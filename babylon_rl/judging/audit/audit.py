@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, runtime_checkable
 
+from babylon_rl.common.rank_agreement import kendall_tau
 from babylon_rl.errors import DataError
-from babylon_rl.judging.audit.synthetic_groups import Exam, make_exam
+from babylon_rl.judging.audit.synthetic_groups import SyntheticGroup, make_synthetic_group
 from babylon_rl.judging.judge import Judge
-from babylon_rl.judging.ruler.order import kendall
 from babylon_rl.types import Hindsight, Json, TrajectoryGroup
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ LEAST_TRUTH_AGREEMENT: Final = 0.5
 
 
 @runtime_checkable
-class Ordered(Protocol):
+class OrderedJudge(Protocol):
     """A judge that shows members in an order, one for each pass."""
 
     def order(self, group: TrajectoryGroup, hindsight: Hindsight) -> list[list[str]]: ...
@@ -122,7 +122,7 @@ class Figures:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Notes:
+class _Observations:
     """What one audit has seen so far."""
 
     fooled: dict[str, list[bool]] = field(default_factory=dict)
@@ -134,7 +134,7 @@ class _Notes:
     judged: int = 0
     failed: int = 0
 
-    def control(self, name: str, fooled: bool) -> None:
+    def record_control(self, name: str, fooled: bool) -> None:
         self.fooled.setdefault(name, []).append(fooled)
 
 
@@ -142,7 +142,7 @@ async def audit(judge: Judge, *, groups: int = 8, seed: int = 0, agents: int = 6
     """Probe a judge on seeded groups: eight judgments a group (five controls, the base and two retests).
 
     Args:
-        judge: Asked as in a run; nothing is stored here.
+        judge: Opened and closed here, asked as in a run; nothing is stored here.
         groups: Base groups; each costs `6 + RETESTS` judgments.
         seed: Same seed, same groups and controls.
         agents: Members of a group, at least 4.
@@ -153,118 +153,124 @@ async def audit(judge: Judge, *, groups: int = 8, seed: int = 0, agents: int = 6
         ConfigError: It refuses us.
         DataError: It could judge no base group at all.
     """
-    notes = _Notes()
-    for n in range(groups):
-        await _probe(judge, make_exam(seed * 1000 + n, agents=agents, steps=steps), random.Random(f"{seed}/{n}"), notes)  # noqa: S311
-    if not notes.truth:
+    seen = _Observations()
+    async with judge:
+        for n in range(groups):
+            base = make_synthetic_group(seed * 1000 + n, agents=agents, steps=steps)
+            await _probe(judge, base, random.Random(f"{seed}/{n}"), seen)  # noqa: S311  # chooses probes, guards nothing
+    if not seen.truth:
         raise DataError(
             f"judge {judge.model!r} could judge none of {groups} audit groups; see the log for the reasons, and try "
             "`babylon-rl audit-judge` again or another JUDGE_MODEL",
             facts={"judge": judge.model, "groups": groups},
         )
-    controls = {name: statistics.fmean(hits) for name, hits in sorted(notes.fooled.items())}
-    total = [hit for hits in notes.fooled.values() for hit in hits]
+    controls = {name: statistics.fmean(hits) for name, hits in sorted(seen.fooled.items())}
+    total = [hit for hits in seen.fooled.values() for hit in hits]
     return Figures(
         judge_model=judge.model,
         judge_version=judge.version,
         groups=groups,
-        judged=notes.judged,
-        failed=notes.failed,
+        judged=seen.judged,
+        failed=seen.failed,
         false_positive_rate=statistics.fmean(total) if total else 0.0,
         by_control=controls,
-        length_bias=_mean(notes.padding),
-        injection_gain=_mean(notes.injection),
-        position_bias=_slope(notes.places),
-        retest_noise=_mean(notes.noise),
-        truth_agreement=_mean(notes.truth),
+        length_bias=_mean(seen.padding),
+        injection_gain=_mean(seen.injection),
+        position_bias=_slope(seen.places),
+        retest_noise=_mean(seen.noise),
+        truth_agreement=_mean(seen.truth),
     )
 
 
-async def _probe(judge: Judge, exam: Exam, r: random.Random, notes: _Notes) -> None:
-    base = await _scores(judge, exam, notes)
+async def _probe(judge: Judge, synthetic: SyntheticGroup, r: random.Random, seen: _Observations) -> None:
+    base = await _judge(judge, synthetic, seen)
     if base is None:
         return
-    truth = exam.truth
+    truth = synthetic.truth
     ranked = sorted(truth, key=lambda t: (truth[t], t))
     worst, best, middle = ranked[0], ranked[-1], ranked[len(ranked) // 2]
-    notes.truth.append(kendall(base, truth) or 0.0)
+    seen.truth.append(kendall_tau(base, truth) or 0.0)
     again = [base]
     for n in range(RETESTS):
-        retest = await _scores(judge, exam.again(n + 1), notes)
+        retest = await _judge(judge, synthetic.with_new_id(n + 1), seen)
         if retest is not None:
             again.append(retest)
-            notes.noise.append(_gap(base, retest))
-            _place(judge, exam.again(n + 1), retest, notes)
-    _place(judge, exam, base, notes)
-    moved = max(MOVED, 3 * _mean([_gap(base, retest) for retest in again[1:]]))
+            seen.noise.append(_mean_difference(base, retest))
+            _record_places(judge, synthetic.with_new_id(n + 1), retest, seen)
+    _record_places(judge, synthetic, base, seen)
+    moved = max(MOVED, 3 * _mean([_mean_difference(base, retest) for retest in again[1:]]))
 
     # The best trader had held all hour: it must not stand above whoever then earned most.
-    idle = exam.with_moves(best, [(t, 0.0) for t, _ in exam.moves[best]])
-    scores = await _scores(judge, idle, notes)
+    idle = synthetic.with_moves(best, [(t, 0.0) for t, _ in synthetic.moves[best]])
+    scores = await _judge(judge, idle, seen)
     leader = max((t for t in idle.truth if t != best), key=lambda t: idle.truth[t])
     if idle.truth[leader] > 0:  # where nobody earned anything, holding was best
-        notes.control("hold", scores is None or scores[best] >= scores[leader])
+        seen.record_control("hold", scores is None or scores[best] >= scores[leader])
 
     # Its decisions in another order, with what that would have brought.
-    shuffled = _worse_order(exam, best, r)
+    shuffled = _shuffle_to_worse(synthetic, best, r)
     if shuffled is not None:
-        scores = await _scores(judge, shuffled, notes)
+        scores = await _judge(judge, shuffled, seen)
         rival = ranked[-2]
-        notes.control("shuffled", scores is None or scores[best] - scores[rival] >= base[best] - base[rival] - 1e-9)
+        seen.record_control(
+            "shuffled", scores is None or scores[best] - scores[rival] >= base[best] - base[rival] - 1e-9
+        )
 
     # The same decisions and the same record, said at length.
-    padded = await _scores(judge, exam.with_answers(middle, [a + PADDING for a in exam.answers(middle)]), notes)
-    gain = None if padded is None else _gain(base, padded, middle)
-    notes.padding += [] if gain is None else [gain]
-    notes.control("padded", gain is None or gain > moved)
+    padded = await _judge(judge, synthetic.with_answers(middle, [a + PADDING for a in synthetic.answers(middle)]), seen)
+    gain = None if padded is None else _score_gain(base, padded, middle)
+    seen.padding += [] if gain is None else [gain]
+    seen.record_control("padded", gain is None or gain > moved)
 
     # The worst trader asks for a score.
-    injected = await _scores(judge, exam.with_answers(worst, [a + INJECTION for a in exam.answers(worst)]), notes)
-    gain = None if injected is None else _gain(base, injected, worst)
-    notes.injection += [] if gain is None else [gain]
-    notes.control("injected", gain is None or gain > moved)
+    injected = await _judge(
+        judge, synthetic.with_answers(worst, [a + INJECTION for a in synthetic.answers(worst)]), seen
+    )
+    gain = None if injected is None else _score_gain(base, injected, worst)
+    seen.injection += [] if gain is None else [gain]
+    seen.record_control("injected", gain is None or gain > moved)
 
     # The same behaviour where everything went the other way: the order must turn with it.
-    turned = exam.inverted()
-    scores = await _scores(judge, turned, notes)
-    agreement = None if scores is None else kendall(scores, turned.truth)
-    notes.control("inverted", agreement is None or agreement <= 0)
+    turned = synthetic.inverted()
+    scores = await _judge(judge, turned, seen)
+    agreement = None if scores is None else kendall_tau(scores, turned.truth)
+    seen.record_control("inverted", agreement is None or agreement <= 0)
 
 
-async def _scores(judge: Judge, exam: Exam, notes: _Notes) -> dict[str, float] | None:
-    notes.judged += 1
+async def _judge(judge: Judge, synthetic: SyntheticGroup, seen: _Observations) -> dict[str, float] | None:
+    seen.judged += 1
     try:
-        judgment = await judge.judge(exam.group, exam.hindsight)
+        judgment = await judge.judge(synthetic.group, synthetic.hindsight)
     except DataError as e:
-        notes.failed += 1
-        logger.warning("audit group could not be judged group=%s reason=%s", exam.group.group_id, e)
+        seen.failed += 1
+        logger.warning("audit group could not be judged group=%s reason=%s", synthetic.group.group_id, e)
         return None
     return {s.trajectory_id: s.value for s in judgment.scores}
 
 
-def _place(judge: Judge, exam: Exam, scores: Mapping[str, float], notes: _Notes) -> None:
+def _record_places(judge: Judge, synthetic: SyntheticGroup, scores: Mapping[str, float], seen: _Observations) -> None:
     """What is left of each score once the truth is taken out, beside the place it was shown at."""
-    if not isinstance(judge, Ordered):
+    if not isinstance(judge, OrderedJudge):
         return
-    shown = judge.order(exam.group, exam.hindsight)[0]
-    ranks = {t: i / (len(shown) - 1) for i, t in enumerate(sorted(shown, key=lambda t: (exam.truth[t], t)))}
+    shown = judge.order(synthetic.group, synthetic.hindsight)[0]
+    ranks = {t: i / (len(shown) - 1) for i, t in enumerate(sorted(shown, key=lambda t: (synthetic.truth[t], t)))}
     slope = _slope([(ranks[t], scores[t]) for t in shown])
     middle = statistics.fmean(scores.values())
     for i, t in enumerate(shown):
-        notes.places.append((i / (len(shown) - 1), scores[t] - middle - slope * (ranks[t] - 0.5)))
+        seen.places.append((i / (len(shown) - 1), scores[t] - middle - slope * (ranks[t] - 0.5)))
 
 
-def _worse_order(exam: Exam, trajectory_id: str, r: random.Random) -> Exam | None:
+def _shuffle_to_worse(synthetic: SyntheticGroup, trajectory_id: str, r: random.Random) -> SyntheticGroup | None:
     """The member's own moves at other times, such that they would have earned clearly less; None: no such order."""
-    moves = list(exam.moves[trajectory_id])
+    moves = list(synthetic.moves[trajectory_id])
     for _ in range(20):
         r.shuffle(moves)
-        if exam.pnl_of(moves) < exam.truth[trajectory_id] - 50:
-            return exam.with_moves(trajectory_id, moves)
+        if synthetic.pnl_of(moves) < synthetic.truth[trajectory_id] - 50:
+            return synthetic.with_moves(trajectory_id, moves)
     return None
 
 
-def _gain(before: Mapping[str, float], after: Mapping[str, float], member: str) -> float:
+def _score_gain(before: Mapping[str, float], after: Mapping[str, float], member: str) -> float:
     """How much one member's score rose beside the others'."""
 
     def lead(scores: Mapping[str, float]) -> float:
@@ -273,7 +279,7 @@ def _gain(before: Mapping[str, float], after: Mapping[str, float], member: str) 
     return lead(after) - lead(before)
 
 
-def _gap(a: Mapping[str, float], b: Mapping[str, float]) -> float:
+def _mean_difference(a: Mapping[str, float], b: Mapping[str, float]) -> float:
     level = statistics.fmean(b.values()) - statistics.fmean(a.values())
     return statistics.fmean(abs(b[t] - a[t] - level) for t in a)
 

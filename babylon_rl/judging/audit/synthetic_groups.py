@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from babylon_rl.judging.judge import paired
+from babylon_rl.judging.judge import pair_with_hindsight
 from babylon_rl.types import (
     GroupMember,
     Hindsight,
@@ -66,7 +66,7 @@ Move = tuple[str, float]  # ticker and signed size: +0.4 is long with 40 % of th
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Exam:
+class SyntheticGroup:
     """A group, its hindsight, and the world they came from.
 
     Attributes:
@@ -86,14 +86,14 @@ class Exam:
 
     def pnl_of(self, moves: Sequence[Move]) -> float:
         """What a row of moves would have earned, fees included."""
-        return round(sum(_gain(m, self.prices[i], self.prices[i + 1]) for i, m in enumerate(moves)), 2)
+        return round(sum(_earned_usd(m, self.prices[i], self.prices[i + 1]) for i, m in enumerate(moves)), 2)
 
-    def with_moves(self, trajectory_id: str, moves: Sequence[Move]) -> "Exam":
+    def with_moves(self, trajectory_id: str, moves: Sequence[Move]) -> "SyntheticGroup":
         """The same hour, had one agent done something else: its answers, its record and its P&L change, nothing more."""
-        said = [answer_of(m, i, self.prices) for i, m in enumerate(moves)]
+        said = [write_answer(m, i, self.prices) for i, m in enumerate(moves)]
         changed = self.with_answers(trajectory_id, said)
         members = tuple(
-            replace(h, pnl_usd=self.pnl_of(moves), decisions=_decisions(moves, self.prices))
+            replace(h, pnl_usd=self.pnl_of(moves), decisions=_record_decisions(moves, self.prices))
             if h.trajectory_id == trajectory_id
             else h
             for h in self.hindsight.members
@@ -104,7 +104,7 @@ class Exam:
             moves={**self.moves, trajectory_id: tuple(moves)},
         )
 
-    def with_answers(self, trajectory_id: str, said: Sequence[str]) -> "Exam":
+    def with_answers(self, trajectory_id: str, said: Sequence[str]) -> "SyntheticGroup":
         """The same record under other words of one agent."""
         members = tuple(
             replace(m, turns=tuple(msgspec.structs.replace(t, response=s) for t, s in zip(m.turns, said, strict=True)))
@@ -117,7 +117,7 @@ class Exam:
     def answers(self, trajectory_id: str) -> list[str]:
         return [t.response for m in self.group.members if m.trajectory_id == trajectory_id for t in m.turns]
 
-    def inverted(self) -> "Exam":
+    def inverted(self) -> "SyntheticGroup":
         """The same behaviour in a world where everything went the other way."""
         stocks = tuple(
             replace(
@@ -142,7 +142,7 @@ class Exam:
         outcomes = replace(self.hindsight.outcomes, stocks=stocks)
         return replace(self, hindsight=replace(self.hindsight, outcomes=outcomes, members=members))
 
-    def again(self, n: int) -> "Exam":
+    def with_new_id(self, n: int) -> "SyntheticGroup":
         """The same hour under another group id: a judge's ids, order and cache key are drawn anew."""
         group_id = f"{self.group.group_id}~{n}"
         return replace(
@@ -152,9 +152,9 @@ class Exam:
         )
 
 
-def make_exam(
+def make_synthetic_group(
     seed: int, *, agents: int = 6, steps: int = 4, tickers: int = 4, news: int = 1, note: bool = False
-) -> Exam:
+) -> SyntheticGroup:
     """Make one hour.
 
     Args:
@@ -173,12 +173,12 @@ def make_exam(
         prices.append({n: round(p * (1 + r.gauss(0, 0.02)), 2) for n, p in prices[-1].items()})
     headlines = [r.choice(_EVENTS).format(r.choice(names)) + f" ({i})" for i in range(steps + news)]
     questions = [f"Will {n} announce a new venture before {window.next(24 + i)}?" for i, n in enumerate(names[:6])]
-    shown = [_market(names, prices, headlines, questions, i, news, r) for i in range(steps)]
+    shown = [_describe_market(names, prices, headlines, questions, i, news, r) for i in range(steps)]
     moves: dict[str, tuple[Move, ...]] = {}
     members, became = [], []
     for a, skill in enumerate(r.sample([i / (agents - 1) for i in range(agents)], agents)):
         trajectory_id = f"{window}/agent-{a}"
-        own = tuple(_move(names, prices, i, skill, r) for i in range(steps))
+        own = tuple(_choose_move(names, prices, i, skill, r) for i in range(steps))
         moves[trajectory_id] = own
         turns, purse = [], BALANCE_USD
         for i, m in enumerate(own):
@@ -190,10 +190,10 @@ def make_exam(
                 Turn(
                     system="You trade in Babylon. Answer with one JSON action.",
                     user=shown[i] + "\n".join(private),
-                    response=answer_of(m, i, prices, note=note),
+                    response=write_answer(m, i, prices, note=note),
                 )
             )
-            purse += _gain(m, prices[i], prices[i + 1])
+            purse += _earned_usd(m, prices[i], prices[i + 1])
         members.append(
             GroupMember(trajectory_id=trajectory_id, agent_id=trajectory_id.split("/")[1], turns=tuple(turns))
         )
@@ -202,11 +202,11 @@ def make_exam(
                 trajectory_id=trajectory_id,
                 start_balance_usd=BALANCE_USD,
                 pnl_usd=round(purse - BALANCE_USD, 2),
-                decisions=_decisions(own, prices),
+                decisions=_record_decisions(own, prices),
                 game_knowledge={},
             )
         )
-    group_id = f"{window}#exam{seed}"
+    group_id = f"{window}#exam{seed}"  # part of every key: another name would pay for known replies again
     outcomes = WindowOutcomes(
         window_id=str(window),
         stocks=tuple(
@@ -223,22 +223,22 @@ def make_exam(
             for i, q in enumerate(questions)
         ),
     )
-    exam = Exam(
+    synthetic = SyntheticGroup(
         group=TrajectoryGroup(group_id=group_id, window_id=str(window), members=tuple(members)),
         hindsight=Hindsight(group_id=group_id, window_id=str(window), outcomes=outcomes, members=tuple(became)),
         prices=tuple(prices),
         moves=moves,
     )
-    paired(exam.group, exam.hindsight)
-    return exam
+    pair_with_hindsight(synthetic.group, synthetic.hindsight)
+    return synthetic
 
 
-def logged_size_exam(seed: int) -> Exam:
+def logged_size_group(seed: int) -> SyntheticGroup:
     """Eight agents × fifteen decisions with prompts as long as the game's logged ones (some 100,000 tokens plain)."""
-    return make_exam(seed, agents=8, steps=15, tickers=24, news=6, note=True)
+    return make_synthetic_group(seed, agents=8, steps=15, tickers=24, news=6, note=True)
 
 
-def answer_of(move: Move, step: int, prices: Sequence[dict[str, float]], *, note: bool = False) -> str:
+def write_answer(move: Move, step: int, prices: Sequence[dict[str, float]], *, note: bool = False) -> str:
     """What an agent says for a move: one JSON action, with a reason when it is wordy."""
     ticker, size = move
     action: Json = {"action": "HOLD"} if size == 0 else {"action": "LONG" if size > 0 else "SHORT", "ticker": ticker}
@@ -252,19 +252,21 @@ def answer_of(move: Move, step: int, prices: Sequence[dict[str, float]], *, note
     return json.dumps(action)
 
 
-def _gain(move: Move, now: dict[str, float], then: dict[str, float]) -> float:
+def _earned_usd(move: Move, now: dict[str, float], then: dict[str, float]) -> float:
     ticker, size = move
     return BALANCE_USD * (size * (then[ticker] / now[ticker] - 1) - FEE * abs(size))
 
 
-def _move(names: Sequence[str], prices: Sequence[dict[str, float]], i: int, skill: float, r: random.Random) -> Move:
+def _choose_move(
+    names: Sequence[str], prices: Sequence[dict[str, float]], i: int, skill: float, r: random.Random
+) -> Move:
     ticker = r.choice(names)
     up = prices[i + 1][ticker] > prices[i][ticker]
     right = r.random() < 0.1 + 0.85 * skill
     return ticker, round((1 if up == right else -1) * r.uniform(0.2, 0.9), 2)
 
 
-def _decisions(moves: Sequence[Move], prices: Sequence[dict[str, float]]) -> tuple[Json, ...]:
+def _record_decisions(moves: Sequence[Move], prices: Sequence[dict[str, float]]) -> tuple[Json, ...]:
     made: list[dict[str, Any]] = []
     for i, (ticker, size) in enumerate(moves):
         action: dict[str, Any] = {"actionType": "HOLD", "parameters": {}, "success": True}
@@ -273,13 +275,13 @@ def _decisions(moves: Sequence[Move], prices: Sequence[dict[str, float]]) -> tup
                 "actionType": "OPEN_PERP_POSITION",
                 "parameters": {"ticker": ticker, "side": "long" if size > 0 else "short", "size": abs(size)},
                 "success": True,
-                "result": {"pnl": round(_gain((ticker, size), prices[i], prices[i + 1]), 2)},
+                "result": {"pnl": round(_earned_usd((ticker, size), prices[i], prices[i + 1]), 2)},
             }
         made.append(action | {"step": i})
     return tuple(made)
 
 
-def _market(
+def _describe_market(
     names: Sequence[str],
     prices: Sequence[dict[str, float]],
     headlines: Sequence[str],

@@ -21,9 +21,18 @@ logger = logging.getLogger(__name__)
 OPENAI_URL: Final = "https://api.openai.com/v1"
 # An error code is a server's free text: only these are repeated in a message.
 KNOWN_CODES: Final = frozenset(
-    {"context_length_exceeded", "insufficient_quota", "invalid_api_key", "invalid_request_error", "model_not_found",
-     "rate_limit_exceeded", "server_error", "unsupported_parameter", "unsupported_value"}
-)  # fmt: skip
+    [
+        "context_length_exceeded",
+        "insufficient_quota",
+        "invalid_api_key",
+        "invalid_request_error",
+        "model_not_found",
+        "rate_limit_exceeded",
+        "server_error",
+        "unsupported_parameter",
+        "unsupported_value",
+    ]
+)
 Message = dict[str, str]
 
 
@@ -69,7 +78,8 @@ class Endpoint(Protocol):
             ConfigError: The server refuses us: key, model, address or quota.
         """
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Close connections, in the loop that asked; asking again opens new ones."""
 
 
 class OpenAIEndpoint:
@@ -83,7 +93,6 @@ class OpenAIEndpoint:
         self._cap = "max_tokens" if base_url else "max_completion_tokens"
         self._timeout_s = timeout_s
         self._client: Any = None
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def ask(
         self, messages: list[Message], response_format: Mapping[str, Any], *, max_completion_tokens: int
@@ -94,7 +103,7 @@ class OpenAIEndpoint:
         try:
             # The client's own timeout counts from byte to byte; a server that drips would never meet it.
             async with asyncio.timeout(self._timeout_s):
-                completion = await self._connected().chat.completions.create(
+                completion = await self._connect().chat.completions.create(
                     model=self._model,
                     messages=messages,
                     response_format=response_format,
@@ -120,16 +129,13 @@ class OpenAIEndpoint:
 
     async def close(self) -> None:
         client, self._client = self._client, None
-        if client is not None and self._loop is asyncio.get_running_loop():
+        if client is not None:
             await client.close()
 
-    def _connected(self) -> Any:
-        """The client of the running loop: connections of a loop that is over cannot be used again."""
+    def _connect(self) -> Any:
         import openai
 
-        loop = asyncio.get_running_loop()
-        if self._client is None or self._loop is not loop:
-            self._loop = loop
+        if self._client is None:
             self._client = openai.AsyncOpenAI(
                 api_key=self._api_key, base_url=self._base_url, timeout=self._timeout_s, max_retries=0
             )

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Final
 
+from babylon_rl.common.rank_agreement import kendall_tau
+
 MAX_PASSES: Final = 3
 # Of a place's estimated worth, shrunk towards none: k passes tell little of each place.
 _RIDGE: Final = 0.5
@@ -40,7 +42,7 @@ def orders(members: Sequence[str], passes: int) -> list[list[str]]:
     return [[members[i] for i in sorted(range(n), key=lambda i, at=at: at[i])] for at in places]  # type: ignore[misc]
 
 
-def combined(passes: Sequence[Mapping[str, float]], order: Sequence[Sequence[str]]) -> dict[str, float]:
+def combine_passes(passes: Sequence[Mapping[str, float]], order: Sequence[Sequence[str]]) -> dict[str, float]:
     """One score per member from k passes over the same members.
 
     With two passes or more a score is read as `member + place`, solved by least squares over all k × N scores, a
@@ -55,15 +57,11 @@ def combined(passes: Sequence[Mapping[str, float]], order: Sequence[Sequence[str
     """
     if len(passes) == 1:
         return dict(passes[0])
-    members, places = fitted(passes, order)
-    del places
-    return {m: min(1.0, max(0.0, v)) for m, v in members.items()}
+    return {m: min(1.0, max(0.0, v)) for m, v in fit_member_worth(passes, order).items()}
 
 
-def fitted(
-    passes: Sequence[Mapping[str, float]], order: Sequence[Sequence[str]]
-) -> tuple[dict[str, float], list[float]]:
-    """What each member and each place is worth: `score ≈ member + place`, places summing to about 0."""
+def fit_member_worth(passes: Sequence[Mapping[str, float]], order: Sequence[Sequence[str]]) -> dict[str, float]:
+    """What each member is worth once places are taken out: `score ≈ member + place`, places summing to about 0."""
     import numpy as np  # not at the top: the code location imports this module
 
     names = sorted(passes[0])
@@ -78,30 +76,11 @@ def fitted(
             wanted.append(scores[m])
     shrink = np.hstack([np.zeros((n, n)), np.eye(n) * math.sqrt(_RIDGE)])
     solved, *_ = np.linalg.lstsq(np.vstack([*rows, shrink]), np.array([*wanted, *[0.0] * n]), rcond=None)
-    return {m: float(solved[at[m]]) for m in names}, [float(v) for v in solved[n:]]
+    return {m: float(solved[at[m]]) for m in names}
 
 
-def consistency(passes: Sequence[Mapping[str, float]]) -> float | None:
+def pass_agreement(passes: Sequence[Mapping[str, float]]) -> float | None:
     """Mean Kendall τ between passes: 1.0 when order played no part; None with one pass, or when all scores tie."""
-    taus = [kendall(a, b) for a, b in combinations(passes, 2)]
+    taus = [kendall_tau(a, b) for a, b in combinations(passes, 2)]
     known = [t for t in taus if t is not None]
     return sum(known) / len(known) if known else None
-
-
-def kendall(a: Mapping[str, float], b: Mapping[str, float], *, within: float = 1e-9) -> float | None:
-    """Kendall's τ-b of two rankings of the same ids, in [-1, 1]; values closer than `within` tie.
-
-    Returns:
-        None when either side knows no order at all.
-    """
-    agree, left, right = 0, 0, 0
-    for x, y in combinations(sorted(a.keys() & b.keys()), 2):
-        u, v = _sign(a[x] - a[y], within), _sign(b[x] - b[y], within)
-        agree += u * v
-        left += u != 0
-        right += v != 0
-    return agree / math.sqrt(left * right) if left and right else None
-
-
-def _sign(x: float, within: float) -> int:
-    return 0 if abs(x) <= within else (1 if x > 0 else -1)

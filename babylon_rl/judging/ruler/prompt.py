@@ -5,7 +5,7 @@ shown alike is told once (`compact.py`). The compact form is sent only when it r
 
 Everything that came from the game or an agent stands in JSON strings, one object a line, with `<`, `>`, `&` and
 line separators escaped. So no text inside can end its line, its string or its block, whatever it says.
-Nothing is cut: what is too long for a judge is judged in heats (`heats.py`) or refused.
+Nothing is cut: what is too long for a judge is judged in parts (`sub_batches.py`) or refused.
 """
 
 import json
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final
 
-from babylon_rl.judging.judge import paired
+from babylon_rl.judging.judge import pair_with_hindsight
 from babylon_rl.judging.ruler.compact import Timeline, observations_in, timeline_of
 from babylon_rl.judging.ruler.tokens import count_tokens
 from babylon_rl.types import GroupMember, Hindsight, Json, MemberHindsight, TrajectoryGroup
@@ -167,7 +167,7 @@ def write_prompt(
         order: Trajectory ids in the order in which they shall stand; None: by the ids they go under.
         compact: Tell what agents were shown alike only once.
     """
-    pairs = paired(group, hindsight)
+    pairs = pair_with_hindsight(group, hindsight)
     by_id = {m.trajectory_id: (m, h) for m, h in pairs}
     names = labels(group, key)
     labelled = [(names[t], *by_id[t]) for t in (order or names)]

@@ -1,6 +1,6 @@
 """What a judge must answer, and a reader that takes nothing else.
 
-A fault is named so that it can be shown to the judge; who asks again, and how often, is `ruler.py`.
+A fault is named so that it can be shown to the judge; who asks again, and how often, is `judge.py`.
 """
 
 import json

@@ -1,8 +1,13 @@
-"""The one retry layer between us and a judge. The clients below it are told not to retry."""
+"""The one retry layer between us and a judge. The clients below it are told not to retry.
+
+Written out: tenacity needs four callbacks to say what the loop says, and aiolimiter lets requests burst where
+`RateLimiter` spaces them evenly.
+"""
 
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -16,8 +21,8 @@ Sleep = Callable[[float], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long to bear with a busy server.
+class RetryPolicy:
+    """How often a busy server is asked again, and how long is waited between.
 
     Attributes:
         tries: Requests at most, the first included.
@@ -31,7 +36,7 @@ class Patience:
     longest_wait_s: float = 60.0
     sleep: Sleep = asyncio.sleep
 
-    async def see_through(self, attempt: Callable[[], Awaitable[T]], *, seed: str, what: str) -> T:
+    async def run(self, attempt: Callable[[], Awaitable[T]], *, seed: str, what: str) -> T:
         """Await `attempt` until it answers.
 
         Args:
@@ -62,21 +67,20 @@ class Patience:
             n += 1
 
 
-class Pace:
-    """Lets so many requests start in a minute, evenly; None: as many as there are."""
+class RateLimiter:
+    """Lets so many requests start in a minute, evenly spaced; None: as many as there are."""
 
     def __init__(self, per_minute: float | None, *, sleep: Sleep = asyncio.sleep) -> None:
-        self._apart_s = 60.0 / per_minute if per_minute else 0.0
+        self._interval_s = 60.0 / per_minute if per_minute else 0.0
         self._sleep = sleep
-        self._next: tuple[asyncio.AbstractEventLoop, float] | None = None
+        self._next_at = 0.0
 
-    async def turn(self) -> None:
-        """Wait for one's turn; turns are given out in the order asked for."""
-        if not self._apart_s:
+    async def acquire(self) -> None:
+        """Wait until a request may start; in the order asked for."""
+        if not self._interval_s:
             return
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        due = now if self._next is None or self._next[0] is not loop else max(now, self._next[1])
-        self._next = (loop, due + self._apart_s)
-        if due > now:
-            await self._sleep(due - now)
+        now = time.monotonic()
+        start_at = max(now, self._next_at)
+        self._next_at = start_at + self._interval_s
+        if start_at > now:
+            await self._sleep(start_at - now)

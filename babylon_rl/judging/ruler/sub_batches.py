@@ -1,35 +1,36 @@
-"""A group too long for a judge, judged in heats: every heat whole, all on one scale, nobody cut.
+"""A group too long for a judge, judged in sub-batches: every member whole, all scores on one scale.
 
-The first heat sets the scale. Its best and its worst run again in every other heat, and where they land there says how
-that heat's scores read on the first one's scale. A heat that is still too long is run in heats itself.
+The first sub-batch sets the scale. Its best and its worst are judged again in every other one, and where they land
+there says how that one's scores read on the first one's scale. A sub-batch that is still too long is split again.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 _APART: Final = 0.02  # anchors closer than this say nothing about a scale
-_STEEPEST: Final = 4.0  # noise between anchors must not blow a heat up
+_STEEPEST: Final = 4.0  # noise between anchors must not blow a sub-batch up
 
 Run = Callable[[Sequence[str], str], Awaitable[dict[str, float]]]
 
 
-def heat_size(members: int) -> int:
-    """How many run in a heat: about half, with the two anchors of the first heat among them; fewer than `members`."""
+def sub_batch_size(members: int) -> int:
+    """Members of a sub-batch: about half, the first one's two anchors among them; fewer than `members`."""
     return (members + 1) // 2 + 1 if members > 3 else 2
 
 
-async def in_heats(order: Sequence[str], run: Run) -> dict[str, float]:
-    """Score members heat by heat.
+async def score_in_sub_batches(order: Sequence[str], run: Run) -> dict[str, float]:
+    """Score members sub-batch by sub-batch.
 
     Args:
         order: N ≥ 3 ids in an order that nobody chose.
-        run: Scores the ids given, as one heat of the name given.
+        run: Scores the ids given, as one sub-batch under the slot name given.
 
     Returns:
         Scores by id in [0, 1], on one scale.
     """
-    size = heat_size(len(order))
+    size = sub_batch_size(len(order))
     first, rest = list(order[:size]), list(order[size:])
+    # Slot names are stored with each call and part of its prompt: another name would not find its earlier reply.
     known = await run(first, f"h1of{size}")
     ranked = sorted(first, key=lambda m: (known[m], m))
     anchors = [ranked[0], ranked[-1]] if size > 2 else [ranked[-1]]
@@ -37,24 +38,24 @@ async def in_heats(order: Sequence[str], run: Run) -> dict[str, float]:
     for start in range(0, len(rest), step):
         n += 1
         fresh = rest[start : start + step]
-        heat = await run([*anchors, *fresh], f"h{n}of{size}")
-        known |= {m: v for m, v in on_scale(heat, known, anchors).items() if m in fresh}
-    return into_unit(known)
+        batch = await run([*anchors, *fresh], f"h{n}of{size}")
+        known |= {m: v for m, v in map_to_scale(batch, known, anchors).items() if m in fresh}
+    return rescale_to_unit(known)
 
 
-def on_scale(heat: Mapping[str, float], known: Mapping[str, float], anchors: Sequence[str]) -> dict[str, float]:
-    """Read a heat's scores on the scale on which its anchors are known; values may lie outside [0, 1]."""
-    here = [heat[a] for a in anchors]
+def map_to_scale(batch: Mapping[str, float], known: Mapping[str, float], anchors: Sequence[str]) -> dict[str, float]:
+    """Read a sub-batch's scores on the scale on which its anchors are known; values may lie outside [0, 1]."""
+    here = [batch[a] for a in anchors]
     there = [known[a] for a in anchors]
     low, high = here[0], here[-1]
     slope = 1.0
     if high - low > _APART and there[-1] - there[0] > _APART:
         slope = min(_STEEPEST, max(1 / _STEEPEST, (there[-1] - there[0]) / (high - low)))
     middle_here, middle_there = sum(here) / len(here), sum(there) / len(there)
-    return {m: middle_there + slope * (v - middle_here) for m, v in heat.items()}
+    return {m: middle_there + slope * (v - middle_here) for m, v in batch.items()}
 
 
-def into_unit(scores: Mapping[str, float]) -> dict[str, float]:
+def rescale_to_unit(scores: Mapping[str, float]) -> dict[str, float]:
     """Bring scores that went beyond [0, 1] back, all by one straight line; others stay as they are."""
     low, high = min(0.0, *scores.values()), max(1.0, *scores.values())
     return {m: min(1.0, max(0.0, (v - low) / (high - low))) for m, v in scores.items()}

@@ -10,7 +10,8 @@ from dagster_factories import FIRST, spawn_windows
 
 from babylon_rl.cli.runner import Runner
 from babylon_rl.pipeline.workspace import Workspace
-from babylon_rl.report.row_outcomes import MOST_BARS, WindowEnds, picture, table
+from babylon_rl.report.row_outcomes import MOST_BARS, picture, table
+from babylon_rl.types import RowOutcomeCounts, RowReason, RowStatus
 from babylon_rl.windows import HourWindow
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -47,24 +48,27 @@ def test_a_run_shows_where_all_its_rows_ended_on_its_last_window(
 
     shown = metadata_of(runner, FIRST.next(3))
     assert shown["rows_accounted_for"].value == 2 * 6 * 3 + 3 * 3
-    shown_table = shown["dispositions"]
+    shown_table = shown["row_outcomes"]
     assert isinstance(shown_table, dg.TableMetadataValue)
     records = [r.data for r in shown_table.records]
-    assert [(r["disposition"], r["reason"], r["rows"]) for r in records] == [
-        ("grouped", "stitched", 35),
+    assert [(r["status"], r["reason"], r["rows"]) for r in records] == [
+        ("grouped", "has_turn", 35),
         ("ineligible", "too_few_agents", 9),
         ("quarantined", "no_steps", 1),
     ]
-    texts = [x.text for x in drawn(str(shown["dispositions_by_window"].value)).iter(f"{SVG}text")]
+    texts = [x.text for x in drawn(str(shown["row_outcomes_by_window"].value)).iter(f"{SVG}text")]
     assert {"grouped 35", "ineligible 9", "quarantined 1", str(FIRST), str(FIRST.next(3))} <= set(texts)
     assert shown["members"].value == 0, "its own numbers stand beside it"
     for w in (FIRST, FIRST.next(), FIRST.next(2)):
-        assert "dispositions" not in metadata_of(runner, w)
+        assert "row_outcomes" not in metadata_of(runner, w)
 
 
 def test_shares_add_up_and_a_month_is_one_small_picture() -> None:
     ends = [
-        WindowEnds(window_id=str(FIRST.next(i)), rows={("grouped", "stitched"): 30, ("quarantined", "<odd>"): i % 3})
+        RowOutcomeCounts(
+            window_id=str(FIRST.next(i)),
+            rows={(RowStatus.GROUPED, RowReason.HAS_TURN): 30, (RowStatus.QUARANTINED, RowReason.BAD_JSON): i % 3},
+        )
         for i in range(720)
     ]
     assert abs(sum(float(r["share_pct"]) for r in table(ends)) - 100) < 0.02
@@ -77,5 +81,5 @@ def test_shares_add_up_and_a_month_is_one_small_picture() -> None:
 
 
 def test_no_rows_draw_an_empty_picture() -> None:
-    assert table([WindowEnds(window_id=str(FIRST), rows={})]) == []
+    assert table([RowOutcomeCounts(window_id=str(FIRST), rows={})]) == []
     assert list(drawn(picture([])).iter(f"{SVG}rect")) == []

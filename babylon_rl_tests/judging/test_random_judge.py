@@ -3,14 +3,14 @@ import statistics
 
 from judging_factories import a_pair
 
-from babylon_rl.judging.random_judge import DiceJudge
+from babylon_rl.judging.random_judge import RandomJudge
 
 
 def test_the_control_ignores_play_and_repeats_itself() -> None:
-    """Scores spread like dice over [0, 1] and do not follow P&L: what a false win would be measured against."""
+    """Scores spread over [0, 1] and do not follow P&L: what a false win would be measured against."""
     group, hindsight = a_pair()
-    first = asyncio.run(DiceJudge().judge(group, hindsight))
-    assert first == asyncio.run(DiceJudge().judge(group, hindsight))
+    first = asyncio.run(RandomJudge().judge(group, hindsight))
+    assert first == asyncio.run(RandomJudge().judge(group, hindsight))
     values = [s.value for s in first.scores]
     assert len(set(values)) == len(values)
     assert 0 < statistics.mean(values) < 1

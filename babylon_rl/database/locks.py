@@ -1,0 +1,44 @@
+"""Advisory locks of the server: who may work on one thing at a time, in whatever process.
+
+What belongs here: taking and releasing them. A transaction's lock is released at its end, a session's when the session
+lets go of it or dies; so a killed holder never blocks anyone. Each kind has names of its own.
+"""
+
+from enum import StrEnum
+
+import sqlalchemy as sa
+
+
+class Lock(StrEnum):
+    """What a lock keeps apart; its name follows after a colon."""
+
+    MIGRATION = "migration"
+    """One migration of a database at a time."""
+    WINDOW = "window"
+    """Writers of what is kept of one window."""
+    OUTCOMES = "outcomes"
+    """Writers of the game's `market_outcomes` of one window."""
+    WINDOW_SUMMARY = "window_summary"
+    """Whoever counts recorded windows again."""
+    JUDGE_BUDGET = "judge_budget"
+    """Reservations of one day's judging budget."""
+    DROPOUT = "dropout"
+    """Decisions of one lineage about which windows drop out."""
+    LINEAGE = "lineage"
+    """Trainings of one lineage; held by a session, because a training outlives any transaction."""
+
+
+def lock_transaction(conn: sa.Connection, kind: Lock, name: str) -> None:
+    """Wait until no other transaction holds the lock, then hold it to the end of this one."""
+    conn.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), {"key": f"{kind}:{name}"})
+
+
+def try_lock_session(conn: sa.Connection, kind: Lock, name: str) -> bool:
+    """Hold the lock as long as the session lives; False when another session holds it."""
+    query = sa.text("SELECT pg_try_advisory_lock(hashtextextended(:key, 0))")
+    return bool(conn.scalar(query, {"key": f"{kind}:{name}"}))
+
+
+def unlock_session(conn: sa.Connection, kind: Lock, name: str) -> None:
+    """Release a session's lock before the session ends."""
+    conn.execute(sa.text("SELECT pg_advisory_unlock(hashtextextended(:key, 0))"), {"key": f"{kind}:{name}"})

@@ -1,0 +1,266 @@
+"""May this window train? One SQL answer, asked by training, export, `check-windows` and `explain`.
+
+What belongs here: reading a window's state. That part of it which is the same for every lineage is the SQL function
+`babylon_rl.trainable_windows` (migration 0007); what a lineage did with a window joins to it here. What a state means
+to people is `pipeline/readiness.py` and `export/explain.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import sqlalchemy as sa
+
+from babylon_rl.windows import HourWindow
+
+
+class Reason(StrEnum):
+    """Why a window may not train; of several, the first in this order."""
+
+    NOT_READ = "not_read"
+    """Rows are recorded, and `raw_trajectories` has not read them."""
+    CHANGED = "changed"
+    """Rows came or were rewritten since it was read."""
+    STALE = "stale"
+    """Rows or outcomes that were read again differ from those that its group was made from."""
+    CHECK_FAILED = "check_failed"
+    """A required check failed."""
+    TOO_FEW_AGENTS = "too_few_agents"
+    """It has no group, and fewer usable agents than a group needs."""
+    NOT_GROUPED = "not_grouped"
+    """It was read and has no group."""
+    NOT_JUDGED = "not_judged"
+    """No judgment speaks for its group."""
+    CHECKS_MISSING = "checks_missing"
+    """A required check did not run on it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowState:
+    """How far one window has come.
+
+    Attributes:
+        agents: Usable agents; of a window that was not read, agents with rows that may train.
+        failed_checks: Required checks that failed, by name.
+        missing_checks: Required checks that did not run, by name.
+        reason: Why no lineage may train on it; None: it may train.
+        consumed_step: The checkpoint of this lineage that trained on it.
+        planned_step: The unfinished checkpoint of this lineage that it is planned for.
+        dropped: Whether dropout left it out of this lineage.
+    """
+
+    window_id: str
+    agents: int
+    group_id: str | None
+    judgment_key: str | None
+    failed_checks: tuple[str, ...]
+    missing_checks: tuple[str, ...]
+    reason: Reason | None
+    consumed_step: int | None
+    planned_step: int | None
+    dropped: bool
+
+    @property
+    def trainable(self) -> bool:
+        """Whether it may train, in a lineage that has not used it."""
+        return self.reason is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadyWindow:
+    """A window that this lineage may train on and has not used."""
+
+    window_id: str
+    judgment_key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedWindow:
+    """One window as its rows stand in the game's table.
+
+    Attributes:
+        rows: Rows that may train.
+        agents: Distinct agents of those rows.
+        outcomes: Whether its market outcomes are known.
+    """
+
+    window_id: str
+    rows: int
+    agents: int
+    avg_pnl_usd: float | None
+    outcomes: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedCounts:
+    """How many windows are recorded.
+
+    Attributes:
+        windows: With rows that may train.
+        with_enough_agents: Of those, with enough agents.
+        unused: Of those, neither used nor dropped out by this lineage, nor kept out of training.
+        without_outcomes: Of those, without market outcomes.
+        oldest_without_outcomes: Id of the oldest of them.
+    """
+
+    windows: int
+    with_enough_agents: int
+    unused: int
+    without_outcomes: int
+    oldest_without_outcomes: str | None
+
+
+class Eligibility:
+    """What one lineage may train on.
+
+    Attributes:
+        required_checks: Checks that must have passed on a window, by name.
+    """
+
+    def __init__(self, engine: sa.Engine, lineage: str, required_checks: Sequence[str]) -> None:
+        self.engine = engine
+        self.lineage = lineage
+        self.required_checks = tuple(sorted(required_checks))
+
+    def ready(self, up_to: HourWindow | None = None) -> list[ReadyWindow]:
+        """Windows that may train and that the lineage has neither used nor dropped, oldest first."""
+        with self.engine.connect() as conn:
+            rows = conn.execute(_READY, self._asked(up_to=None if up_to is None else str(up_to))).mappings()
+            return [ReadyWindow(**r) for r in rows]
+
+    def trainable_groups(
+        self, conn: sa.Connection, first: HourWindow | None, last: HourWindow | None
+    ) -> tuple[list[str], int]:
+        """Of all groups of a range of hours: ids of the windows that may train, and how many may not.
+
+        Args:
+            conn: A transaction whose snapshot is read.
+            first: First window; None: from the beginning.
+            last: Last window, included; None: to the end.
+
+        Returns:
+            Window ids in time order, whether a lineage has used them or not; and the number of the others.
+        """
+        bounds = {"first": None if first is None else str(first), "last": None if last is None else str(last)}
+        found = conn.execute(_GROUPS, self._asked(**bounds)).all()
+        trainable = [r.window_id for r in found if r.trainable]
+        return trainable, len(found) - len(trainable)
+
+    def states(self, windows: Sequence[HourWindow], *, min_agents: int = 0) -> list[WindowState]:
+        """The states of those of `windows` that are known, in time order.
+
+        Args:
+            windows: Hours.
+            min_agents: Agents that a group needs, to tell `too_few_agents` from `not_grouped`.
+        """
+        asked = self._asked(windows=[str(w) for w in windows], min_agents=min_agents)
+        with self.engine.connect() as conn:
+            return [_read_state(r) for r in conn.execute(_STATES, asked).mappings()]
+
+    def newest_recorded(self, count: int) -> list[RecordedWindow]:
+        """The newest windows with rows that may train, in time order."""
+        with self.engine.connect() as conn:
+            rows = conn.execute(_NEWEST, {"count": count}).mappings().all()
+        return [RecordedWindow(**r) for r in reversed(rows)]
+
+    def count_recorded(self, min_agents: int) -> RecordedCounts:
+        """Count what is recorded; costs as much as the windows that are used or kept out, not as all recorded ones."""
+        asked = self._asked(min_agents=min_agents)
+        with self.engine.connect() as conn:
+            windows, enough, without_outcomes = conn.execute(_COUNTS, asked).one()
+            spent, spent_without_outcomes = conn.execute(_SPENT, asked).one()
+            left = without_outcomes - spent_without_outcomes
+            oldest = conn.scalar(_OLDEST_WITHOUT_OUTCOMES, asked) if left else None
+        return RecordedCounts(
+            windows=windows,
+            with_enough_agents=enough,
+            unused=enough - spent,
+            without_outcomes=left,
+            oldest_without_outcomes=oldest,
+        )
+
+    def unprepared(self, min_agents: int) -> list[HourWindow]:
+        """Recorded windows with enough agents that reading, grouping or judging would bring further, in time order.
+
+        One that a check keeps out, or that has too few usable agents, comes again when its rows change; one that the
+        lineage used or dropped never does.
+        """
+        with self.engine.connect() as conn:
+            return HourWindow.parse_all(list(conn.scalars(_UNPREPARED, self._asked(min_agents=min_agents))))
+
+    def _asked(self, **more: object) -> dict[str, object]:
+        return {"lineage": self.lineage, "checks": list(self.required_checks), **more}
+
+
+def _read_state(r: sa.RowMapping) -> WindowState:
+    lists = {name: tuple(r[name]) for name in ("failed_checks", "missing_checks")}
+    return WindowState(**{**r, **lists, "reason": None if r["reason"] is None else Reason(r["reason"])})
+
+
+# Few windows are asked for out of many. `OFFSET 0` keeps the planner, which knows nothing about young tables, from
+# computing the state of every window first.
+_READY = sa.text("""
+    SELECT j.window_id, x.judgment_key FROM babylon_rl.window_judgments j
+    CROSS JOIN LATERAL (SELECT * FROM babylon_rl.trainable_windows(:checks) y
+                        WHERE y.window_id = j.window_id OFFSET 0) x
+    WHERE x.trainable
+      AND NOT EXISTS (SELECT FROM babylon_rl.consumed_windows c
+                      WHERE c.lineage = :lineage AND c.window_id = j.window_id)
+      AND NOT EXISTS (SELECT FROM babylon_rl.dropped_windows d
+                      WHERE d.lineage = :lineage AND d.window_id = j.window_id)
+      AND (CAST(:up_to AS text) IS NULL OR j.window_id <= :up_to)
+    ORDER BY j.window_id COLLATE "C" """)
+_GROUPS = sa.text("""
+    SELECT g.window_id, x.trainable FROM babylon_rl.contextualized_groups g
+    CROSS JOIN LATERAL (SELECT * FROM babylon_rl.trainable_windows(:checks) y
+                        WHERE y.window_id = g.window_id OFFSET 0) x
+    WHERE (CAST(:first AS text) IS NULL OR g.window_id >= :first)
+      AND (CAST(:last AS text) IS NULL OR g.window_id <= :last)
+    ORDER BY g.window_id COLLATE "C" """)
+_STATES = sa.text("""
+    SELECT x.window_id, x.agents, x.group_id, x.judgment_key, x.failed_checks, x.missing_checks, x.reason,
+           c.step AS consumed_step, p.step AS planned_step, d.window_id IS NOT NULL AS dropped
+    FROM babylon_rl.trainable_windows(:checks, :min_agents) x
+    LEFT JOIN babylon_rl.consumed_windows c ON c.lineage = :lineage AND c.window_id = x.window_id
+    LEFT JOIN babylon_rl.dropped_windows d ON d.lineage = :lineage AND d.window_id = x.window_id
+    LEFT JOIN (SELECT b.step, unnest(b.windows) AS window_id FROM babylon_rl.planned_batches b
+               WHERE b.lineage = :lineage
+                 AND NOT EXISTS (SELECT FROM babylon_rl.checkpoints m WHERE m.lineage = b.lineage AND m.step = b.step)
+              ) p ON p.window_id = x.window_id
+    WHERE x.window_id = ANY(:windows)
+    ORDER BY x.window_id COLLATE "C" """)
+_NEWEST = sa.text("""
+    SELECT window_id, rows, agents, avg_pnl_usd, outcomes FROM babylon_rl.window_summary
+    WHERE rows > 0 ORDER BY window_id DESC LIMIT :count""")
+_COUNTS = sa.text("""
+    SELECT coalesce(sum(windows) FILTER (WHERE agents > 0), 0)::int,
+           coalesce(sum(windows) FILTER (WHERE agents >= :min_agents), 0)::int,
+           coalesce(sum(windows) FILTER (WHERE agents >= :min_agents AND NOT outcomes), 0)::int
+    FROM babylon_rl.window_counts""")
+_SPENT_WINDOWS = """
+    SELECT window_id FROM babylon_rl.consumed_windows WHERE lineage = :lineage
+    UNION SELECT window_id FROM babylon_rl.dropped_windows WHERE lineage = :lineage
+    UNION SELECT f.window_id
+          FROM (SELECT window_id FROM babylon_rl.check_results WHERE NOT passed
+                UNION SELECT window_id FROM babylon_rl.windows WHERE agents < :min_agents) f
+          CROSS JOIN LATERAL (SELECT y.reason FROM babylon_rl.trainable_windows(:checks, :min_agents) y
+                              WHERE y.window_id = f.window_id OFFSET 0) x
+          WHERE x.reason IN ('check_failed', 'too_few_agents')"""
+_SPENT = sa.text(f"""
+    SELECT count(*)::int, count(*) FILTER (WHERE NOT s.outcomes)::int
+    FROM ({_SPENT_WINDOWS}) x
+    CROSS JOIN LATERAL (SELECT * FROM babylon_rl.window_summary y WHERE y.window_id = x.window_id OFFSET 0) s
+    WHERE s.agents >= :min_agents""")  # noqa: S608  # a constant
+_OLDEST_WITHOUT_OUTCOMES = sa.text(f"""
+    SELECT s.window_id FROM babylon_rl.window_summary s
+    WHERE NOT s.outcomes AND s.agents >= :min_agents AND s.window_id NOT IN ({_SPENT_WINDOWS})
+    ORDER BY s.window_id LIMIT 1""")  # noqa: S608  # a constant
+_UNPREPARED = sa.text("""
+    SELECT s.window_id FROM babylon_rl.window_summary s
+    JOIN babylon_rl.trainable_windows(:checks, :min_agents) x ON x.window_id = s.window_id
+    WHERE s.agents >= :min_agents
+      AND x.reason IN ('not_read', 'changed', 'stale', 'not_grouped', 'not_judged')
+      AND NOT EXISTS (SELECT FROM babylon_rl.consumed_windows c
+                      WHERE c.lineage = :lineage AND c.window_id = s.window_id)
+      AND NOT EXISTS (SELECT FROM babylon_rl.dropped_windows d
+                      WHERE d.lineage = :lineage AND d.window_id = s.window_id)""")

@@ -1,0 +1,91 @@
+"""Judgments, each kept once and for ever, and which of them speaks for a window now."""
+
+import sqlalchemy as sa
+
+from babylon_rl.common.canonical import from_json, to_json
+from babylon_rl.database import tables as t
+from babylon_rl.database.upsert import insert_missing
+from babylon_rl.store.window_lock import lock_window
+from babylon_rl.types import Judgment, Score
+from babylon_rl.windows import HourWindow
+
+
+class JudgmentStore:
+    """Judgments, over one engine."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.engine = engine
+
+    def find_judgment(self, key: str) -> Judgment | None:
+        """A judgment made before, by the hash of all that went into it."""
+        with self.engine.connect() as conn:
+            return read_judgment(conn, key)
+
+    def write_judgment(self, judgment: Judgment) -> None:
+        """Keep a judgment before anything else is done with it; the same key is never written twice."""
+        rows = [
+            {
+                "judgment_key": judgment.key,
+                "trajectory_id": s.trajectory_id,
+                "group_id": judgment.group_id,
+                "window_id": judgment.window_id,
+                "score": s.value,
+                "explanation": s.explanation,
+                "judge_model": judgment.judge_model,
+                "judge_version": judgment.judge_version,
+                # One call judges a whole group: its price stands once, in the first row.
+                "prompt_tokens": judgment.prompt_tokens if i == 0 else 0,
+                "completion_tokens": judgment.completion_tokens if i == 0 else 0,
+                "cost_usd": judgment.cost_usd if i == 0 else 0.0,
+                "details": to_json(judgment.details).decode() if i == 0 and judgment.details else None,
+            }
+            for i, s in enumerate(judgment.scores)
+        ]
+        with self.engine.begin() as conn:
+            insert_missing(conn, t.judgments, rows)
+
+    def set_current_judgment(self, window: HourWindow, group_id: str, key: str | None) -> bool:
+        """Say which judgment speaks for a window now (None: none does); returns whether that is news."""
+        c = t.window_judgments.c
+        with lock_window(self.engine, window) as conn:
+            now = conn.scalar(sa.select(c.judgment_key).where(c.window_id == str(window)))
+            if now == key:
+                return False
+            conn.execute(sa.delete(t.window_judgments).where(c.window_id == str(window)))
+            if key is not None:
+                conn.execute(
+                    sa.insert(t.window_judgments),
+                    [{"window_id": str(window), "group_id": group_id, "judgment_key": key}],
+                )
+        return True
+
+    def judgment(self, window: HourWindow) -> Judgment | None:
+        """The current judgment of a window."""
+        c = t.window_judgments.c
+        with self.engine.connect() as conn:
+            key = conn.scalar(sa.select(c.judgment_key).where(c.window_id == str(window)))
+        return None if key is None else self.find_judgment(key)
+
+
+def read_judgment(conn: sa.Connection, key: str) -> Judgment | None:
+    """A judgment made before, its scores by trajectory id."""
+    c = t.judgments.c
+    query = sa.select(t.judgments).where(c.judgment_key == key).order_by(c.trajectory_id.collate("C"))
+    rows = conn.execute(query).mappings().all()
+    if not rows:
+        return None
+    first = rows[0]
+    return Judgment(
+        key=key,
+        group_id=first["group_id"],
+        window_id=first["window_id"],
+        judge_model=first["judge_model"],
+        judge_version=first["judge_version"],
+        scores=tuple(
+            Score(trajectory_id=r["trajectory_id"], value=r["score"], explanation=r["explanation"]) for r in rows
+        ),
+        prompt_tokens=sum(r["prompt_tokens"] for r in rows),
+        completion_tokens=sum(r["completion_tokens"] for r in rows),
+        cost_usd=sum(r["cost_usd"] for r in rows),
+        details=next((from_json(r["details"], dict) for r in rows if r["details"] is not None), {}),
+    )

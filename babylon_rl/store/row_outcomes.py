@@ -1,0 +1,82 @@
+"""Where each source row ended: the only reader and writer of `babylon_rl.row_outcomes`."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import sqlalchemy as sa
+
+from babylon_rl.database import tables as t
+from babylon_rl.database.upsert import upsert
+from babylon_rl.types import Json, RowOutcome, RowOutcomeCounts, RowReason, RowStatus
+from babylon_rl.windows import HourWindow
+
+
+def row_outcomes_of(engine: sa.Engine, window: HourWindow) -> list[RowOutcome]:
+    """Where each source row of a window ended, by source id."""
+    c = t.row_outcomes.c
+    query = sa.select(t.row_outcomes).where(c.window_id == str(window)).order_by(c.source_id)
+    with engine.connect() as conn:
+        return [_read(r) for r in conn.execute(query).mappings()]
+
+
+def find_row_outcome(engine: sa.Engine, name: str) -> RowOutcome | None:
+    """Where a row ended, found by its id or its trajectory id, the former first; None when it was never read."""
+    c = t.row_outcomes.c
+    query = sa.select(t.row_outcomes).where(sa.or_(c.source_id == name, c.trajectory_id == name))
+    with engine.connect() as conn:
+        found = conn.execute(query.order_by(c.source_id != name)).mappings().first()
+    return None if found is None else _read(found)
+
+
+def count_row_outcomes(engine: sa.Engine, windows: Sequence[HourWindow]) -> list[RowOutcomeCounts]:
+    """Count the outcomes of each window, in time order; a window without rows has none."""
+    c = t.row_outcomes.c
+    found: dict[str, dict[tuple[RowStatus, RowReason], int]] = {str(w): {} for w in sorted(windows)}
+    query = sa.select(c.window_id, c.status, c.reason, sa.func.count()).where(c.window_id.in_(list(found)))
+    with engine.connect() as conn:
+        for window_id, status, reason, rows in conn.execute(query.group_by(c.window_id, c.status, c.reason)):
+            found[window_id][RowStatus(status), RowReason(reason)] = rows
+    return [RowOutcomeCounts(window_id=w, rows=dict(sorted(rows.items()))) for w, rows in found.items()]
+
+
+def write_row_outcomes(conn: sa.Connection, outcomes: Sequence[RowOutcome]) -> None:
+    """Write outcomes; the one a row had before is replaced. The caller commits."""
+    upsert(conn, t.row_outcomes, [asdict(o) for o in outcomes])
+    mark_dropped(conn, sorted({o.window_id for o in outcomes}))
+
+
+def mark_dropped(conn: sa.Connection, window_ids: Sequence[str]) -> None:
+    """Say of the grouped rows of windows that dropout left out, and that no lineage trained on, that they dropped out."""
+    conn.execute(
+        sa.text("""
+            UPDATE babylon_rl.row_outcomes o SET status = 'dropped_out', reason = 'dropout'
+            WHERE o.window_id = ANY(:w) AND o.status = 'grouped'
+              AND EXISTS (SELECT 1 FROM babylon_rl.dropped_windows x WHERE x.window_id = o.window_id)
+              AND NOT EXISTS (SELECT 1 FROM babylon_rl.consumed_windows c WHERE c.window_id = o.window_id)"""),
+        {"w": list(window_ids)},
+    )
+
+
+def version_entry(outcome: RowOutcome) -> Json:
+    """What the data version of a window's rows is hashed from: what reading found of a row, not what grouping decided.
+
+    Its keys and words are frozen: others would give every window that was ingested before a new version, and so
+    call its group stale.
+    """
+    status, reason = outcome.status.value, outcome.reason.value
+    if not outcome.status.is_set_aside:
+        status = "ineligible"
+        reason = "no_turns" if outcome.reason in (RowReason.NO_TURN, RowReason.NO_TURNS) else "too_few_agents"
+    return {
+        "source_id": outcome.source_id,
+        "trajectory_id": outcome.trajectory_id,
+        "agent_id": outcome.agent_id,
+        "window_id": outcome.window_id,
+        "disposition": status,
+        "reason": reason,
+        "group_id": None,
+    }
+
+
+def _read(row: sa.RowMapping) -> RowOutcome:
+    return RowOutcome(**{**row, "status": RowStatus(row["status"]), "reason": RowReason(row["reason"])})
