@@ -5,15 +5,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from babylon_rl.judging.hindsight_judge import HindsightJudge
-from babylon_rl.pipeline import checks
+from babylon_rl.pipeline.checks import CHECKS
 from babylon_rl.pipeline.group import group_window
 from babylon_rl.pipeline.ingest import ingest_window
 from babylon_rl.pipeline.outcomes import snapshot_outcomes
 from babylon_rl.pipeline.score import score_windows
-from babylon_rl.pipeline.workspace import REQUIRED_CHECKS, Workspace
+from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.simulator.spawn import AgentLineup, spawn
 from babylon_rl.store.check_results import write_check_result
-from babylon_rl.store.row_outcomes import row_outcomes_of
 from babylon_rl.windows import HourWindow
 
 FIRST = HourWindow.parse("2025-01-15T00:00")
@@ -43,29 +42,8 @@ def judge(workspace: Workspace, windows: Sequence[HourWindow], *, concurrency: i
 
 
 def verify(workspace: Workspace, window: HourWindow) -> None:
-    store = workspace.store
-    group, judgment = store.group(window), store.judgment(window)
-    with workspace.game.connect() as conn:
-        verdicts = {
-            "groups_have_enough_agents": checks.enough_agents(group, store.trajectories(window)),
-            "groups_hold_only_what_was_logged": checks.only_what_was_logged(
-                conn, window, group, store.hindsight(window)
-            ),
-            "every_row_is_accounted_for": checks.every_row_accounted(
-                conn, window, store.rows_read(window), row_outcomes_of(store.engine, window)
-            ),
-            "groups_have_trainable_tokens": checks.trainable_tokens(group),
-            "scores_are_in_unit_interval": checks.scores_in_unit_interval(judgment),
-            "every_member_has_one_score": checks.one_score_per_member(group, judgment),
-            "scores_are_not_all_equal": checks.scores_spread(judgment),
-            "judge_is_fit": checks.judge_fit(judgment, None),
-            "judging_stays_within_budget": checks.within_budget(
-                group, judgment, denied=0, cost_usd=0.0, budget_usd=workspace.settings.judge.budget_usd
-            ),
-        }
-    assert set(REQUIRED_CHECKS) <= verdicts.keys()
-    for name in REQUIRED_CHECKS:
-        write_check_result(store.engine, window, name, verdicts[name])
+    for check in CHECKS:
+        write_check_result(workspace.store.engine, window, check.name, check.run(window, workspace))
 
 
 def play_and_judge(workspace: Workspace, windows: Sequence[HourWindow], *, agents: int = 6) -> None:

@@ -129,8 +129,11 @@ def test_the_command_line_audits_a_judge_and_judges_again(house: dict[str, str],
         assert conn.scalar(sa.text("SELECT count(*) FROM babylon_rl.judge_audits WHERE fit")) == 1
     assert "JUDGE_BUDGET_USD is set but no table knows" in run(
         house | {"JUDGE_BASE_URL": "http://127.0.0.1:9/v1", "JUDGE_BUDGET_USD": "1"},
-        "audit-judge", "--judge", "openai/nobody-knows-me", status=2,
-    )  # fmt: skip
+        "audit-judge",
+        "--judge",
+        "openai/nobody-knows-me",
+        status=2,
+    )
 
 
 def test_up_serves_dagster_until_ctrl_c(house: dict[str, str], tmp_path: Path) -> None:

@@ -11,8 +11,20 @@ import sqlalchemy as sa
 
 def demo(house: dict[str, str], out: Path) -> str:
     out.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "babylon_rl.cli.main", "demo", "--iterations", "2", "--windows", "3", "--agents", "5",
-               "--out", str(out)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "babylon_rl.cli.main",
+        "demo",
+        "--iterations",
+        "2",
+        "--windows",
+        "3",
+        "--agents",
+        "5",
+        "--out",
+        str(out),
+    ]
     done = subprocess.run(command, env=house, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr

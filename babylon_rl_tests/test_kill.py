@@ -19,8 +19,17 @@ FIRST = HourWindow.parse("2025-01-15T00:00")
 
 
 def train(house: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "babylon_rl.cli.main", "train", "--iterations", "2", "--windows-per-iteration", "4",
-               "--no-evaluate"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "babylon_rl.cli.main",
+        "train",
+        "--iterations",
+        "2",
+        "--windows-per-iteration",
+        "4",
+        "--no-evaluate",
+    ]
     return subprocess.Popen(command, env=house, stdout=log.open("ab"), stderr=subprocess.STDOUT, start_new_session=True)
 
 

@@ -1,6 +1,6 @@
-"""The whole loop on one machine, through Dagster: play, judge, train, play better, and prove it.
+"""The whole loop on one machine, through Dagster: play, judge, train, and evaluate against the base.
 
-Every step asks the database first what is already done, so a demo killed anywhere goes on where it stopped.
+Every step first asks the database what is already done, so an interrupted demo resumes.
 """
 
 import os
@@ -57,7 +57,7 @@ NEXT_COMMANDS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoPlan:
-    """How much of it.
+    """How much the demo plays and trains.
 
     Attributes:
         iterations: Checkpoints to train, one after the other.
@@ -114,7 +114,7 @@ def run_demo(settings: Settings, plan: DemoPlan, console: Console, *, out: Path)
 
 
 class _Loop:
-    """One demo's moving parts."""
+    """The steps of one demo; each skips what the database already holds."""
 
     def __init__(self, workspace: Workspace, plan: DemoPlan, run: RunProgress, runner: "Runner") -> None:
         self.workspace, self.plan, self.run, self.runner = workspace, plan, run, runner
@@ -130,7 +130,7 @@ class _Loop:
             phase(0, note=f"mean {formatting.money(result.base.mean_pnl_usd, digits=0)}")
 
     def evaluate_sampled(self) -> evaluate.Comparison | None:
-        """Base and last checkpoint once more at the exploring temperature, where they differ from greedy play."""
+        """Evaluate base and last checkpoint at the exploring temperature too; None where that is the serving temperature."""
         settings, latest = self.workspace.settings, self.workspace.ledger.latest()
         if latest is None or settings.serving.explore_temperature == settings.serving.serve_temperature:
             return None
@@ -211,7 +211,7 @@ def _refuse_foreign_training(workspace: Workspace, plan: DemoPlan) -> None:
 def build_report(
     workspace: Workspace, plan: DemoPlan, *, seconds: Mapping[str, float], sampled: evaluate.Comparison | None
 ) -> DemoReport:
-    """Everything measured, from the database: a demo that was interrupted reports the same numbers."""
+    """Collect the results from the database, so that a resumed demo reports the same numbers."""
     settings = workspace.settings
     rows = evaluate.curve(workspace)
     base, final = rows[0].result, rows[-1].result
@@ -276,7 +276,7 @@ def _lift(base: PolicyResult, final: PolicyResult, oracle: float) -> Lift:
 
 
 def _leaderboard(workspace: Workspace, window: HourWindow) -> Leaderboard:
-    """Every agent of one window, rivals too, by what it ended the hour with."""
+    """Every agent of one window, rivals included, by its final P&L."""
     query = sa.text("""
         SELECT DISTINCT ON (t.agent_id) t.agent_id, t.final_pnl, l.model
         FROM trajectories t JOIN llm_call_logs l USING (trajectory_id)

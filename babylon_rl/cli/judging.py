@@ -38,7 +38,7 @@ def rejudge(
         call_log = PostgresCallLog(workspace.store.engine, budget_usd=settings.judge.budget_usd)
         opened = open_judge(settings.judge, call_log=call_log, model=judge)
         concurrency = 2 * settings.judge.concurrency
-        report = run(workspace.store, opened, span, make_current=make_current, concurrency=concurrency)
+        report = run(workspace, opened, span, make_current=make_current, concurrency=concurrency)
     table, lines = rejudge_table(report, last=last, made_current=make_current)
     if report.windows:
         console.print(table, highlight=False)

@@ -6,24 +6,24 @@ Errors raised on purpose end in one sentence on stderr and exit status 2; a "not
 import logging
 import sys
 import warnings
-from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from babylon_rl.cli.data import app as data_commands
 from babylon_rl.cli.judging import app as judging_commands
 from babylon_rl.cli.settings import app as settings_commands
+from babylon_rl.cli.windows import app as window_commands
 from babylon_rl.errors import BabylonRLError
 from babylon_rl.report import formatting
 from babylon_rl.settings import Settings
 from babylon_rl.windows import HourWindow
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(window_commands)
 app.add_typer(data_commands)
 app.add_typer(judging_commands)
 app.add_typer(settings_commands)
@@ -47,7 +47,7 @@ def demo(
     seed: Annotated[int | None, typer.Option(help="World, sampling and training; default BABYLON_SEED or 1.")] = None,
     out: Annotated[Path, typer.Option(help="Where report.html and report.json go.")] = Path(),
 ) -> None:
-    """Run the whole loop on this machine: play, judge, train, and prove what it brought."""
+    """Run the whole loop on this machine: play, judge, train, and evaluate against the base on held-out windows."""
     from babylon_rl.cli.demo import DemoPlan, run_demo
 
     run_demo(_settings(seed=seed), DemoPlan(iterations=iterations, windows=windows, learners=agents), console, out=out)
@@ -55,7 +55,7 @@ def demo(
 
 @app.command()
 def migrate(direction: Annotated[Direction, typer.Argument()] = Direction.UP) -> None:
-    """Create or update our tables (up), take them away (down), or say where they stand (current)."""
+    """Create or update our tables (up), drop them (down), or print their revision (current)."""
     from babylon_rl.database import migrate as m
 
     settings = _settings()
@@ -63,128 +63,7 @@ def migrate(direction: Annotated[Direction, typer.Argument()] = Direction.UP) ->
         m.upgrade(settings.database)
     elif direction is Direction.DOWN:
         m.downgrade(settings.database)
-    console.print(f"database stands at revision {m.current(settings.database)}", highlight=False)
-
-
-@app.command("spawn-test-agents")
-def spawn_test_agents(
-    agents: Annotated[int, typer.Option(min=1, help="Agents in every window.")] = 5,
-    duration: Annotated[float, typer.Option(min=0, help="Minutes of wall time after which no window is begun.")] = 5,
-    windows: Annotated[int, typer.Option(min=1, help="Hours to play.")] = 1,
-    seed: Annotated[int | None, typer.Option(help="Names the world; default BABYLON_SEED or 1.")] = None,
-    policy: Annotated[
-        str,
-        typer.Option(help="guide (five kinds in turn), a strategy, current, or a checkpoint such as babylon-mmo@3."),
-    ] = "guide",
-    start: Annotated[
-        str | None, typer.Option(help="First hour, e.g. 2025-01-15T10:00; default: free hours near now.")
-    ] = None,
-    decision_minutes: Annotated[int, typer.Option(min=1, max=60, help="Simulated minutes between decisions.")] = 20,
-    temperature: Annotated[
-        float | None, typer.Option(help="Of a served policy; default BABYLON_EXPLORE_TEMPERATURE.")
-    ] = None,
-) -> None:
-    """Let test agents play whole hours of the simulated market and record them as the game does."""
-    from contextlib import ExitStack
-
-    from babylon_rl.database.migrate import upgrade
-    from babylon_rl.pipeline.workspace import open_workspace, running_policy_server
-    from babylon_rl.report.screen import run_progress
-    from babylon_rl.simulator.spawn import AgentLineup, free_windows, spawn
-    from babylon_rl.types import policy_name
-
-    settings = _settings(seed=seed)
-    upgrade(settings.database)
-    with open_workspace(settings) as workspace, ExitStack() as stack:
-        if policy == "current":
-            latest = workspace.ledger.latest()
-            policy = policy_name(settings.lineage, 0 if latest is None else latest.step)
-        warm = settings.serving.explore_temperature if temperature is None else temperature
-        lineup = AgentLineup(learners=agents, policy=policy, temperature=warm)
-        first = None if start is None else HourWindow.parse(start)
-        chosen = free_windows(workspace.game, windows, now=datetime.now(UTC), start=first)
-        decisions = max(1, 60 // decision_minutes)
-        run = stack.enter_context(run_progress(console))
-        url = None
-        if lineup.needs_server:
-            with run.phase("start", "policy server"):
-                url = stack.enter_context(running_policy_server(settings))
-        with run.phase("play", f"{windows} windows", total=len(chosen) * agents * decisions) as phase:
-            done = spawn(
-                workspace.game, chosen, lineup, seed=settings.seed, decisions=decisions, inference_url=url,
-                duration_s=duration * 60, progress=phase,
-            )  # fmt: skip
-    console.print(
-        f"{len(done.windows)} window{'s' * (len(done.windows) != 1)} played by {agents} agents ({policy}): "
-        f"{done.windows[0]} to {done.windows[-1]}, {done.rows} rows, mean P&L {formatting.money(done.mean_pnl_usd)}",
-        highlight=False,
-    )
-    console.print("next: babylon-rl sync-outcomes --hours 24", highlight=False)
-
-
-@app.command("sync-outcomes")
-def sync_outcomes(
-    hours: Annotated[int, typer.Option(min=1, help="How far to look back; closed hours only.")] = 24,
-) -> None:
-    """Compute what each market really did in the closed hours and write it to market_outcomes."""
-    from babylon_rl.database.migrate import upgrade
-    from babylon_rl.ingest.outcomes import sync_recent
-    from babylon_rl.pipeline.workspace import open_workspace
-
-    settings = _settings()
-    upgrade(settings.database)
-    with open_workspace(settings) as workspace, workspace.game.begin() as conn:
-        report = sync_recent(conn, hours=hours, now=datetime.now(UTC))
-    console.print(f"Synced {hours} hours: {report}", highlight=False)
-    console.print("next: babylon-rl check-windows", highlight=False)
-
-
-@app.command("check-windows")
-def check_windows(
-    min_agents: Annotated[int | None, typer.Option(min=2, help="Default BABYLON_MIN_AGENTS.")] = None,
-    last: Annotated[int, typer.Option(min=1, help="Windows to show.")] = 20,
-    recount: Annotated[bool, typer.Option(help="Count every old window again (a game database we only read).")] = False,
-) -> None:
-    """Say which windows can train. Exit status 0: ready for training; 1: not yet."""
-    from babylon_rl.database.migrate import upgrade
-    from babylon_rl.pipeline.readiness import readiness
-    from babylon_rl.pipeline.workspace import open_workspace
-
-    settings = _settings()
-    upgrade(settings.database)
-    need = min_agents or settings.training.min_agents
-    with open_workspace(settings) as workspace:
-        found = readiness(
-            workspace, min_agents=need, min_windows=settings.training.min_windows, now=datetime.now(UTC),
-            last=last, recount=recount,
-        )  # fmt: skip
-    table = Table("window", "agents", "rows", "avg P&L", "outcomes", "state")
-    for column in table.columns[1:4]:
-        column.justify = "right"
-    for line in reversed(found.lines):
-        pnl = "unknown" if line.avg_pnl_usd is None else formatting.money(line.avg_pnl_usd)
-        table.add_row(
-            line.window_id, str(line.agents), str(line.rows), pnl, "yes" if line.outcomes else "no", line.state
-        )
-    if found.lines:
-        console.print(table, highlight=False)
-        if found.windows > len(found.lines):
-            console.print(f"… and {found.windows - len(found.lines)} older windows", highlight=False)
-    else:
-        console.print("No windows found.", highlight=False)
-    console.print(f"Windows with {need}+ agents: {found.with_enough_agents}", highlight=False)
-    if found.stale:
-        console.print(
-            f"{len(found.stale)} trained on rows or outcomes that changed since, oldest {found.stale[0]}; "
-            "they are not trained on again",
-            style="yellow", highlight=False, soft_wrap=True,
-        )  # fmt: skip
-    if found.ready:
-        console.print("✅ READY FOR TRAINING!", style="bold green", highlight=False)
-        console.print(f"next: babylon-rl train --min-agents {need} --iterations 1", highlight=False)
-        return
-    console.print(f"Not ready: {found.next_step}", style="yellow", highlight=False, soft_wrap=True)
-    raise typer.Exit(1)
+    console.print(f"database is at revision {m.current(settings.database)}", highlight=False)
 
 
 @app.command()
@@ -195,7 +74,7 @@ def train(
     windows_per_iteration: Annotated[int | None, typer.Option(min=1, help="Default BABYLON_MIN_WINDOWS.")] = None,
     evaluate: Annotated[bool, typer.Option(help="Play held-out windows with each checkpoint.")] = True,
 ) -> None:
-    """Judge what is recorded and train on it, oldest windows first, through the same Dagster assets."""
+    """Judge the recorded windows and train on them, oldest first, through the Dagster assets."""
     from babylon_rl.cli.services import prepare_dagster
     from babylon_rl.cli.train import TrainOptions
     from babylon_rl.cli.train import train as run
@@ -221,7 +100,7 @@ def train(
 
 @app.command("discard-plan")
 def discard_plan() -> None:
-    """Forget a planned batch that has no checkpoint yet; the next training plans anew."""
+    """Delete the planned batch that has no checkpoint yet; the next training plans a new one."""
     from babylon_rl.pipeline.workspace import open_workspace
 
     with open_workspace(_settings()) as workspace:
@@ -229,7 +108,7 @@ def discard_plan() -> None:
     said = (
         "no batch is planned"
         if plan is None
-        else f"forgot the plan of checkpoint {plan.step} on {len(plan.windows)} windows"
+        else f"deleted the planned batch of checkpoint {plan.step} with {len(plan.windows)} windows"
     )
     console.print(said, highlight=False)
 
@@ -265,12 +144,13 @@ def materialize(
                 console.print(
                     f"{', '.join(chosen)}: {ran.materializations} materializations, {ran.failed_checks} failed checks, "
                     f"run {ran.run_id[:8]}",
-                    highlight=False, soft_wrap=True,
-                )  # fmt: skip
-    _say_where_rows_ended(settings, start, end)
+                    highlight=False,
+                    soft_wrap=True,
+                )
+    _print_row_outcomes(settings, start, end)
 
 
-def _say_where_rows_ended(settings: Settings, start: HourWindow, end: HourWindow) -> None:
+def _print_row_outcomes(settings: Settings, start: HourWindow, end: HourWindow) -> None:
     from babylon_rl.pipeline.workspace import open_workspace
     from babylon_rl.report import row_outcomes
     from babylon_rl.store.row_outcomes import count_row_outcomes
@@ -285,7 +165,7 @@ def _say_where_rows_ended(settings: Settings, start: HourWindow, end: HourWindow
     console.print(f"{judged} of {formatting.count(len(windows), 'window')} judged", highlight=False)
     if rows:
         console.print(
-            "next: babylon-rl check-windows; babylon-rl explain ROW_ID tells one row's story", highlight=False
+            "next: babylon-rl check-windows; babylon-rl explain ROW_ID shows what became of one row", highlight=False
         )
 
 
@@ -296,7 +176,7 @@ def make_base_policy(
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 1,
     windows: Annotated[int, typer.Option(min=1, help="Windows whose play is cloned.")] = 3200,
 ) -> None:
-    """Make a base policy that reads its prompt and plays legal, unremarkable moves; refuses one that cannot read."""
+    """Make a base policy that reads its prompt and plays legal, average moves; fails when it does not learn to read."""
     from babylon_rl.base_policy.base import make_base_policy as make
     from babylon_rl.report.screen import run_progress
 
@@ -308,7 +188,7 @@ def make_base_policy(
 @app.command()
 def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 chooses a free one.")] = 8000,
-    host: Annotated[str, typer.Option(help="Loopback unless you decide otherwise.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; loopback by default.")] = "127.0.0.1",
 ) -> None:
     """Serve every checkpoint at an OpenAI-compatible /v1/chat/completions."""
     from babylon_rl.policy.process import base_of
@@ -318,15 +198,18 @@ def serve(
     if port:
         console.print(f"OpenAI-compatible endpoint: http://{host}:{port}/v1   (Ctrl-C stops it)", highlight=False)
     run(
-        base=base_of(settings.training), root=settings.checkpoints_dir, default_temperature=settings.serving.serve_temperature,
-        host=host, port=port,
-    )  # fmt: skip
+        base=base_of(settings.training),
+        root=settings.checkpoints_dir,
+        default_temperature=settings.serving.serve_temperature,
+        host=host,
+        port=port,
+    )
 
 
 @app.command()
 def up(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Of Dagster's UI.")] = 3000,
-    host: Annotated[str, typer.Option(help="Loopback unless you decide otherwise.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Dagster's UI.")] = 3000,
+    host: Annotated[str, typer.Option(help="Address to listen on; loopback by default.")] = "127.0.0.1",
 ) -> None:
     """Start database, migrations, Dagster's UI and its daemon (schedules and sensors); stop with Ctrl-C."""
     from babylon_rl.cli.services import up as run
@@ -340,7 +223,7 @@ def up(
 
 @app.command()
 def env() -> None:
-    """Print what a shell needs to use dagster's own commands here: eval "$(babylon-rl env)"."""
+    """Print the variables that the dagster command needs here: eval "$(babylon-rl env)"."""
     import shlex
 
     from babylon_rl.cli.services import prepare_dagster

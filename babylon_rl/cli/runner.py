@@ -23,7 +23,7 @@ PROCESS_TAG = "babylon_rl/process"
 
 @contextmanager
 def open_runner() -> Iterator["Runner"]:
-    """Runs on the instance of DAGSTER_HOME (`launch.prepare_dagster` sets it), quiet on the console."""
+    """Runs on the instance of DAGSTER_HOME (`services.prepare_dagster` sets it), quiet on the console."""
     warnings.filterwarnings("ignore", category=dg.PreviewWarning)
     warnings.filterwarnings("ignore", category=dg.BetaWarning)
     logging.getLogger("dagster").setLevel(logging.ERROR)
@@ -33,7 +33,7 @@ def open_runner() -> Iterator["Runner"]:
 
 
 def close_dead_runs(instance: dg.DagsterInstance) -> int:
-    """Mark as failed the runs of commands whose process is gone: nothing else would ever end them.
+    """Mark as failed the runs of commands whose process is gone: nothing else would end them.
 
     Returns:
         How many there were.
@@ -43,7 +43,7 @@ def close_dead_runs(instance: dg.DagsterInstance) -> int:
     for run in instance.get_runs(filters=dg.RunsFilter(statuses=unfinished)):
         owner = run.tags.get(PROCESS_TAG)
         if owner is not None and owner.startswith(_process_tag().partition("/")[0] + "/") and not _alive(owner):
-            instance.report_run_failed(run, "the process of this run was killed; what it had written stands")
+            instance.report_run_failed(run, "the process of this run was killed; what it wrote is kept")
             closed += 1
     return closed
 
@@ -62,8 +62,8 @@ def _alive(tag: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ran:
-    """What one run came to."""
+class RunSummary:
+    """What one run did."""
 
     run_id: str
     materializations: int
@@ -76,10 +76,10 @@ class Runner:
     def __init__(self, instance: dg.DagsterInstance) -> None:
         self.instance = instance
 
-    def materialize(self, job: str, first: HourWindow, last: HourWindow, **options: Any) -> Ran:
+    def materialize(self, job: str, first: HourWindow, last: HourWindow, **options: Any) -> RunSummary:
         """`materialize_range` on this instance."""
         result = materialize_range(self.instance, job, first, last, **options)
-        return Ran(
+        return RunSummary(
             run_id=result.run_id,
             materializations=len(result.get_asset_materialization_events()),
             failed_checks=sum(not e.passed for e in result.get_asset_check_evaluations()),

@@ -1,4 +1,4 @@
-"""Starts what runs beside us: the database, Dagster's home, its webserver and its daemon. Loopback only."""
+"""Prepares DAGSTER_HOME and runs Dagster's webserver and daemon, on loopback by default."""
 
 import logging
 import os
@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from babylon_rl.database.connection import event_log_url
+from babylon_rl.defs.rename_assets import rename_asset
 from babylon_rl.errors import ConfigError
 from babylon_rl.settings import Settings
 
@@ -22,7 +23,7 @@ def dagster_home(settings: Settings) -> Path:
 
 
 def prepare_dagster(settings: Settings) -> dict[str, str]:
-    """Make DAGSTER_HOME ready and tell this process and its children about it.
+    """Make DAGSTER_HOME ready, bring an older instance up to date, and set the variables that Dagster reads.
 
     Returns:
         The variables set, for a shell (`babylon-rl env`).
@@ -46,6 +47,8 @@ def prepare_dagster(settings: Settings) -> dict[str, str]:
         "DAGSTER_DISABLE_TELEMETRY": "yes",
     }
     os.environ.update(variables)
+    # Instances from before 2026-11 know the asset under its first name.
+    rename_asset(variables["BABYLON_DAGSTER_URL"], "trajectory_groups", "contextualized_groups")
     return variables
 
 
@@ -55,7 +58,7 @@ def up(settings: Settings, *, port: int, host: str = "127.0.0.1") -> int:
     Args:
         settings: Says where everything lives.
         port: Of the webserver.
-        host: Loopback unless the operator decides otherwise.
+        host: Address to listen on.
 
     Returns:
         The exit status of whichever ended first; 0 when the user stopped us.

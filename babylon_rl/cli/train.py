@@ -1,4 +1,4 @@
-"""`babylon-rl train`: drives the same Dagster assets iteration by iteration and prints what the game's `train_mmo.py` prints."""
+"""`babylon-rl train`: materializes the Dagster assets iteration by iteration; prints what the game's `train_mmo.py` prints."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -33,7 +33,7 @@ class TrainOptions:
 def train(workspace: Workspace, options: TrainOptions, console: Console) -> list[Checkpoint]:
     """Train up to `iterations` checkpoints from what is recorded, oldest windows first.
 
-    A batch that a killed training left planned is finished first, with the windows it was planned with.
+    A batch that an interrupted training had planned is trained first, with the windows it was planned with.
 
     Returns:
         The checkpoints made in this call; fewer than asked for when the windows ran out.
@@ -77,7 +77,7 @@ def _iterate(
             _prepare(workspace, options, run=run, runner=runner, need=size)
         else:
             console.print(
-                f"Finishing checkpoint {plan.step}, which an interrupted training had planned on "
+                f"Resuming checkpoint {plan.step}, which an interrupted training had planned with "
                 f"{len(plan.windows)} windows",
                 highlight=False,
             )
@@ -89,7 +89,7 @@ def _iterate(
             return None
         batch = list(plan.windows) if plan is not None else [r.window_id for r in ledger.ready(up_to=target)[:size]]
         console.print(f"Found {len(batch)} windows with {options.min_agents}+ agents", highlight=False)
-        _tell_windows(workspace, batch, console)
+        _print_windows(workspace, batch, console)
         console.print(f"\nTraining on {len(batch)} windows...", highlight=False)
         with run.phase("train", f"iteration {iteration} of {options.iterations}") as phase:
             runner.materialize(
@@ -106,9 +106,8 @@ def _iterate(
         if options.evaluate:
             decisions = workspace.settings.serving.evaluation_windows * 3
             with run.phase("evaluate", checkpoint.name, total=decisions) as phase:
-                runner.materialize("policy", target, target, assets=["policy_evaluation"],
-                    resources={"workspace": workspace, "progress": phase},
-                )  # fmt: skip
+                resources = {"workspace": workspace, "progress": phase}
+                runner.materialize("policy", target, target, assets=["policy_evaluation"], resources=resources)
     console.print(f"✅ Iteration {iteration} complete! Checkpoint: step {checkpoint.step}", highlight=False)
     return checkpoint
 
@@ -121,13 +120,12 @@ def _prepare(workspace: Workspace, options: TrainOptions, *, run: RunProgress, r
     for first, last in contiguous(pending):
         total = sum(1 for _ in first.until(last))
         with run.phase("judge", f"{first} to {last}" if first != last else str(first), total=total) as phase:
-            runner.materialize("windows", first, last,
-                config={"contextualized_groups": {"min_agents": options.min_agents}},
-                resources={"workspace": workspace, "progress": phase},
-            )  # fmt: skip
+            config = {"contextualized_groups": {"min_agents": options.min_agents}}
+            resources = {"workspace": workspace, "progress": phase}
+            runner.materialize("windows", first, last, config=config, resources=resources)
 
 
-def _tell_windows(workspace: Workspace, batch: list[str], console: Console) -> None:
+def _print_windows(workspace: Workspace, batch: list[str], console: Console) -> None:
     shown = batch[:5]
     for window_id in shown:
         window = HourWindow.parse(window_id)
@@ -148,7 +146,7 @@ def _tell_windows(workspace: Workspace, batch: list[str], console: Console) -> N
         ):
             console.print(line, highlight=False, markup=False)
     if len(batch) > len(shown):
-        console.print(f"  … and {len(batch) - len(shown)} windows more", highlight=False)
+        console.print(f"  … and {len(batch) - len(shown)} more windows", highlight=False)
 
 
 def _missing(workspace: Workspace, options: TrainOptions) -> str:
@@ -156,5 +154,5 @@ def _missing(workspace: Workspace, options: TrainOptions) -> str:
     ready = len(workspace.ledger.ready())
     return (
         f"{ready} unused windows with {options.min_agents}+ agents are ready, {size} make one training; "
-        "run `babylon-rl check-windows`: it names what is missing and the command that mends it"
+        "run `babylon-rl check-windows`: it names what is missing and the next command"
     )

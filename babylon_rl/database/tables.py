@@ -113,6 +113,7 @@ contextualized_groups = Table(
     Column("turns", Integer, nullable=False),
     Column("body", LargeBinary, nullable=False),  # types.TrajectoryGroup: what agents saw and said
     Column("hindsight", LargeBinary, nullable=False),  # types.Hindsight: the judge's eyes only
+    Column("min_agents", Integer),  # distinct agents asked for when it was made; null: made before this was recorded
     Column("made_from", Text),  # "<data version of windows>|<of window_outcomes>"; differs now: view stale_windows
 )
 

@@ -1,4 +1,4 @@
-"""The whole flow, one file. Each body serves one window or a range of them; the partition key is the windowId.
+"""The whole flow in one file, an asset per step. Each body serves one window or a range; the partition key is the windowId.
 
 raw_trajectories ─┐
 market_outcomes ──┴─► contextualized_groups ─► ruler_scores ─► trained_checkpoint ─► policy_evaluation
@@ -23,6 +23,7 @@ from babylon_rl.pipeline.train import train_range
 from babylon_rl.pipeline.window_result import WindowResult
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.report import row_outcomes
+from babylon_rl.report.pictures import lift_curve
 from babylon_rl.store.dropout import drop_out
 from babylon_rl.store.row_outcomes import count_row_outcomes
 from babylon_rl.windows import HourWindow
@@ -31,54 +32,20 @@ RANGE = dg.BackfillPolicy.single_run()
 
 
 class GroupingConfig(dg.Config):
-    """What makes a group."""
+    """How groups are made."""
 
     min_agents: int | None = None
-    """Distinct usable agents a window needs; unset: BABYLON_MIN_AGENTS."""
+    """Distinct usable agents that a group needs; unset: BABYLON_MIN_AGENTS."""
 
 
 class TrainingConfig(dg.Config):
-    """What one training takes."""
+    """How a checkpoint is trained."""
 
     windows_per_iteration: int | None = None
     """Windows one checkpoint consumes; unset: BABYLON_MIN_WINDOWS."""
 
     learning_rate: float | None = None
     """Unset: BABYLON_LEARNING_RATE, or the trainer's own."""
-
-
-def _tell(context: dg.AssetExecutionContext, window: HourWindow, stage: WindowResult) -> None:
-    """Metadata of one window, also inside a range run."""
-    context.add_asset_metadata(
-        {
-            "dagster/row_count": stage.count,
-            "data_version": stage.data_version[:12],
-            "changed": stage.changed,
-            **{k: dg.MetadataValue.null() if v is None else v for k, v in stage.facts.items()},
-        },
-        partition_key=str(window),
-    )
-
-
-def _where_rows_ended(workspace: Workspace, windows: Sequence[HourWindow]) -> dict[str, dg.MetadataValue]:
-    """The outcomes of all rows of the run's windows, as a table and a picture."""
-    ends = count_row_outcomes(workspace.store.engine, windows)
-    records = [dg.TableRecord(r) for r in row_outcomes.table(ends)]
-    return {
-        "rows_accounted_for": dg.MetadataValue.int(sum(e.total for e in ends)),
-        "row_outcomes": dg.MetadataValue.table(records, schema=_ROW_OUTCOMES),
-        "row_outcomes_by_window": dg.MetadataValue.md(row_outcomes.picture(ends)),
-    }
-
-
-_ROW_OUTCOMES = dg.TableSchema(
-    [
-        dg.TableColumn("status", "string"),
-        dg.TableColumn("reason", "string"),
-        dg.TableColumn("rows", "int"),
-        dg.TableColumn("share_pct", "float"),
-    ]
-)
 
 
 @dg.asset(partitions_def=HOURLY, backfill_policy=RANGE, group_name="windows", kinds={"postgres"}, code_version="1")
@@ -88,7 +55,7 @@ def raw_trajectories(
     """One stitched trajectory per usable agent of the window; every source row is accounted for."""
     with dagster_failures():
         for window in HourWindow.parse_all(context.partition_keys):
-            _tell(context, window, ingest_window(window, workspace.game, workspace.store))
+            _add_window_metadata(context, window, ingest_window(window, workspace.game, workspace.store))
     return dg.MaterializeResult()
 
 
@@ -96,11 +63,13 @@ def raw_trajectories(
 def market_outcomes(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.MaterializeResult[None]:
-    """What each market of the closed window really did. For judges only."""
+    """What each market of the closed window did. For judges only: no policy ever reads it."""
     now, sync = datetime.now(UTC), workspace.owns_game
     with dagster_failures():
         for window in HourWindow.parse_all(context.partition_keys):
-            _tell(context, window, snapshot_outcomes(window, workspace.game, workspace.store, now=now, sync=sync))
+            _add_window_metadata(
+                context, window, snapshot_outcomes(window, workspace.game, workspace.store, now=now, sync=sync)
+            )
     return dg.MaterializeResult()
 
 
@@ -115,14 +84,14 @@ def market_outcomes(
 def contextualized_groups(
     context: dg.AssetExecutionContext, config: GroupingConfig, workspace: dg.ResourceParam[Workspace]
 ) -> dg.MaterializeResult[None]:
-    """At most one group a window: what its agents saw and said and, stored apart, the hindsight for the judge."""
+    """At most one group per window: what its agents saw and said and, stored apart, the hindsight for the judge."""
     min_agents = config.min_agents or workspace.settings.training.min_agents
     with dagster_failures():
         windows = HourWindow.parse_all(context.partition_keys)
         for window in windows:
-            _tell(context, window, group_window(window, workspace.store, min_agents=min_agents))
+            _add_window_metadata(context, window, group_window(window, workspace.store, min_agents=min_agents))
         # Once a run, on its last window: a picture for each would swell the event log.
-        context.add_asset_metadata(_where_rows_ended(workspace, windows), partition_key=str(windows[-1]))
+        context.add_asset_metadata(_row_outcome_metadata(workspace, windows), partition_key=str(windows[-1]))
     return dg.MaterializeResult()
 
 
@@ -140,7 +109,7 @@ def ruler_scores(
     judge: dg.ResourceParam[Judge],
     progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult[None]:
-    """One score in [0, 1] per member of a group, comparable only inside it. Nothing is judged twice."""
+    """One score in [0, 1] per member of a group, comparable only inside the group. No group is judged twice."""
     with dagster_failures():
         windows = HourWindow.parse_all(context.partition_keys)
         settings = workspace.settings
@@ -164,8 +133,8 @@ def ruler_scores(
         )
         for window in out:
             context.add_asset_metadata({"dagster/row_count": 0, "dropped_out": True}, partition_key=str(window))
-        for window, stage in scored.items():
-            _tell(context, window, stage)
+        for window, result in scored.items():
+            _add_window_metadata(context, window, result)
     return dg.MaterializeResult()
 
 
@@ -183,7 +152,7 @@ def trained_checkpoint(
     workspace: dg.ResourceParam[Workspace],
     progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult[None]:
-    """The policy as of the hour: trains when enough unused, judged windows wait, else has nothing to do."""
+    """A checkpoint of the policy, trained when enough unused, judged windows are ready; otherwise nothing is trained."""
     with dagster_failures():
         outcomes = train_range(
             workspace,
@@ -210,7 +179,7 @@ def policy_evaluation(
     workspace: dg.ResourceParam[Workspace],
     progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult[None]:
-    """Each new checkpoint beside its base on the same held-out windows: mean P&L, paired lift with an interval."""
+    """Each new checkpoint compared with its base on the same held-out windows: mean P&L, and the lift with its interval."""
     with dagster_failures():
         for window in HourWindow.parse_all(context.partition_keys):
             checkpoint = workspace.ledger.trained_in(window)
@@ -219,7 +188,7 @@ def policy_evaluation(
                 continue
             result = evaluate.evaluate_checkpoint(workspace, checkpoint.step, progress=progress)
             context.add_asset_metadata(
-                {**result.facts(), "curve": dg.MetadataValue.md(evaluate.curve_markdown(workspace))},
+                {**result.facts(), "curve": dg.MetadataValue.md(lift_curve(evaluate.lift_by_step(workspace)))},
                 partition_key=str(window),
             )
     return dg.MaterializeResult()
@@ -227,3 +196,37 @@ def policy_evaluation(
 
 ASSETS = [raw_trajectories, market_outcomes, contextualized_groups, ruler_scores, trained_checkpoint, policy_evaluation]
 WINDOW_ASSETS = ASSETS[:4]
+
+
+def _add_window_metadata(context: dg.AssetExecutionContext, window: HourWindow, result: WindowResult) -> None:
+    """Show what was done with one window; a range run shows it for each of its windows."""
+    context.add_asset_metadata(
+        {
+            "dagster/row_count": result.count,
+            "data_version": result.data_version[:12],
+            "changed": result.changed,
+            **{k: dg.MetadataValue.null() if v is None else v for k, v in result.facts.items()},
+        },
+        partition_key=str(window),
+    )
+
+
+def _row_outcome_metadata(workspace: Workspace, windows: Sequence[HourWindow]) -> dict[str, dg.MetadataValue]:
+    """How many rows of the run's windows ended with which status and reason, as a table and a picture."""
+    ends = count_row_outcomes(workspace.store.engine, windows)
+    records = [dg.TableRecord(r) for r in row_outcomes.table(ends)]
+    return {
+        "rows_accounted_for": dg.MetadataValue.int(sum(e.total for e in ends)),
+        "row_outcomes": dg.MetadataValue.table(records, schema=_ROW_OUTCOMES),
+        "row_outcomes_by_window": dg.MetadataValue.md(row_outcomes.picture(ends)),
+    }
+
+
+_ROW_OUTCOMES = dg.TableSchema(
+    [
+        dg.TableColumn("status", "string"),
+        dg.TableColumn("reason", "string"),
+        dg.TableColumn("rows", "int"),
+        dg.TableColumn("share_pct", "float"),
+    ]
+)

@@ -1,8 +1,8 @@
-"""What runs without anyone watching: a schedule prepares each hour when it has closed, a sensor prepares what the
-schedule missed (late rows, hours during which nothing ran), and another asks for training.
+"""Schedules and sensors: a schedule prepares each hour once it has closed, a sensor prepares the hours that the schedule
+missed (late rows, hours during which nothing ran), and another sensor requests training.
 
-The sensors are safe to kill: what they ask for is computed from the database, so a tick repeated asks for the same
-run under the same key. A key used once is used for ever, so a retry after a failed run counts the failures.
+A sensor may be killed at any time: its request follows from the database, so a repeated tick requests the same run under
+the same run key. Dagster uses a run key only once, so the key counts the failures of earlier attempts.
 """
 
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from babylon_rl.windows import HourWindow
 MAX_ATTEMPTS: Final = 3
 STEP_TAG: Final = "babylon_rl/step"
 MISSED_TAG: Final = "babylon_rl/missed_windows"
-ASKED_TAG: Final = "babylon_rl/asked_for"
+REQUEST_KEY_TAG: Final = "babylon_rl/asked_for"  # as in stored runs: attempts made before are counted
 RANGE_START: Final = "dagster/asset_partition_range_start"
 RANGE_END: Final = "dagster/asset_partition_range_end"
 WINDOWS_PER_RUN: Final = 200
@@ -29,14 +29,14 @@ windows_job = dg.define_asset_job(
     "windows",
     selection=dg.AssetSelection.assets(*WINDOW_ASSETS),
     executor_def=dg.in_process_executor,
-    description="Rows → outcomes → groups → scores, with their checks, for one hour or a range.",
+    description="Trajectories, outcomes, groups and scores with their checks, for one hour or a range.",
 )
 
 policy_job = dg.define_asset_job(
     "policy",
     selection=dg.AssetSelection.assets(*ASSETS[4:]),
     executor_def=dg.in_process_executor,
-    description="Train when enough windows wait, then evaluate the new checkpoint.",
+    description="Train when enough windows are ready, then evaluate the new checkpoint.",
 )
 
 hourly_windows = dg.build_schedule_from_partitioned_job(
@@ -73,19 +73,19 @@ def prepare_missed_windows(
     failed: list[str] = []
     for first, last in contiguous(pending):
         last = min(last, first.next(WINDOWS_PER_RUN - 1))
-        asked_for = [w for w in pending if first <= w <= last]
-        # Rows that come later make another version of the same windows: asked for again, and under another key.
-        asked = f"{first}/{last}/{len(asked_for)}/{count_changes(workspace.store.engine, asked_for)}"
-        tried = context.instance.get_runs(filters=dg.RunsFilter(tags={ASKED_TAG: asked}))
+        requested = [w for w in pending if first <= w <= last]
+        # Rows that come later make another version of the same windows: requested again, under another key.
+        request_key = f"{first}/{last}/{len(requested)}/{count_changes(workspace.store.engine, requested)}"
+        tried = context.instance.get_runs(filters=dg.RunsFilter(tags={REQUEST_KEY_TAG: request_key}))
         failures = sum(r.is_failure_or_canceled for r in tried)
         if failures < MAX_ATTEMPTS:
             return dg.RunRequest(
-                run_key=f"missed/{asked}/{failures}",
-                tags={MISSED_TAG: "yes", ASKED_TAG: asked, RANGE_START: str(first), RANGE_END: str(last)},
+                run_key=f"missed/{request_key}/{failures}",
+                tags={MISSED_TAG: "yes", REQUEST_KEY_TAG: request_key, RANGE_START: str(first), RANGE_END: str(last)},
             )
-        failed.append(str(first))  # its neighbours in time do not wait for it
+        failed.append(str(first))  # other ranges do not wait for it
     return dg.SkipReason(
-        f"preparing {', '.join(failed)} failed {MAX_ATTEMPTS} times; look at the last run and mend the cause"
+        f"preparing {', '.join(failed)} failed {MAX_ATTEMPTS} times; look at the last run and fix the cause"
     )
 
 
@@ -98,7 +98,7 @@ def prepare_missed_windows(
 def train_when_ready(
     context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.RunRequest | dg.SkipReason:
-    """Requests one training when BABYLON_MIN_WINDOWS unused, judged windows wait."""
+    """Requests one training when BABYLON_MIN_WINDOWS unused, judged windows are ready."""
     ledger, needed = workspace.ledger, workspace.settings.training.min_windows
     due = ledger.next_partition(needed)
     if due is None:
@@ -112,7 +112,7 @@ def train_when_ready(
     failures = sum(r.is_failure_or_canceled for r in runs)
     if failures >= MAX_ATTEMPTS:
         return dg.SkipReason(
-            f"training {ledger.lineage}@{step} failed {failures} times; look at its last run, mend the cause and "
+            f"training {ledger.lineage}@{step} failed {failures} times; look at its last run, fix the cause and "
             f"materialize trained_checkpoint for {due} by hand"
         )
     return dg.RunRequest(

@@ -1,102 +1,83 @@
-"""The data-quality gates: one claim each, one verdict per window. Training uses a window when all have passed.
+"""Dagster's asset checks, made of the registry in `pipeline/checks.py`: one result per window, in any run.
 
-A window without a group fails nothing: there is nothing in it that could train (`members: 0`).
+In a range run a plain `AssetCheckResult` writes one row without a partition, which counts for every window. So
+a check here yields one `AssetCheckEvaluation` per partition, aimed at that partition's materialization
+(without the target Dagster takes the check for not run), and keeps the result as data that training obeys. The
+evaluation does not block the run, the spec does gate automation: one bad window stops only itself.
 """
 
+from collections.abc import Iterator
+
+import dagster as dg
+from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+    AssetCheckEvaluationTargetMaterializationData,
+)
+
 from babylon_rl.defs.assets import contextualized_groups, ruler_scores
-from babylon_rl.defs.per_window import per_window_check
+from babylon_rl.defs.failures import dagster_failures
 from babylon_rl.pipeline import checks
 from babylon_rl.pipeline.workspace import Workspace
-from babylon_rl.store.dropout import is_dropped
-from babylon_rl.store.judge_audits import audit_of
-from babylon_rl.store.judge_calls import cost_of
-from babylon_rl.store.row_outcomes import row_outcomes_of
-from babylon_rl.types import CheckResult
+from babylon_rl.store.check_results import write_check_result
 from babylon_rl.windows import HourWindow
 
 
-@per_window_check(contextualized_groups)
-def groups_have_enough_agents(window: HourWindow, workspace: Workspace) -> CheckResult:
-    """A group of fewer distinct agents than BABYLON_MIN_AGENTS compares too little to teach anything."""
-    return checks.enough_agents(workspace.store.group(window), workspace.store.trajectories(window))
-
-
-@per_window_check(contextualized_groups)
-def groups_hold_only_what_was_logged(window: HourWindow, workspace: Workspace) -> CheckResult:
-    """No leak: every message that may train is, to the byte, one the game logged before the decision's outcome."""
-    with workspace.game.connect() as conn:
-        return checks.only_what_was_logged(
-            conn, window, workspace.store.group(window), workspace.store.hindsight(window)
-        )
-
-
-@per_window_check(contextualized_groups)
-def groups_have_trainable_tokens(window: HourWindow, workspace: Workspace) -> CheckResult:
-    """A group whose answers are empty would cost a training and move no weight."""
-    return checks.trainable_tokens(workspace.store.group(window))
-
-
-@per_window_check(contextualized_groups)
-def every_row_is_accounted_for(window: HourWindow, workspace: Workspace) -> CheckResult:
-    """Nothing lost: each row of the game's table in this window stands in `row_outcomes` once, and no other."""
-    store = workspace.store
-    with workspace.game.connect() as conn:
-        return checks.every_row_accounted(conn, window, store.rows_read(window), row_outcomes_of(store.engine, window))
-
-
-@per_window_check(ruler_scores)
-def scores_are_in_unit_interval(window: HourWindow, workspace: Workspace) -> CheckResult:
-    """A score outside [0, 1] means that the judge's reply was misread; never train on it."""
-    return checks.scores_in_unit_interval(workspace.store.judgment(window))
-
-
-@per_window_check(ruler_scores)
-def every_member_has_one_score(window: HourWindow, workspace: Workspace) -> CheckResult:
-    """Scores match members by id, one each: a group judged in part is not judged."""
-    if is_dropped(workspace.store.engine, workspace.settings.lineage, window):
-        return CheckResult(
-            passed=True, facts={"dropped_out": True}
-        )  # not judged on purpose; without a judgment none trains
-    return checks.one_score_per_member(workspace.store.group(window), workspace.store.judgment(window))
-
-
-@per_window_check(ruler_scores)
-def scores_are_not_all_equal(window: HourWindow, workspace: Workspace) -> CheckResult:
-    """Equal scores have no advantage in them; the window is kept out whole."""
-    return checks.scores_spread(workspace.store.judgment(window))
-
-
-@per_window_check(ruler_scores)
-def judge_is_fit(window: HourWindow, workspace: Workspace) -> CheckResult:
-    """A judge that its audit found biased, talked to or blind to outcomes must not teach."""
-    judgment = workspace.store.judgment(window)
-    if judgment is None:
-        return checks.judge_fit(None, None)
-    audit = audit_of(workspace.store.engine, judgment.judge_model, judgment.judge_version)
-    return checks.judge_fit(judgment, None if audit is None else (audit.fit, audit.figures))
-
-
-@per_window_check(ruler_scores)
-def judging_stays_within_budget(window: HourWindow, workspace: Workspace) -> CheckResult:
-    """The window was not left unjudged because JUDGE_BUDGET_USD was spent; what it cost is beside it."""
-    cost = cost_of(workspace.store.engine, str(window))
-    return checks.within_budget(
-        workspace.store.group(window),
-        workspace.store.judgment(window),
-        denied=cost.denied,
-        cost_usd=cost.cost_usd,
-        budget_usd=workspace.settings.judge.budget_usd,
+def asset_check(check: checks.Check, asset: dg.AssetsDefinition) -> dg.AssetChecksDefinition:
+    """The asset check of one declared check."""
+    spec = dg.AssetCheckSpec(
+        check.name, asset=asset.key, partitions_def=asset.partitions_def, blocking=True, description=check.description
     )
 
+    @dg.multi_asset_check(specs=[spec], name=f"check_{check.name}")
+    def run_check(
+        context: dg.AssetCheckExecutionContext, workspace: dg.ResourceParam[Workspace]
+    ) -> Iterator[dg.Output[None] | dg.AssetCheckEvaluation]:
+        keys = list(context.partition_keys)
+        yield dg.Output(None, output_name=next(iter(context.op_execution_context.selected_output_names)))
+        latest = context.instance.get_latest_storage_id_by_partition(
+            asset.key, dg.DagsterEventType.ASSET_MATERIALIZATION, set(keys)
+        )
+        with dagster_failures():
+            for key in keys:
+                window = HourWindow.parse(key)
+                result = check.run(window, workspace)
+                write_check_result(workspace.store.engine, window, check.name, result)
+                target = None
+                if key in latest:
+                    target = AssetCheckEvaluationTargetMaterializationData(
+                        storage_id=latest[key], run_id=context.run.run_id, timestamp=0.0
+                    )
+                yield dg.AssetCheckEvaluation(
+                    asset_key=asset.key,
+                    check_name=check.name,
+                    passed=result.passed,
+                    partition=key,
+                    metadata={k: _metadata_value(v) for k, v in result.facts.items()},
+                    severity=dg.AssetCheckSeverity.ERROR,
+                    blocking=False,
+                    target_materialization_data=target,
+                )
 
-CHECKS = [
-    groups_have_enough_agents,
-    groups_hold_only_what_was_logged,
-    groups_have_trainable_tokens,
-    every_row_is_accounted_for,
-    scores_are_in_unit_interval,
-    every_member_has_one_score,
-    scores_are_not_all_equal,
-    judge_is_fit,
-    judging_stays_within_budget,
-]
+    return run_check
+
+
+def _metadata_value(value: object) -> dg.MetadataValue:
+    """Numbers stay numbers (Dagster charts them); lists and objects show as JSON."""
+    match value:
+        case None:
+            return dg.MetadataValue.null()
+        case bool():
+            return dg.MetadataValue.bool(value)
+        case int():
+            return dg.MetadataValue.int(value)
+        case float():
+            return dg.MetadataValue.float(value)
+        case str():
+            return dg.MetadataValue.text(value)
+        case list() | tuple() | dict():
+            return dg.MetadataValue.json(value)
+        case _:
+            return dg.MetadataValue.text(str(value))
+
+
+_CHECKED = {"contextualized_groups": contextualized_groups, "ruler_scores": ruler_scores}
+CHECKS = [asset_check(check, _CHECKED[check.asset]) for check in checks.CHECKS]

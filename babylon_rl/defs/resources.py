@@ -1,4 +1,4 @@
-"""Thin factories: each opens a plain object of the domain and closes it. Assets ask for the plain object."""
+"""Resources: each opens a plain object of the domain and closes it. Assets ask for the plain object."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -37,7 +37,7 @@ def judge_resource(context: dg.InitResourceContext) -> Judge:
 
 
 class ProgressResource(dg.ConfigurableResource[Progress]):
-    """Nobody watches, unless a command passes its own."""
+    """Reports progress to nobody; a command passes its own callback instead."""
 
     def create_resource(self, context: dg.InitResourceContext) -> Progress:
         """Ignore progress."""

@@ -5,8 +5,6 @@ Every policy plays at the temperature it is served with, through the endpoint it
 """
 
 import asyncio
-import base64
-import io
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -153,25 +151,9 @@ def curve(workspace: Workspace) -> list[CurveRow]:
     return read_curve(workspace.store.engine, workspace.settings.lineage, suite_of(workspace).name)
 
 
-def curve_markdown(workspace: Workspace) -> str:
-    """The learning curve as a picture that Dagster's metadata can show."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib.figure import Figure
-
+def lift_by_step(workspace: Workspace) -> "dict[int, Interval]":
+    """Every evaluated checkpoint's lift over the base on the present suite, in US dollars a window."""
     from babylon_rl.common.statistics import paired_bootstrap
 
     rows = curve(workspace)
-    figure = Figure(figsize=(6, 3), layout="constrained")
-    axes = figure.add_subplot()
-    steps = [r.step for r in rows]
-    lifts = [paired_bootstrap(rows[0].result.pnl_usd, r.result.pnl_usd, resamples=2000) for r in rows]
-    axes.axhline(0, color="0.6", linewidth=1)
-    axes.fill_between(steps, [i.lo for i in lifts], [i.hi for i in lifts], alpha=0.2)
-    axes.plot(steps, [i.mean for i in lifts], marker="o")
-    axes.set_xlabel("checkpoint")
-    axes.set_ylabel("lift over base, $ a window")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110, metadata={"Software": None})
-    return f"![learning curve](data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()})"
+    return {r.step: paired_bootstrap(rows[0].result.pnl_usd, r.result.pnl_usd, resamples=2000) for r in rows}

@@ -17,7 +17,7 @@ def group_window(window: HourWindow, store: Store, *, min_agents: int) -> Window
     if made is not None:
         hindsight = hindsight_for(made, trajectories, store.outcomes(window))
     outcomes = decide_row_outcomes(row_outcomes_of(store.engine, window), made)
-    version, changed = store.write_group(window, made, hindsight, outcomes)
+    version, changed = store.write_group(window, made, hindsight, outcomes, min_agents=min_agents)
     members = 0 if made is None else len(made.members)
     turns = 0 if made is None else sum(len(m.turns) for m in made.members)
     return WindowResult(

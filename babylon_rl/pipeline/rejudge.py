@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from babylon_rl.common.rank_agreement import kendall_tau
 from babylon_rl.judging.judge import Judge
 from babylon_rl.judging.score import Item, score_groups
-from babylon_rl.pipeline import checks
+from babylon_rl.pipeline.checks import CHECKS
+from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.check_results import write_check_result
-from babylon_rl.store.judge_audits import audit_of
-from babylon_rl.store.judge_calls import cost_of
 from babylon_rl.store.ledger import find_trainings
-from babylon_rl.store.windows import Store
-from babylon_rl.types import Judgment, TrajectoryGroup
+from babylon_rl.types import Judgment
 from babylon_rl.windows import HourWindow
 
 
@@ -56,7 +54,7 @@ class RejudgeReport:
 
 
 def rejudge(
-    store: Store,
+    workspace: Workspace,
     judge: Judge,
     windows: Sequence[HourWindow],
     *,
@@ -66,7 +64,7 @@ def rejudge(
     """Judge the groups of `windows` with `judge`; what it judged before costs nothing.
 
     Args:
-        store: Holds groups and judgments.
+        workspace: Its store holds groups and judgments.
         judge: The new judge.
         windows: Those without a group are left out.
         make_current: Let the new judgments speak for their windows, with the verdicts that training obeys.
@@ -76,6 +74,7 @@ def rejudge(
         TransientError: The judge is out of reach; what arrived is kept.
         ConfigError: It refuses us.
     """
+    store = workspace.store
     items: dict[HourWindow, Item] = {}
     for w in windows:
         group, hindsight = store.group(w), store.hindsight(w)
@@ -110,7 +109,7 @@ def rejudge(
         )
         if make_current and new is not None:
             store.set_current_judgment(w, group.group_id, new.key)
-            _write_judge_results(store, w, group, new)
+            _check_judgment(workspace, w)
     return RejudgeReport(
         windows=tuple(replayed),
         calls=report.calls,
@@ -123,19 +122,11 @@ def rejudge(
     )
 
 
-def _write_judge_results(store: Store, window: HourWindow, group: TrajectoryGroup, judgment: Judgment) -> None:
-    """The verdicts that speak of a judgment, for the new one: those of the old are void."""
-    audit = audit_of(store.engine, judgment.judge_model, judgment.judge_version)
-    for name, verdict in {
-        "scores_are_in_unit_interval": checks.scores_in_unit_interval(judgment),
-        "every_member_has_one_score": checks.one_score_per_member(group, judgment),
-        "scores_are_not_all_equal": checks.scores_spread(judgment),
-        "judge_is_fit": checks.judge_fit(judgment, None if audit is None else (audit.fit, audit.figures)),
-        "judging_stays_within_budget": checks.within_budget(
-            group, judgment, denied=False, cost_usd=cost_of(store.engine, str(window)).cost_usd, budget_usd=None
-        ),
-    }.items():
-        write_check_result(store.engine, window, name, verdict)
+def _check_judgment(workspace: Workspace, window: HourWindow) -> None:
+    """Run the checks that speak of a judgment on the new one: the results of the old are void."""
+    for check in CHECKS:
+        if check.speaks_of_judgment:
+            write_check_result(workspace.store.engine, window, check.name, check.run(window, workspace))
 
 
 def _name_judgment(key: str, old: Judgment | None, new: Judgment | None) -> str:

@@ -3,29 +3,16 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Final
 
 import sqlalchemy as sa
 
 from babylon_rl.database.connection import connect, game_url, platform_url
 from babylon_rl.database.ownership import created_by_us
+from babylon_rl.pipeline.checks import REQUIRED_CHECKS
 from babylon_rl.policy.process import base_of, running_server
 from babylon_rl.settings import Settings
 from babylon_rl.store.ledger import Ledger
 from babylon_rl.store.windows import Store
-
-# Training uses a window only when each of these has passed on it (`defs/checks.py` runs them).
-REQUIRED_CHECKS: Final = (
-    "groups_have_enough_agents",
-    "groups_hold_only_what_was_logged",
-    "groups_have_trainable_tokens",
-    "every_row_is_accounted_for",
-    "scores_are_in_unit_interval",
-    "every_member_has_one_score",
-    "scores_are_not_all_equal",
-    "judge_is_fit",
-    "judging_stays_within_budget",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

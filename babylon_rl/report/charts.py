@@ -1,7 +1,8 @@
-"""The pictures of the page, drawn as SVG by hand: learning curve, differences, bars.
+"""The pictures of the page, as SVG: learning curve, differences, bars; and the primitives that draw them.
 
 Colours and type come from the page's style sheet through classes; nothing here is styled inline, so dark and
 light are the page's business. Every number that is drawn also stands in a table or a text of the page.
+Pictures for Dagster are `report/pictures.py`, made of the same primitives.
 """
 
 import math
@@ -31,11 +32,11 @@ WIDE = Size(name="wide", width=760, height=300)
 NARROW = Size(name="narrow", width=360, height=250)
 
 PHASE_COLOURS = 8  # `phase-0` … of the style sheet
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 58, 14, 40
+LEFT, RIGHT, TOP, BOTTOM = 58, 58, 14, 40
 
 
 @dataclass(frozen=True, slots=True)
-class _Scale:
+class Scale:
     """Maps data to pixels, linearly."""
 
     lo: float
@@ -67,32 +68,32 @@ def learning_curve(report: DemoReport, size: Size) -> Markup:
     explored = [(p.step, p.explored_mean_pnl) for p in points if p.explored_mean_pnl is not None]
     seen = [base, oracle, *(v for p in points for v in (p.lo, p.hi, p.mean_pnl)), *(v for _, v in explored)]
     levels = ticks(min(seen), max(seen))
-    y = _Scale(levels[0], levels[-1], size.height - _BOTTOM, _TOP)
+    y = Scale(levels[0], levels[-1], size.height - BOTTOM, TOP)
     first, last = points[0].step, max(points[-1].step, points[0].step + 1)
-    x = _Scale(first, last, _LEFT + 10, size.width - _RIGHT - 10)
+    x = Scale(first, last, LEFT + 10, size.width - RIGHT - 10)
     digits = formatting.report_digits(report)
 
-    parts = [_y_axis(levels, y, size)]
+    parts = [y_axis(levels, y, size)]
     parts += [
-        _text(x(step), size.height - _BOTTOM + 18, str(step), "tick middle")
-        for step in _whole_steps([p.step for p in points], most=size.width // 40)
+        text(x(step), size.height - BOTTOM + 18, str(step), "tick middle")
+        for step in whole_steps([p.step for p in points], most=size.width // 40)
     ]
-    parts.append(_text((_LEFT + size.width - _RIGHT) / 2, size.height - 4, "training iteration", "axis middle"))
+    parts.append(text((LEFT + size.width - RIGHT) / 2, size.height - 4, "training iteration", "axis middle"))
     for value, style in ((base, "line-base"), (oracle, "line-oracle")):
-        parts.append(_line(_LEFT, y(value), size.width - _RIGHT, y(value), style))
-    parts.append(_polygon([(x(p.step), y(p.hi)) for p in points] + [(x(p.step), y(p.lo)) for p in reversed(points)]))
+        parts.append(line(LEFT, y(value), size.width - RIGHT, y(value), style))
+    parts.append(polygon([(x(p.step), y(p.hi)) for p in points] + [(x(p.step), y(p.lo)) for p in reversed(points)]))
     if len(points) == 1:
         only = points[0]
-        parts.append(_line(x(only.step), y(only.lo), x(only.step), y(only.hi), "line-trained"))
-    parts.append(_polyline([(x(s), y(v)) for s, v in explored], "line-explored"))
-    parts += [_dot(x(s), y(v), 2.5, "dot-explored", f"step {s}, exploring: {_usd(v, digits)}") for s, v in explored]
-    parts.append(_polyline([(x(p.step), y(p.mean_pnl)) for p in points], "line-trained"))
+        parts.append(line(x(only.step), y(only.lo), x(only.step), y(only.hi), "line-trained"))
+    parts.append(polyline([(x(s), y(v)) for s, v in explored], "line-explored"))
+    parts += [dot(x(s), y(v), 2.5, "dot-explored", f"step {s}, exploring: {_usd(v, digits)}") for s, v in explored]
+    parts.append(polyline([(x(p.step), y(p.mean_pnl)) for p in points], "line-trained"))
     for p in points:
         said = f"step {p.step}: {_usd(p.mean_pnl, digits)}, 95 % [{_usd(p.lo, digits)}, {_usd(p.hi, digits)}]"
-        parts.append(_dot(x(p.step), y(p.mean_pnl), 4, "dot-trained", said))
+        parts.append(dot(x(p.step), y(p.mean_pnl), 4, "dot-trained", said))
     ends = [(base, "end-base"), (oracle, "end-oracle"), (points[-1].mean_pnl, "end-trained")]
     for place, (value, style) in zip(_apart([y(v) for v, _ in ends], gap=15), ends, strict=True):
-        parts.append(_text(size.width - _RIGHT + 6, place + 4, formatting.money(value, digits=digits), f"end {style}"))
+        parts.append(text(size.width - RIGHT + 6, place + 4, formatting.money(value, digits=digits), f"end {style}"))
     described = (
         f"Mean P&L per held-out window by training iteration, from {_usd(points[0].mean_pnl, digits)} at step "
         f"{points[0].step} to {_usd(points[-1].mean_pnl, digits)} at step {points[-1].step}. "
@@ -112,39 +113,39 @@ def differences(report: DemoReport, size: Size) -> Markup:
     step = edges[1] - edges[0]
     bins = Counter(min(max(math.floor((v - edges[0]) / step), 0), len(edges) - 2) for v in values)
     tallest = max(bins.values())
-    x = _Scale(edges[0], edges[-1], _LEFT, size.width - 16)
-    top = _TOP + 34
+    x = Scale(edges[0], edges[-1], LEFT, size.width - 16)
+    top = TOP + 34
     levels = [t for t in ticks(0, tallest, about=3) if t == int(t)]
-    y = _Scale(0, max(levels[-1], tallest), size.height - _BOTTOM, top)
+    y = Scale(0, max(levels[-1], tallest), size.height - BOTTOM, top)
 
     parts = [
-        _line(_LEFT, y(level), size.width - 16, y(level), "grid")
-        + _text(_LEFT - 8, y(level) + 4, f"{level:,.0f}", "tick end-anchor")
+        line(LEFT, y(level), size.width - 16, y(level), "grid")
+        + text(LEFT - 8, y(level) + 4, f"{level:,.0f}", "tick end-anchor")
         for level in levels
     ]
     for i, tall in sorted(bins.items()):
         left, right = x(edges[i]), x(edges[i + 1])
         style = "bar-gain" if edges[i] >= 0 else "bar-loss"
         said = f"{formatting.count(tall, 'window')} from {_usd(edges[i], 0)} to {_usd(edges[i + 1], 0)}"
-        parts.append(_rect(left + 0.75, y(tall), max(right - left - 1.5, 0.5), y(0) - y(tall), style, said))
+        parts.append(rect(left + 0.75, y(tall), max(right - left - 1.5, 0.5), y(0) - y(tall), style, said))
     marks = ticks(edges[0], edges[-1], about=size.width // 110)
     tick_digits = 0 if marks[1] - marks[0] >= 1 else 2
     parts += [
-        _text(x(m), size.height - _BOTTOM + 18, _usd(m, tick_digits), "tick middle")
+        text(x(m), size.height - BOTTOM + 18, _usd(m, tick_digits), "tick middle")
         for m in marks
         if edges[0] <= m <= edges[-1]
     ]
-    parts.append(_text((_LEFT + size.width - 16) / 2, size.height - 4, "final less base, per window", "axis middle"))
-    parts.append(_line(x(0), top - 10, x(0), y(0), "zero"))
-    height = _TOP + 14
-    parts += [_line(x(lo), height, x(hi), height, "whisker")]
-    parts += [_line(x(end), height - 4, x(end), height + 4, "whisker") for end in (lo, hi)]
-    parts.append(_dot(x(mean), height, 4.5, "dot-trained", f"mean {_usd(mean, digits)}"))
+    parts.append(text((LEFT + size.width - 16) / 2, size.height - 4, "final less base, per window", "axis middle"))
+    parts.append(line(x(0), top - 10, x(0), y(0), "zero"))
+    height = TOP + 14
+    parts += [line(x(lo), height, x(hi), height, "whisker")]
+    parts += [line(x(end), height - 4, x(end), height + 4, "whisker") for end in (lo, hi)]
+    parts.append(dot(x(mean), height, 4.5, "dot-trained", f"mean {_usd(mean, digits)}"))
     label = f"mean {_usd(mean, digits)}"
     if x(hi) + 8 + 7 * len(label) < size.width:
-        parts.append(_text(x(hi) + 8, height + 4, label, "end end-trained"))
+        parts.append(text(x(hi) + 8, height + 4, label, "end end-trained"))
     else:
-        parts.append(_text(x(lo) - 8, height + 4, label, "end end-trained end-anchor"))
+        parts.append(text(x(lo) - 8, height + 4, label, "end end-trained end-anchor"))
     better = sum(v > 0 for v in values)
     described = (
         f"Histogram of {len(values)} differences: final better in {better}, worse in {sum(v < 0 for v in values)}. "
@@ -197,7 +198,8 @@ def _usd(value: float, digits: int) -> str:
     return formatting.money(value, digits=digits, signed=True)
 
 
-def _whole_steps(steps: Sequence[int], *, most: int) -> list[int]:
+def whole_steps(steps: Sequence[int], *, most: int) -> list[int]:
+    """Every n-th step, at most `most` of them, for the ticks of an axis."""
     every = max(1, math.ceil(len(steps) / most))
     return [s for i, s in enumerate(steps) if i % every == 0]
 
@@ -219,11 +221,12 @@ def _apart(places: Sequence[float], *, gap: float) -> list[float]:
     return moved
 
 
-def _y_axis(levels: Sequence[float], y: _Scale, size: Size) -> Markup:
+def y_axis(levels: Sequence[float], y: Scale, size: Size) -> Markup:
+    """Grid lines and the amounts beside them; the zero line is drawn stronger."""
     digits = 0 if levels[1] - levels[0] >= 1 else 2
     return Markup("").join(
-        _line(_LEFT, y(level), size.width - _RIGHT, y(level), "zero" if level == 0 else "grid")
-        + _text(_LEFT - 8, y(level) + 4, formatting.money(level, digits=digits), "tick end-anchor")
+        line(LEFT, y(level), size.width - RIGHT, y(level), "zero" if level == 0 else "grid")
+        + text(LEFT - 8, y(level) + 4, formatting.money(level, digits=digits), "tick end-anchor")
         for level in levels
     )
 
@@ -236,29 +239,36 @@ def _svg(name: str, size: Size, title: str, described: str, parts: Iterable[Mark
     ).format(size.name, size.width, size.height, own, own, own, title, own, described, Markup("").join(parts))
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
+def line(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
+    """A straight line."""
     return Markup('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(style, x1, y1, x2, y2)
 
 
-def _text(x: float, y: float, text: str, style: str) -> Markup:
-    return Markup('<text class="{}" x="{}" y="{}">{}</text>').format(style, round(x, 2), round(y, 2), text)
+def text(x: float, y: float, words: str, style: str) -> Markup:
+    """Words that begin, end or are centred at a point, by `style`."""
+    return Markup('<text class="{}" x="{}" y="{}">{}</text>').format(style, round(x, 2), round(y, 2), words)
 
 
-def _rect(x: float, y: float, width: float, height: float, style: str, said: str) -> Markup:
-    return Markup(
-        '<rect class="{}" x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}"><title>{}</title></rect>'
-    ).format(style, x, y, width, height, said)
+def rect(x: float, y: float, width: float, height: float, style: str, said: str | None = None) -> Markup:
+    """A filled rectangle; `said` is its tooltip."""
+    drawn = Markup('<rect class="{}" x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}"').format(
+        style, x, y, width, height
+    )
+    return drawn + (Markup("/>") if said is None else Markup("><title>{}</title></rect>").format(said))
 
 
-def _dot(x: float, y: float, radius: float, style: str, said: str) -> Markup:
+def dot(x: float, y: float, radius: float, style: str, said: str) -> Markup:
+    """A point; `said` is its tooltip."""
     return Markup('<circle class="{}" cx="{}" cy="{}" r="{}"><title>{}</title></circle>').format(
         style, x, y, radius, said
     )
 
 
-def _polyline(points: Sequence[tuple[float, float]], style: str) -> Markup:
+def polyline(points: Sequence[tuple[float, float]], style: str) -> Markup:
+    """A line through points."""
     return Markup('<polyline class="{}" points="{}"/>').format(style, " ".join(f"{x},{y}" for x, y in points))
 
 
-def _polygon(points: Sequence[tuple[float, float]]) -> Markup:
+def polygon(points: Sequence[tuple[float, float]]) -> Markup:
+    """The area of an interval."""
     return Markup('<polygon class="band" points="{}"/>').format(" ".join(f"{x},{y}" for x, y in points))

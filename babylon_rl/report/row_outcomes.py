@@ -2,16 +2,19 @@
 
 `python -m babylon_rl.report.row_outcomes` prints the table of `docs/ingest.md`: every status with its reasons.
 
-A picture is one small SVG, drawn by hand, so that a run pays neither for a plotting library nor for a picture per
-window.
+A run draws one small picture of all its windows.
 """
 
-import base64
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
+from markupsafe import Markup
+
+from babylon_rl.report import charts
+from babylon_rl.report.charts import Scale, Size
+from babylon_rl.report.pictures import markdown_picture
 from babylon_rl.types import REASONS, RowOutcomeCounts, RowReason, RowStatus
 
 MOST_BARS: Final = 96
@@ -24,7 +27,9 @@ _COLOURS: Final[Mapping[RowStatus, str]] = {
     RowStatus.EXCLUDED: "#999999",
     RowStatus.QUARANTINED: "#d55e00",
 }
-_WIDTH, _HEIGHT, _LEFT, _BASE, _TOP = 640, 190, 48, 150, 12
+_STYLE: Final = "".join(f".{status.value}{{fill:{colour}}}" for status, colour in _COLOURS.items())
+_SIZE: Final = Size(name="rows", width=640, height=190)
+_LEFT, _BASE, _TOP = 48, 150, 12
 
 
 def table(ends: Sequence[RowOutcomeCounts]) -> list[dict[str, str | int | float]]:
@@ -41,40 +46,37 @@ def table(ends: Sequence[RowOutcomeCounts]) -> list[dict[str, str | int | float]
 
 def picture(ends: Sequence[RowOutcomeCounts]) -> str:
     """Markdown with one stacked bar per window (per several, where there are more than `MOST_BARS`)."""
-    encoded = base64.b64encode(_svg(ends).encode()).decode()
-    return f"![rows by status, window by window](data:image/svg+xml;base64,{encoded})"
-
-
-def _svg(ends: Sequence[RowOutcomeCounts]) -> str:
     bars = list(_bars(ends))
     shown = [status for status in _COLOURS if any(bar[status] for bar in bars)]
-    top = max((bar.total() for bar in bars), default=0) or 1
-    width = (_WIDTH - _LEFT) / max(len(bars), 1)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" '
-        'font-family="sans-serif" font-size="11" fill="#777">',
-        f'<text x="{_LEFT - 6}" y="{_TOP + 8}" text-anchor="end">{top:,}</text>',
-        f'<text x="{_LEFT - 6}" y="{_BASE}" text-anchor="end">0 rows</text>',
-    ]
-    for i, bar in enumerate(bars):
-        y = float(_BASE)
-        for status in shown:
-            height = bar[status] / top * (_BASE - _TOP)
-            y -= height
-            if height:
-                x, w = _LEFT + i * width, max(width * 0.9, 0.5)
-                parts.append(
-                    f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{height:.1f}" fill="{_COLOURS[status]}"/>'
-                )
+    parts = [*_stacks(bars, shown), *_legend(bars, shown)]
     if ends:
-        parts.append(f'<text x="{_LEFT}" y="{_BASE + 14}">{ends[0].window_id}</text>')
-        if len(ends) > 1:
-            parts.append(f'<text x="{_WIDTH}" y="{_BASE + 14}" text-anchor="end">{ends[-1].window_id}</text>')
+        parts.append(charts.text(_LEFT, _BASE + 14, ends[0].window_id, "tick"))
+    if len(ends) > 1:
+        parts.append(charts.text(_SIZE.width, _BASE + 14, ends[-1].window_id, "tick end-anchor"))
+    return markdown_picture("rows by status, window by window", _SIZE, parts, style=_STYLE)
+
+
+def _stacks(bars: Sequence[Counter[RowStatus]], shown: Sequence[RowStatus]) -> Iterator[Markup]:
+    """The axis and the bars; the tallest bar reaches the top."""
+    tallest = max((bar.total() for bar in bars), default=0) or 1
+    y = Scale(0, tallest, _BASE, _TOP)
+    yield charts.text(_LEFT - 6, _TOP + 8, f"{tallest:,}", "tick end-anchor")
+    yield charts.text(_LEFT - 6, _BASE, "0 rows", "tick end-anchor")
+    width = (_SIZE.width - _LEFT) / max(len(bars), 1)
+    for i, bar in enumerate(bars):
+        below = 0
+        for status in shown:
+            if bar[status]:
+                top, bottom = y(below + bar[status]), y(below)
+                yield charts.rect(_LEFT + i * width, top, max(width * 0.9, 0.5), bottom - top, status.value)
+                below += bar[status]
+
+
+def _legend(bars: Sequence[Counter[RowStatus]], shown: Sequence[RowStatus]) -> Iterator[Markup]:
     for i, status in enumerate(shown):
-        x, n = _LEFT + i * 99, sum(bar[status] for bar in bars)
-        parts.append(f'<rect x="{x}" y="{_HEIGHT - 16}" width="9" height="9" fill="{_COLOURS[status]}"/>')
-        parts.append(f'<text x="{x + 12}" y="{_HEIGHT - 8}">{status} {n:,}</text>')
-    return "".join([*parts, "</svg>"])
+        x, rows = _LEFT + i * 99, sum(bar[status] for bar in bars)
+        yield charts.rect(x, _SIZE.height - 16, 9, 9, status.value)
+        yield charts.text(x + 12, _SIZE.height - 8, f"{status} {rows:,}", "tick")
 
 
 def _bars(ends: Sequence[RowOutcomeCounts]) -> Iterator[Counter[RowStatus]]:

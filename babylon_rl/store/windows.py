@@ -196,10 +196,13 @@ class Store(JudgmentStore):
         group: TrajectoryGroup | None,
         hindsight: Hindsight | None,
         outcomes: Iterable[RowOutcome],
+        *,
+        min_agents: int | None = None,
     ) -> tuple[str, bool]:
         """Keep a window's group (or that it has none), its hindsight apart, and its rows' outcomes.
 
-        A new version takes the window's current judgment and verdicts away: they spoke of other data.
+        A new version takes the window's current judgment and verdicts away: they spoke of other data. `min_agents` is
+        what the group was asked for; it is no part of the version.
         """
         ends = sorted(outcomes, key=lambda o: o.source_id)
         version = digest([group, hindsight], depth=_OF_BOTH)
@@ -209,7 +212,8 @@ class Store(JudgmentStore):
             write_row_outcomes(conn, ends)
             made_from = _made_from(conn, w)
             if conn.scalar(sa.select(c.data_version).where(c.window_id == w)) == version:
-                conn.execute(sa.update(t.contextualized_groups).where(c.window_id == w).values(made_from=made_from))
+                asked = {"made_from": made_from, "min_agents": min_agents}
+                conn.execute(sa.update(t.contextualized_groups).where(c.window_id == w).values(asked))
                 return version, False
             for table in (t.contextualized_groups, t.window_judgments, t.check_results):
                 conn.execute(sa.delete(table).where(table.c.window_id == w))
@@ -225,6 +229,7 @@ class Store(JudgmentStore):
                             "turns": sum(len(m.turns) for m in group.members),
                             "body": pack(group, depth=_OF_ONE),
                             "hindsight": pack(hindsight, depth=_OF_ONE),
+                            "min_agents": min_agents,
                             "made_from": made_from,
                         }
                     ],
@@ -237,6 +242,13 @@ class Store(JudgmentStore):
         with self.engine.connect() as conn:
             body = conn.scalar(sa.select(c.body).where(c.window_id == str(window)))
         return None if body is None else unpack(body, TrajectoryGroup)
+
+    def min_agents(self, window: HourWindow) -> int | None:
+        """Distinct agents that the window's group was asked for; None: there is no group, or nobody recorded it."""
+        c = t.contextualized_groups.c
+        with self.engine.connect() as conn:
+            asked: int | None = conn.scalar(sa.select(c.min_agents).where(c.window_id == str(window)))
+        return asked
 
     def is_stale(self, window: HourWindow) -> bool:
         """Whether the window's rows or outcomes changed since its group was made: it must be made anew first."""

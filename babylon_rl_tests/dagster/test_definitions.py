@@ -7,7 +7,7 @@ import pytest
 
 from babylon_rl.definitions import build_defs
 from babylon_rl.defs.checks import CHECKS
-from babylon_rl.pipeline.workspace import REQUIRED_CHECKS
+from babylon_rl.pipeline.checks import REQUIRED_CHECKS
 
 HEAVY = ("art", "torch", "litellm", "wandb", "transformers", "peft", "matplotlib")
 
@@ -38,8 +38,8 @@ def test_the_definitions_load_with_any_resource_replaced() -> None:
 
 
 def test_training_requires_exactly_the_checks_that_run() -> None:
-    defined = {key.name for check in CHECKS for key in check.check_keys}
-    assert defined == set(REQUIRED_CHECKS)
+    defined = [key.name for check in CHECKS for key in check.check_keys]
+    assert defined == list(REQUIRED_CHECKS)
 
 
 @pytest.mark.parametrize("name", ["windows", "policy"])

@@ -12,13 +12,22 @@ from babylon_rl.common.canonical import pack
 from babylon_rl.database import tables as t
 from babylon_rl.defs.assets import WINDOW_ASSETS
 from babylon_rl.errors import ConfigError
-from babylon_rl.pipeline.workspace import REQUIRED_CHECKS, Workspace
+from babylon_rl.pipeline.checks import REQUIRED_CHECKS
+from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.check_results import check_results_of
 from babylon_rl.types import GroupMember, Turn
 from babylon_rl.windows import HourWindow
 
-KEPT = (t.windows, t.window_trajectories, t.row_outcomes, t.window_outcomes, t.contextualized_groups, t.judgments,
-        t.window_judgments, t.check_results)  # fmt: skip
+KEPT = (
+    t.windows,
+    t.window_trajectories,
+    t.row_outcomes,
+    t.window_outcomes,
+    t.contextualized_groups,
+    t.judgments,
+    t.window_judgments,
+    t.check_results,
+)
 
 
 def everything_kept(workspace: Workspace) -> str:
@@ -53,7 +62,7 @@ def test_a_range_is_one_run_with_one_check_result_per_window(
 def test_each_checks_verdict_is_current_for_its_partition(
     workspace: Workspace, runner: Runner, resources: dict[str, object]
 ) -> None:
-    """A plain AssetCheckResult in a range run writes one row without a partition: the tempting cleanup of per_window."""
+    """A plain AssetCheckResult in a range run writes one row without a partition: the tempting cleanup of `asset_check`."""
     spawn_windows(workspace, 2)
     runner.materialize("windows", FIRST, FIRST.next(), resources=resources)
     latest = runner.instance.get_latest_storage_id_by_partition(
@@ -148,9 +157,11 @@ def test_a_window_without_outcomes_is_not_judged_and_says_why(
     ran = runner.materialize("windows", FIRST, FIRST.next(), resources=resources)
     assert ran.failed_checks >= 1
     assert [r.window_id for r in workspace.ledger.ready()] == [str(FIRST.next())]
-    (event,) = list(runner.instance.fetch_materializations(
+    (event,) = list(
+        runner.instance.fetch_materializations(
             dg.AssetRecordsFilter(dg.AssetKey("ruler_scores"), asset_partitions=[str(FIRST)]), limit=1
-        ).records)  # fmt: skip
+        ).records
+    )
     assert "sync-outcomes" in str(event.asset_materialization.metadata["failed"].value)
 
 

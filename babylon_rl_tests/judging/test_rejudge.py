@@ -12,10 +12,14 @@ from babylon_rl.database import tables as t
 from babylon_rl.errors import DataError
 from babylon_rl.judging.hindsight_judge import HindsightJudge
 from babylon_rl.judging.judge import Judge
+from babylon_rl.pipeline.checks import REQUIRED_CHECKS
 from babylon_rl.pipeline.rejudge import RejudgeReport, rejudge
 from babylon_rl.pipeline.score import score_windows
+from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.report.judges import rejudge_table
+from babylon_rl.settings import Settings
 from babylon_rl.store.check_results import check_results_of
+from babylon_rl.store.ledger import Ledger
 from babylon_rl.store.windows import Store
 from babylon_rl.windows import HourWindow
 
@@ -35,7 +39,9 @@ def first_judged(engine: sa.Engine, count: int = 4) -> tuple[Store, list[HourWin
 
 
 def again(store: Store, judge: Judge, windows: list[HourWindow], **more: bool) -> RejudgeReport:
-    return rejudge(store, judge, windows, **more)
+    ledger = Ledger(store.engine, "babylon-mmo", required_checks=REQUIRED_CHECKS)
+    workspace = Workspace(settings=Settings.load(), game=store.engine, store=store, ledger=ledger)
+    return rejudge(workspace, judge, windows, **more)
 
 
 def test_a_new_judgment_does_not_replace_the_current_one(engine: sa.Engine, server: JudgeServer) -> None:

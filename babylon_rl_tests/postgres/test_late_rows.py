@@ -13,12 +13,13 @@ from babylon_rl.ingest.facts import write_facts
 from babylon_rl.ingest.window_summary import refresh
 from babylon_rl.judging.hindsight_judge import HindsightJudge
 from babylon_rl.pipeline import checks
+from babylon_rl.pipeline.checks import REQUIRED_CHECKS
 from babylon_rl.pipeline.group import group_window
 from babylon_rl.pipeline.ingest import ingest_window
 from babylon_rl.pipeline.outcomes import snapshot_outcomes
 from babylon_rl.pipeline.readiness import readiness, recorded_but_not_judged
 from babylon_rl.pipeline.score import score_windows
-from babylon_rl.pipeline.workspace import REQUIRED_CHECKS, Workspace, open_workspace
+from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.settings import Settings
 from babylon_rl.store.check_results import write_check_result
 from babylon_rl.store.dropout import drop_out

@@ -1,0 +1,150 @@
+"""The guide's commands about windows: play them, compute their outcomes, show which can train."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from babylon_rl.report import formatting
+from babylon_rl.settings import Settings
+from babylon_rl.windows import HourWindow
+
+app = typer.Typer()
+console = Console()
+
+
+@app.command("spawn-test-agents")
+def spawn_test_agents(
+    agents: Annotated[int, typer.Option(min=1, help="Agents in every window.")] = 5,
+    duration: Annotated[
+        float, typer.Option(min=0, help="Minutes of wall time after which no further window starts.")
+    ] = 5,
+    windows: Annotated[int, typer.Option(min=1, help="Hours to play.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="Names the world; default BABYLON_SEED or 1.")] = None,
+    policy: Annotated[
+        str,
+        typer.Option(help="guide (five kinds in turn), a strategy, current, or a checkpoint such as babylon-mmo@3."),
+    ] = "guide",
+    start: Annotated[
+        str | None, typer.Option(help="First hour, e.g. 2025-01-15T10:00; default: free hours near now.")
+    ] = None,
+    decision_minutes: Annotated[int, typer.Option(min=1, max=60, help="Simulated minutes between decisions.")] = 20,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of a served policy; default BABYLON_EXPLORE_TEMPERATURE.")
+    ] = None,
+) -> None:
+    """Let test agents play whole hours of the simulated market and record them as the game does."""
+    from contextlib import ExitStack
+
+    from babylon_rl.database.migrate import upgrade
+    from babylon_rl.pipeline.workspace import open_workspace, running_policy_server
+    from babylon_rl.report.screen import run_progress
+    from babylon_rl.simulator.spawn import AgentLineup, free_windows, spawn
+    from babylon_rl.types import policy_name
+
+    settings = Settings.load() if seed is None else Settings.load(BABYLON_SEED=seed)
+    upgrade(settings.database)
+    with open_workspace(settings) as workspace, ExitStack() as stack:
+        if policy == "current":
+            latest = workspace.ledger.latest()
+            policy = policy_name(settings.lineage, 0 if latest is None else latest.step)
+        warm = settings.serving.explore_temperature if temperature is None else temperature
+        lineup = AgentLineup(learners=agents, policy=policy, temperature=warm)
+        first = None if start is None else HourWindow.parse(start)
+        chosen = free_windows(workspace.game, windows, now=datetime.now(UTC), start=first)
+        decisions = max(1, 60 // decision_minutes)
+        run = stack.enter_context(run_progress(console))
+        url = None
+        if lineup.needs_server:
+            with run.phase("start", "policy server"):
+                url = stack.enter_context(running_policy_server(settings))
+        with run.phase("play", f"{windows} windows", total=len(chosen) * agents * decisions) as phase:
+            done = spawn(
+                workspace.game,
+                chosen,
+                lineup,
+                seed=settings.seed,
+                decisions=decisions,
+                inference_url=url,
+                duration_s=duration * 60,
+                progress=phase,
+            )
+    console.print(
+        f"{len(done.windows)} window{'s' * (len(done.windows) != 1)} played by {agents} agents ({policy}): "
+        f"{done.windows[0]} to {done.windows[-1]}, {done.rows} rows, mean P&L {formatting.money(done.mean_pnl_usd)}",
+        highlight=False,
+    )
+    console.print("next: babylon-rl sync-outcomes --hours 24", highlight=False)
+
+
+@app.command("sync-outcomes")
+def sync_outcomes(
+    hours: Annotated[int, typer.Option(min=1, help="How far to look back; closed hours only.")] = 24,
+) -> None:
+    """Compute what each market did in the closed hours and write it to market_outcomes."""
+    from babylon_rl.database.migrate import upgrade
+    from babylon_rl.ingest.outcomes import sync_recent
+    from babylon_rl.pipeline.workspace import open_workspace
+
+    settings = Settings.load()
+    upgrade(settings.database)
+    with open_workspace(settings) as workspace, workspace.game.begin() as conn:
+        report = sync_recent(conn, hours=hours, now=datetime.now(UTC))
+    console.print(f"Synced {hours} hours: {report}", highlight=False)
+    console.print("next: babylon-rl check-windows", highlight=False)
+
+
+@app.command("check-windows")
+def check_windows(
+    min_agents: Annotated[int | None, typer.Option(min=2, help="Default BABYLON_MIN_AGENTS.")] = None,
+    last: Annotated[int, typer.Option(min=1, help="Windows to show.")] = 20,
+    recount: Annotated[bool, typer.Option(help="Count every old window again (a game database we only read).")] = False,
+) -> None:
+    """Show which windows can train. Exit status 0: ready for training; 1: not yet."""
+    from babylon_rl.database.migrate import upgrade
+    from babylon_rl.pipeline.readiness import readiness
+    from babylon_rl.pipeline.workspace import open_workspace
+
+    settings = Settings.load()
+    upgrade(settings.database)
+    need = min_agents or settings.training.min_agents
+    with open_workspace(settings) as workspace:
+        found = readiness(
+            workspace,
+            min_agents=need,
+            min_windows=settings.training.min_windows,
+            now=datetime.now(UTC),
+            last=last,
+            recount=recount,
+        )
+    table = Table("window", "agents", "rows", "avg P&L", "outcomes", "state")
+    for column in table.columns[1:4]:
+        column.justify = "right"
+    for line in reversed(found.lines):
+        pnl = "unknown" if line.avg_pnl_usd is None else formatting.money(line.avg_pnl_usd)
+        table.add_row(
+            line.window_id, str(line.agents), str(line.rows), pnl, "yes" if line.outcomes else "no", line.state
+        )
+    if found.lines:
+        console.print(table, highlight=False)
+        if found.windows > len(found.lines):
+            console.print(f"… and {found.windows - len(found.lines)} older windows", highlight=False)
+    else:
+        console.print("No windows found.", highlight=False)
+    console.print(f"Windows with {need}+ agents: {found.with_enough_agents}", highlight=False)
+    if found.stale:
+        console.print(
+            f"{len(found.stale)} trained on rows or outcomes that changed since, oldest {found.stale[0]}; "
+            "they are not trained on again",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if found.ready:
+        console.print("✅ READY FOR TRAINING!", style="bold green", highlight=False)
+        console.print(f"next: babylon-rl train --min-agents {need} --iterations 1", highlight=False)
+        return
+    console.print(f"Not ready: {found.next_step}", style="yellow", highlight=False, soft_wrap=True)
+    raise typer.Exit(1)
