@@ -12,6 +12,7 @@ from babylon_rl.errors import DataError
 from babylon_rl.export.dataset import export
 from babylon_rl.export.explain import explain
 from babylon_rl.ingest.window_summary import refresh
+from babylon_rl.pipeline.checks import REQUIRED_CHECKS
 from babylon_rl.pipeline.ingest import ingest_window
 from babylon_rl.pipeline.readiness import readiness
 from babylon_rl.pipeline.workspace import Workspace, open_workspace
@@ -139,9 +140,25 @@ def test_what_a_lineage_did_with_a_window_is_its_own(workspace: Workspace, tmp_p
     assert (said.ready, said.exported, said.state, said.unused) == (False, True, "trained @1", False)
 
 
-def test_the_function_names_every_reason_and_no_other(workspace: Workspace) -> None:
-    body = sa.text("SELECT prosrc FROM pg_proc WHERE proname = 'trainable_windows'")
+def test_the_view_names_every_reason_and_no_other(workspace: Workspace) -> None:
     with workspace.store.engine.connect() as conn:
-        source = str(conn.scalar(body))
+        source = str(conn.scalar(sa.text("SELECT pg_get_viewdef('babylon_rl.trainable_windows')")))
     named = {word.split("'")[1] for word in source.split("THEN ")[1:]}
     assert named == set(Reason)
+
+
+def test_required_checks_are_those_that_the_code_declares(workspace: Workspace) -> None:
+    with workspace.store.engine.connect() as conn:
+        stored = set(conn.scalars(sa.select(t.required_checks.c.check_name)))
+    assert stored == set(REQUIRED_CHECKS)
+
+
+def test_too_few_for_one_minimum_is_asked_again_for_a_lower_one(workspace: Workspace) -> None:
+    bring_to(workspace, Reason.TOO_FEW_AGENTS)
+    eligibility = workspace.ledger.eligibility
+    assert [eligibility.unprepared(n) for n in (5, 3)] == [[], [FIRST]]
+    assert [eligibility.count_recorded(n).unused for n in (5, 3)] == [0, 1]
+    assert [s.reason for n in (5, 3) for s in eligibility.states([FIRST], min_agents=n)] == [
+        Reason.TOO_FEW_AGENTS,
+        Reason.NOT_GROUPED,
+    ]

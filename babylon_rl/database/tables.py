@@ -68,6 +68,7 @@ windows = Table(  # one row per window that was ingested: its data version and h
     Column("agents", Integer, nullable=False),
     Column("turns", Integer, nullable=False),
     Column("changes_seen", BigInteger),  # of window_summary.changes, before its rows were read
+    Column("min_agents", Integer),  # distinct agents that grouping asked for; null: not grouped since it was read
 )
 
 window_trajectories = Table(
@@ -113,7 +114,6 @@ contextualized_groups = Table(
     Column("turns", Integer, nullable=False),
     Column("body", LargeBinary, nullable=False),  # types.TrajectoryGroup: what agents saw and said
     Column("hindsight", LargeBinary, nullable=False),  # types.Hindsight: the judge's eyes only
-    Column("min_agents", Integer),  # distinct agents asked for when it was made; null: made before this was recorded
     Column("made_from", Text),  # "<data version of windows>|<of window_outcomes>"; differs now: view stale_windows
 )
 
@@ -194,6 +194,12 @@ check_results = Table(  # asset checks as data: training leaves out a window wit
     Column("passed", Boolean, nullable=False),
     Column("facts", Text, nullable=False),
     Index("ix_check_results_failed", "window_id", postgresql_where=text("NOT passed")),
+)
+
+required_checks = Table(  # what a window must have passed to train: as `pipeline/checks.py` declares it
+    "required_checks",
+    platform,
+    Column("check_name", Text, primary_key=True),
 )
 
 planned_batches = Table(  # written before a training starts: a restart trains the same batch

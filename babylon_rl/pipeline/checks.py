@@ -1,7 +1,7 @@
 """The asset checks, each declared once: what a window must satisfy before it may train.
 
 First the registry, `CHECKS`: from it come Dagster's asset checks (`defs/checks.py`), the list that training asks for
-(`REQUIRED_CHECKS`), and what is checked again after `rejudge`. Below it the rules, in plain values.
+(`REQUIRED_CHECKS`, the table `required_checks`), and what is checked again after `rejudge`. Below it the rules, in plain values.
 
 A window that holds no group passes its group's checks vacuously (its facts say so); it has no judgment, so
 training never sees it.
@@ -11,38 +11,26 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 import sqlalchemy as sa
 
 from babylon_rl.ingest.reader import logged_messages, window_ids
-from babylon_rl.settings import Settings
+from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.dropout import is_dropped
 from babylon_rl.store.judge_audits import audit_of
 from babylon_rl.store.judge_calls import cost_of
 from babylon_rl.store.row_outcomes import row_outcomes_of
-from babylon_rl.store.windows import Store
 from babylon_rl.types import CheckResult, Hindsight, Json, Judgment, RowOutcome, Trajectory, TrajectoryGroup
 from babylon_rl.windows import HourWindow
 
 EQUAL_WITHIN = 1e-6
 LLM_EQUAL_WITHIN = 0.01  # an LLM's third decimal is no judgment; the hindsight judge's is arithmetic
 LEAK_MIN_CHARS = 12  # shorter hindsight texts ("YES", a ticker) stand in honest prompts too
-FEWEST_TO_COMPARE: Final = 2  # asked of a group whose own minimum was never recorded
+FEWEST_TO_COMPARE: Final = 2  # asked of a group whose own minimum was not recorded
 
 
-class CheckInputs(Protocol):
-    """What checks read. `Workspace` is one; it cannot be named here, because it opens its ledger with `REQUIRED_CHECKS`."""
-
-    @property
-    def settings(self) -> Settings: ...
-    @property
-    def game(self) -> sa.Engine: ...
-    @property
-    def store(self) -> Store: ...
-
-
-CheckFunction = Callable[[HourWindow, CheckInputs], CheckResult]
+CheckFunction = Callable[[HourWindow, Workspace], CheckResult]
 CheckedAsset = Literal["contextualized_groups", "ruler_scores"]
 
 
@@ -84,74 +72,78 @@ def _check(asset: CheckedAsset, *, required: bool) -> Callable[[CheckFunction], 
 
 
 @_check("contextualized_groups", required=True)
-def groups_have_enough_agents(window: HourWindow, at: CheckInputs) -> CheckResult:
+def groups_have_enough_agents(window: HourWindow, workspace: Workspace) -> CheckResult:
     """A group has at least as many distinct agents as it was asked for: BABYLON_MIN_AGENTS, or the run's own min_agents."""
-    asked = at.store.min_agents(window)
-    return enough_agents(at.store.group(window), at.store.trajectories(window), at_least=asked or FEWEST_TO_COMPARE)
+    asked = workspace.store.min_agents(window)
+    return enough_agents(
+        workspace.store.group(window), workspace.store.trajectories(window), at_least=asked or FEWEST_TO_COMPARE
+    )
 
 
 @_check("contextualized_groups", required=True)
-def groups_hold_only_what_was_logged(window: HourWindow, at: CheckInputs) -> CheckResult:
+def groups_hold_only_what_was_logged(window: HourWindow, workspace: Workspace) -> CheckResult:
     """No leak: every message that may train is, to the byte, one the game logged before the decision's outcome."""
-    with at.game.connect() as conn:
-        return only_what_was_logged(conn, window, at.store.group(window), at.store.hindsight(window))
+    with workspace.game.connect() as conn:
+        return only_what_was_logged(conn, window, workspace.store.group(window), workspace.store.hindsight(window))
 
 
 @_check("contextualized_groups", required=True)
-def groups_have_trainable_tokens(window: HourWindow, at: CheckInputs) -> CheckResult:
+def groups_have_trainable_tokens(window: HourWindow, workspace: Workspace) -> CheckResult:
     """Every member of a group answered something: empty answers would cost a training and move no weight."""
-    return trainable_tokens(at.store.group(window))
+    return trainable_tokens(workspace.store.group(window))
 
 
 @_check("contextualized_groups", required=True)
-def every_row_is_accounted_for(window: HourWindow, at: CheckInputs) -> CheckResult:
+def every_row_is_accounted_for(window: HourWindow, workspace: Workspace) -> CheckResult:
     """Nothing is lost: each row of the game's table in this window stands in `row_outcomes` once, and no other."""
-    with at.game.connect() as conn:
-        return every_row_accounted(conn, window, at.store.rows_read(window), row_outcomes_of(at.store.engine, window))
+    with workspace.game.connect() as conn:
+        return every_row_accounted(
+            conn, window, workspace.store.rows_read(window), row_outcomes_of(workspace.store.engine, window)
+        )
 
 
 @_check("ruler_scores", required=True)
-def scores_are_in_unit_interval(window: HourWindow, at: CheckInputs) -> CheckResult:
+def scores_are_in_unit_interval(window: HourWindow, workspace: Workspace) -> CheckResult:
     """Every score lies in [0, 1]; one outside means that the judge's reply was misread."""
-    return scores_in_unit_interval(at.store.judgment(window))
+    return scores_in_unit_interval(workspace.store.judgment(window))
 
 
 @_check("ruler_scores", required=True)
-def every_member_has_one_score(window: HourWindow, at: CheckInputs) -> CheckResult:
+def every_member_has_one_score(window: HourWindow, workspace: Workspace) -> CheckResult:
     """Scores match members by id, one each: a group judged in part is not judged."""
     if is_dropped(
-        at.store.engine, at.settings.lineage, window
+        workspace.store.engine, workspace.settings.lineage, window
     ):  # not judged on purpose; without a judgment it does not train
         return CheckResult(passed=True, facts={"dropped_out": True})
-    return one_score_per_member(at.store.group(window), at.store.judgment(window))
+    return one_score_per_member(workspace.store.group(window), workspace.store.judgment(window))
 
 
 @_check("ruler_scores", required=True)
-def scores_are_not_all_equal(window: HourWindow, at: CheckInputs) -> CheckResult:
+def scores_are_not_all_equal(window: HourWindow, workspace: Workspace) -> CheckResult:
     """Scores differ: equal ones carry no advantage, so the window is left out of training."""
-    return scores_spread(at.store.judgment(window))
+    return scores_spread(workspace.store.judgment(window))
 
 
 @_check("ruler_scores", required=True)
-def judge_is_fit(window: HourWindow, at: CheckInputs) -> CheckResult:
+def judge_is_fit(window: HourWindow, workspace: Workspace) -> CheckResult:
     """The judge's newest audit found it neither biased, nor open to persuasion, nor blind to outcomes."""
-    judgment = at.store.judgment(window)
+    judgment = workspace.store.judgment(window)
     if judgment is None:
         return judge_fit(None, None)
-    audit = audit_of(at.store.engine, judgment.judge_model, judgment.judge_version)
+    audit = audit_of(workspace.store.engine, judgment.judge_model, judgment.judge_version)
     return judge_fit(judgment, None if audit is None else (audit.fit, audit.figures))
 
 
 @_check("ruler_scores", required=True)
-def judging_stays_within_budget(window: HourWindow, at: CheckInputs) -> CheckResult:
+def judging_stays_within_budget(window: HourWindow, workspace: Workspace) -> CheckResult:
     """The window was not left unjudged because JUDGE_BUDGET_USD was spent; its facts show what it cost."""
-    cost = cost_of(at.store.engine, str(window))
+    cost = cost_of(workspace.store.engine, str(window))
     return within_budget(
-        at.store.group(window),
-        at.store.judgment(window),
+        workspace.store.group(window),
+        workspace.store.judgment(window),
         denied=cost.denied,
         cost_usd=cost.cost_usd,
-        budget_usd=at.settings.judge.budget_usd,
+        budget_usd=workspace.settings.judge.budget_usd,
     )
 
 

@@ -8,7 +8,6 @@ import sqlalchemy as sa
 
 from babylon_rl.database.connection import connect, game_url, platform_url
 from babylon_rl.database.ownership import created_by_us
-from babylon_rl.pipeline.checks import REQUIRED_CHECKS
 from babylon_rl.policy.process import base_of, running_server
 from babylon_rl.settings import Settings
 from babylon_rl.store.ledger import Ledger
@@ -59,7 +58,7 @@ def open_workspace(settings: Settings) -> Iterator[Workspace]:
             settings=settings,
             game=game,
             store=Store(ours),
-            ledger=Ledger(ours, settings.lineage, required_checks=REQUIRED_CHECKS),
+            ledger=Ledger(ours, settings.lineage),
         )
     finally:
         game.dispose()

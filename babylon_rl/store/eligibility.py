@@ -1,7 +1,7 @@
 """May this window train? One SQL answer, asked by training, export, `check-windows` and `explain`.
 
-What belongs here: reading a window's state. That part of it which is the same for every lineage is the SQL function
-`babylon_rl.trainable_windows` (migration 0007); what a lineage did with a window joins to it here. What a state means
+What belongs here: reading a window's state. That part of it which is the same for every lineage is the view
+`babylon_rl.trainable_windows` (migration 0009); what a lineage did with a window joins to it here. What a state means
 to people is `pipeline/readiness.py` and `export/explain.py`.
 """
 
@@ -26,9 +26,9 @@ class Reason(StrEnum):
     CHECK_FAILED = "check_failed"
     """A required check failed."""
     TOO_FEW_AGENTS = "too_few_agents"
-    """It has no group, and fewer usable agents than a group needs."""
+    """It has no group, because it had fewer usable agents than grouping asked for."""
     NOT_GROUPED = "not_grouped"
-    """It was read and has no group."""
+    """It was read and not grouped since."""
     NOT_JUDGED = "not_judged"
     """No judgment speaks for its group."""
     CHECKS_MISSING = "checks_missing"
@@ -111,16 +111,11 @@ class RecordedCounts:
 
 
 class Eligibility:
-    """What one lineage may train on.
+    """What one lineage may train on."""
 
-    Attributes:
-        required_checks: Checks that must have passed on a window, by name.
-    """
-
-    def __init__(self, engine: sa.Engine, lineage: str, required_checks: Sequence[str]) -> None:
+    def __init__(self, engine: sa.Engine, lineage: str) -> None:
         self.engine = engine
         self.lineage = lineage
-        self.required_checks = tuple(sorted(required_checks))
 
     def ready(self, up_to: HourWindow | None = None) -> list[ReadyWindow]:
         """Windows that may train and that the lineage has neither used nor dropped, oldest first."""
@@ -146,12 +141,12 @@ class Eligibility:
         trainable = [r.window_id for r in found if r.trainable]
         return trainable, len(found) - len(trainable)
 
-    def states(self, windows: Sequence[HourWindow], *, min_agents: int = 0) -> list[WindowState]:
+    def states(self, windows: Sequence[HourWindow], *, min_agents: int | None = None) -> list[WindowState]:
         """The states of those of `windows` that are known, in time order.
 
         Args:
             windows: Hours.
-            min_agents: Agents that a group needs, to tell `too_few_agents` from `not_grouped`.
+            min_agents: Agents that a group needs now: a window that had too few for a higher minimum is `not_grouped`.
         """
         asked = self._asked(windows=[str(w) for w in windows], min_agents=min_agents)
         with self.engine.connect() as conn:
@@ -189,7 +184,7 @@ class Eligibility:
             return HourWindow.parse_all(list(conn.scalars(_UNPREPARED, self._asked(min_agents=min_agents))))
 
     def _asked(self, **more: object) -> dict[str, object]:
-        return {"lineage": self.lineage, "checks": list(self.required_checks), **more}
+        return {"lineage": self.lineage, **more}
 
 
 def _read_state(r: sa.RowMapping) -> WindowState:
@@ -201,7 +196,7 @@ def _read_state(r: sa.RowMapping) -> WindowState:
 # computing the state of every window first.
 _READY = sa.text("""
     SELECT j.window_id, x.judgment_key FROM babylon_rl.window_judgments j
-    CROSS JOIN LATERAL (SELECT * FROM babylon_rl.trainable_windows(:checks) y
+    CROSS JOIN LATERAL (SELECT * FROM babylon_rl.trainable_windows y
                         WHERE y.window_id = j.window_id OFFSET 0) x
     WHERE x.trainable
       AND NOT EXISTS (SELECT FROM babylon_rl.consumed_windows c
@@ -212,15 +207,17 @@ _READY = sa.text("""
     ORDER BY j.window_id COLLATE "C" """)
 _GROUPS = sa.text("""
     SELECT g.window_id, x.trainable FROM babylon_rl.contextualized_groups g
-    CROSS JOIN LATERAL (SELECT * FROM babylon_rl.trainable_windows(:checks) y
+    CROSS JOIN LATERAL (SELECT * FROM babylon_rl.trainable_windows y
                         WHERE y.window_id = g.window_id OFFSET 0) x
     WHERE (CAST(:first AS text) IS NULL OR g.window_id >= :first)
       AND (CAST(:last AS text) IS NULL OR g.window_id <= :last)
     ORDER BY g.window_id COLLATE "C" """)
 _STATES = sa.text("""
-    SELECT x.window_id, x.agents, x.group_id, x.judgment_key, x.failed_checks, x.missing_checks, x.reason,
+    SELECT x.window_id, x.agents, x.group_id, x.judgment_key, x.failed_checks, x.missing_checks,
+           CASE WHEN x.reason = 'too_few_agents' AND x.agents >= CAST(:min_agents AS integer) THEN 'not_grouped'
+                ELSE x.reason END AS reason,
            c.step AS consumed_step, p.step AS planned_step, d.window_id IS NOT NULL AS dropped
-    FROM babylon_rl.trainable_windows(:checks, :min_agents) x
+    FROM babylon_rl.trainable_windows x
     LEFT JOIN babylon_rl.consumed_windows c ON c.lineage = :lineage AND c.window_id = x.window_id
     LEFT JOIN babylon_rl.dropped_windows d ON d.lineage = :lineage AND d.window_id = x.window_id
     LEFT JOIN (SELECT b.step, unnest(b.windows) AS window_id FROM babylon_rl.planned_batches b
@@ -243,9 +240,9 @@ _SPENT_WINDOWS = """
     UNION SELECT f.window_id
           FROM (SELECT window_id FROM babylon_rl.check_results WHERE NOT passed
                 UNION SELECT window_id FROM babylon_rl.windows WHERE agents < :min_agents) f
-          CROSS JOIN LATERAL (SELECT y.reason FROM babylon_rl.trainable_windows(:checks, :min_agents) y
+          CROSS JOIN LATERAL (SELECT y.reason, y.agents FROM babylon_rl.trainable_windows y
                               WHERE y.window_id = f.window_id OFFSET 0) x
-          WHERE x.reason IN ('check_failed', 'too_few_agents')"""
+          WHERE x.reason = 'check_failed' OR x.reason = 'too_few_agents' AND x.agents < :min_agents"""
 _SPENT = sa.text(f"""
     SELECT count(*)::int, count(*) FILTER (WHERE NOT s.outcomes)::int
     FROM ({_SPENT_WINDOWS}) x
@@ -257,9 +254,10 @@ _OLDEST_WITHOUT_OUTCOMES = sa.text(f"""
     ORDER BY s.window_id LIMIT 1""")  # noqa: S608  # a constant
 _UNPREPARED = sa.text("""
     SELECT s.window_id FROM babylon_rl.window_summary s
-    JOIN babylon_rl.trainable_windows(:checks, :min_agents) x ON x.window_id = s.window_id
+    JOIN babylon_rl.trainable_windows x ON x.window_id = s.window_id
     WHERE s.agents >= :min_agents
-      AND x.reason IN ('not_read', 'changed', 'stale', 'not_grouped', 'not_judged')
+      AND (x.reason IN ('not_read', 'changed', 'stale', 'not_grouped', 'not_judged')
+           OR x.reason = 'too_few_agents' AND x.agents >= :min_agents)
       AND NOT EXISTS (SELECT FROM babylon_rl.consumed_windows c
                       WHERE c.lineage = :lineage AND c.window_id = s.window_id)
       AND NOT EXISTS (SELECT FROM babylon_rl.dropped_windows d

@@ -68,10 +68,10 @@ def find_trainings(engine: sa.Engine, windows: Sequence[HourWindow]) -> list[Tra
 class Ledger:
     """The training ledger of one lineage."""
 
-    def __init__(self, engine: sa.Engine, lineage: str, *, required_checks: Sequence[str]) -> None:
+    def __init__(self, engine: sa.Engine, lineage: str) -> None:
         self.engine = engine
         self.lineage = lineage
-        self.eligibility = Eligibility(engine, lineage, required_checks)
+        self.eligibility = Eligibility(engine, lineage)
 
     # ── reading ────────────────────────────────────────────────────────────────────────────────────
     def ready(self, up_to: HourWindow | None = None) -> list[ReadyWindow]:

@@ -201,8 +201,8 @@ class Store(JudgmentStore):
     ) -> tuple[str, bool]:
         """Keep a window's group (or that it has none), its hindsight apart, and its rows' outcomes.
 
-        A new version takes the window's current judgment and verdicts away: they spoke of other data. `min_agents` is
-        what the group was asked for; it is no part of the version.
+        A new version takes the window's current judgment and check results away: they spoke of other data. `min_agents`
+        is what grouping asked for; it is no part of the version.
         """
         ends = sorted(outcomes, key=lambda o: o.source_id)
         version = digest([group, hindsight], depth=_OF_BOTH)
@@ -210,10 +210,10 @@ class Store(JudgmentStore):
         c = t.contextualized_groups.c
         with lock_window(self.engine, window) as conn:
             write_row_outcomes(conn, ends)
+            conn.execute(sa.update(t.windows).where(t.windows.c.window_id == w).values(min_agents=min_agents))
             made_from = _made_from(conn, w)
             if conn.scalar(sa.select(c.data_version).where(c.window_id == w)) == version:
-                asked = {"made_from": made_from, "min_agents": min_agents}
-                conn.execute(sa.update(t.contextualized_groups).where(c.window_id == w).values(asked))
+                conn.execute(sa.update(t.contextualized_groups).where(c.window_id == w).values(made_from=made_from))
                 return version, False
             for table in (t.contextualized_groups, t.window_judgments, t.check_results):
                 conn.execute(sa.delete(table).where(table.c.window_id == w))
@@ -229,7 +229,6 @@ class Store(JudgmentStore):
                             "turns": sum(len(m.turns) for m in group.members),
                             "body": pack(group, depth=_OF_ONE),
                             "hindsight": pack(hindsight, depth=_OF_ONE),
-                            "min_agents": min_agents,
                             "made_from": made_from,
                         }
                     ],
@@ -244,8 +243,8 @@ class Store(JudgmentStore):
         return None if body is None else unpack(body, TrajectoryGroup)
 
     def min_agents(self, window: HourWindow) -> int | None:
-        """Distinct agents that the window's group was asked for; None: there is no group, or nobody recorded it."""
-        c = t.contextualized_groups.c
+        """Distinct agents that grouping asked for; None: the window was not grouped since it was read."""
+        c = t.windows.c
         with self.engine.connect() as conn:
             asked: int | None = conn.scalar(sa.select(c.min_agents).where(c.window_id == str(window)))
         return asked

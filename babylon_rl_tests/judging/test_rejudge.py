@@ -12,7 +12,6 @@ from babylon_rl.database import tables as t
 from babylon_rl.errors import DataError
 from babylon_rl.judging.hindsight_judge import HindsightJudge
 from babylon_rl.judging.judge import Judge
-from babylon_rl.pipeline.checks import REQUIRED_CHECKS
 from babylon_rl.pipeline.rejudge import RejudgeReport, rejudge
 from babylon_rl.pipeline.score import score_windows
 from babylon_rl.pipeline.workspace import Workspace
@@ -39,7 +38,7 @@ def first_judged(engine: sa.Engine, count: int = 4) -> tuple[Store, list[HourWin
 
 
 def again(store: Store, judge: Judge, windows: list[HourWindow], **more: bool) -> RejudgeReport:
-    ledger = Ledger(store.engine, "babylon-mmo", required_checks=REQUIRED_CHECKS)
+    ledger = Ledger(store.engine, "babylon-mmo")
     workspace = Workspace(settings=Settings.load(), game=store.engine, store=store, ledger=ledger)
     return rejudge(workspace, judge, windows, **more)
 

@@ -7,6 +7,7 @@ import time
 import pytest
 import sqlalchemy as sa
 
+from babylon_rl.database import tables as t
 from babylon_rl.errors import DataError, TransientError
 from babylon_rl.store.check_results import write_check_result
 from babylon_rl.store.ledger import Ledger, PlannedBatch
@@ -21,7 +22,10 @@ CHECKS = ("a", "b")
 
 @pytest.fixture
 def ledger(engine: sa.Engine) -> Ledger:
-    return Ledger(engine, "line", required_checks=CHECKS)
+    with engine.begin() as conn:
+        conn.execute(sa.delete(t.required_checks))
+        conn.execute(sa.insert(t.required_checks), [{"check_name": name} for name in CHECKS])
+    return Ledger(engine, "line")
 
 
 def make_ready(engine: sa.Engine, *windows: HourWindow, passed: tuple[bool, ...] = (True, True)) -> None:
@@ -104,7 +108,7 @@ def test_another_lineage_may_use_the_same_windows(engine: sa.Engine, ledger: Led
     plan = ledger.plan(FIRST, 1, learning_rate=None)
     assert plan is not None
     record(ledger, plan)
-    assert [r.window_id for r in Ledger(engine, "other", required_checks=CHECKS).ready()] == [str(FIRST)]
+    assert [r.window_id for r in Ledger(engine, "other").ready()] == [str(FIRST)]
 
 
 def test_late_windows_train_in_an_hour_after_the_last_training(engine: sa.Engine, ledger: Ledger) -> None:
@@ -133,11 +137,11 @@ def test_the_policy_as_of_an_hour(engine: sa.Engine, ledger: Ledger) -> None:
 
 
 def test_one_training_at_a_time(engine: sa.Engine, ledger: Ledger) -> None:
-    second = Ledger(engine, "line", required_checks=CHECKS)
+    second = Ledger(engine, "line")
     with ledger.training():
         with pytest.raises(TransientError, match="trained by another process"), second.training():
             pass
-        with Ledger(engine, "other", required_checks=CHECKS).training():
+        with Ledger(engine, "other").training():
             pass
     with second.training():
         pass
@@ -148,7 +152,7 @@ def test_a_killed_training_lets_go_of_its_lineage(database_url: str, ledger: Led
         "import sys, time\n"
         "from babylon_rl.database.connection import connect\n"
         "from babylon_rl.store.ledger import Ledger\n"
-        "with Ledger(connect(sys.argv[1]), 'line', required_checks=()).training():\n"
+        "with Ledger(connect(sys.argv[1]), 'line').training():\n"
         "    print('held', flush=True)\n"
         "    time.sleep(60)\n"
     )
