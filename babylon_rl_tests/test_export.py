@@ -129,8 +129,10 @@ def test_exported_advantages_compare_turns_of_one_decision(played: Workspace, tm
     window = str(FIRST)
     group = played.store.group(FIRST)
     assert group is not None
-    shorter = [m if i else type(m)(trajectory_id=m.trajectory_id, agent_id=m.agent_id, turns=m.turns[:1])
-               for i, m in enumerate(group.members)]  # fmt: skip
+    shorter = [
+        m if i else type(m)(trajectory_id=m.trajectory_id, agent_id=m.agent_id, turns=m.turns[:1])
+        for i, m in enumerate(group.members)
+    ]
     _replace(
         played, window, body=pack(TrajectoryGroup(group_id=group.group_id, window_id=window, members=tuple(shorter)))
     )
@@ -184,8 +186,11 @@ def test_what_may_not_train_is_left_out_and_counted(played: Workspace, tmp_path:
     out = str(tmp_path / "x.jsonl")
     with played.store.engine.begin() as conn:
         v, j = t.check_results.c, t.window_judgments.c
-        conn.execute(sa.update(t.check_results).values(passed=False).where(
-            v.window_id == str(FIRST), v.check_name == "groups_hold_only_what_was_logged"))  # fmt: skip
+        conn.execute(
+            sa.update(t.check_results)
+            .values(passed=False)
+            .where(v.window_id == str(FIRST), v.check_name == "groups_hold_only_what_was_logged")
+        )
         conn.execute(sa.delete(t.window_judgments).where(j.window_id == str(FIRST.next())))
     done = export(played, out, format="jsonl")
     assert (done.windows, done.left_out) == (1, 2)

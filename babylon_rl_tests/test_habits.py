@@ -45,3 +45,17 @@ def test_our_modules_are_imported_at_the_top() -> None:
     }
     assert {(path, module) for path, module in local if module not in LOCAL_IMPORTS} == set()
     assert {module for _, module in local} == LOCAL_IMPORTS.keys(), "an exception that nobody needs any more"
+
+
+def test_no_line_is_kept_from_the_formatter() -> None:
+    """A layout that needs `fmt: skip` is a layout to change."""
+    root = TESTS.parent
+    skip = "# fmt" + ": skip"
+    kept = [
+        f"{path.relative_to(root)}:{n}"
+        for folder in ("babylon_rl", "babylon_rl_tests", "benchmarks")
+        for path in sorted((root / folder).rglob("*.py"))
+        for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if skip in line
+    ]
+    assert kept == []

@@ -82,8 +82,12 @@ def test_one_hash_whatever_the_seed_zone_row_order_and_workers(
         }
         done = subprocess.run(
             [sys.executable, "-m", "babylon_rl_tests.same_bytes", source, *arguments],
-            env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=200,
-        )  # fmt: skip
+            env=environment,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            timeout=200,
+        )
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 

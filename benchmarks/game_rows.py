@@ -46,12 +46,24 @@ def step(r: random.Random, number: int, at: datetime, system: str) -> dict[str, 
     return {
         "stepNumber": number,
         "timestamp": int(at.timestamp() * 1000),
-        "environmentState": {"agentBalance": 10_000 + r.random(), "agentPnL": r.random(), "openPositions": 2, "activeMarkets": [market(i) for i in range(6)]},
-        "providerAccesses": [{"providerName": f"P{p}", "purpose": "decide", "data": {"markets": [market(i) for i in range(9)], "text": prose(r, 300)}} for p in range(5)],
+        "environmentState": {
+            "agentBalance": 10_000 + r.random(),
+            "agentPnL": r.random(),
+            "openPositions": 2,
+            "activeMarkets": [market(i) for i in range(6)],
+        },
+        "providerAccesses": [
+            {
+                "providerName": f"P{p}",
+                "purpose": "decide",
+                "data": {"markets": [market(i) for i in range(9)], "text": prose(r, 300)},
+            }
+            for p in range(5)
+        ],
         "llmCalls": [call("reasoning", 3_300), call("action", 3_300)],
         "action": {"actionType": "BUY", "parameters": {"ticker": "BTC", "amount": 100}, "success": True},
         "reward": 0,
-    }  # fmt: skip
+    }
 
 
 def make_rows(windows: int, agents: int, ticks: int, first: HourWindow = FIRST) -> list[dict[str, Any]]:
@@ -66,14 +78,24 @@ def make_rows(windows: int, agents: int, ticks: int, first: HourWindow = FIRST) 
                 n = len(rows) + 1_900_000_000_000_000_000 + int(window.start_at.timestamp()) * 1000
                 rows.append(
                     {
-                        "id": str(n), "trajectory_id": f"t{n}", "agent_id": f"agent-{agent}",
-                        "start_time": at.replace(tzinfo=None), "end_time": at.replace(tzinfo=None),
-                        "window_id": str(window), "scenario_id": str(window),
+                        "id": str(n),
+                        "trajectory_id": f"t{n}",
+                        "agent_id": f"agent-{agent}",
+                        "start_time": at.replace(tzinfo=None),
+                        "end_time": at.replace(tzinfo=None),
+                        "window_id": str(window),
+                        "scenario_id": str(window),
                         "steps_json": json.dumps([step(r, s, at, system) for s in range(3)]),
-                        "reward_components_json": "{}", "metrics_json": "{}", "metadata_json": "{}", "total_reward": 0.0,
-                        "episode_length": 3, "final_status": "completed", "final_balance": 1.0, "final_pnl": r.random(),
+                        "reward_components_json": "{}",
+                        "metrics_json": "{}",
+                        "metadata_json": "{}",
+                        "total_reward": 0.0,
+                        "episode_length": 3,
+                        "final_status": "completed",
+                        "final_balance": 1.0,
+                        "final_pnl": r.random(),
                     }
-                )  # fmt: skip
+                )
     return rows
 
 

@@ -142,11 +142,16 @@ def bench_read(url: str, *, windows: int = 3, agents: int = 25, ticks: int = 12,
     best = {k: min(v) for k, v in walls.items()}
     cpu = {k: min(own for _, own in v) for k, v in times.items()}
     return {
-        "rows": count, "kb_of_steps_per_row": round(kb, 1), "rounds": rounds,
+        "rows": count,
+        "kb_of_steps_per_row": round(kb, 1),
+        "rounds": rounds,
         **{f"{k} rows/s": round(count / v) for k, v in best.items()},
-        **{f"ours over {k}": times_faster(walls[k], walls["ours"]) for k in ("straightforward", "raw COPY, text", "raw COPY, binary")},
+        **{
+            f"ours over {k}": times_faster(walls[k], walls["ours"])
+            for k in ("straightforward", "raw COPY, text", "raw COPY, binary")
+        },
         **{f"{k} client CPU µs/row": round(v / count * 1e6, 1) for k, v in cpu.items()},
-    }  # fmt: skip
+    }
 
 
 def bench_write(url: str, *, trajectories: int = 300) -> dict[str, Any]:
@@ -166,9 +171,15 @@ def bench_write(url: str, *, trajectories: int = 300) -> dict[str, Any]:
                 recorder.log_provider_access(t, provider=p["providerName"], data=p["data"], purpose=p["purpose"])
             for c in s["llmCalls"]:
                 recorder.log_llm_call(
-                    t, model=c["model"], model_version=c["modelVersion"], system_prompt=c["systemPrompt"],
-                    user_prompt=c["userPrompt"], response=c["response"], purpose=c["purpose"], temperature=0.7,
-                )  # fmt: skip
+                    t,
+                    model=c["model"],
+                    model_version=c["modelVersion"],
+                    system_prompt=c["systemPrompt"],
+                    user_prompt=c["userPrompt"],
+                    response=c["response"],
+                    purpose=c["purpose"],
+                    temperature=0.7,
+                )
             recorder.complete_step(t, action_type="BUY", parameters={"ticker": "BTC"}, success=True)
         recorder.end_trajectory(t, final_balance=1.0, final_pnl=0.0)
 
@@ -227,12 +238,13 @@ def bench_write(url: str, *, trajectories: int = 300) -> dict[str, Any]:
     engine.dispose()
     best = {k: min(v) for k, v in times.items()}
     return {
-        "trajectories": len(kept), "calls": len(calls),
+        "trajectories": len(kept),
+        "calls": len(calls),
         **{f"{k} rows/s": round((len(kept) + len(calls)) / v) for k, v in best.items()},
         "recorder, batch over one by one": times_faster(times["recorder, one by one"], times["recorder, batch"]),
         "COPY over row inserts": times_faster(times["row inserts"], times["COPY"]),
         "COPY over row inserts, a commit each": times_faster(times["row inserts, a commit each"], times["COPY"]),
-    }  # fmt: skip
+    }
 
 
 GROUP_BY = """SELECT window_id, count(*), count(DISTINCT agent_id), avg(final_pnl) FROM trajectories
@@ -275,9 +287,11 @@ def bench_ready(settings: Settings, url: str, *, sizes: list[int], per_window: i
                 "readiness ms": round(min(calm) * 1e3, 2),
                 "readiness median ms": round(statistics.median(calm) * 1e3, 2),
                 "after a change ms": round(min(busy) * 1e3, 2),
-                "GROUP BY over all rows ms": round(min(seconds(lambda: conn.execute(GROUP_BY).fetchall()) for _ in range(2)) * 1e3, 1),
+                "GROUP BY over all rows ms": round(
+                    min(seconds(lambda: conn.execute(GROUP_BY).fetchall()) for _ in range(2)) * 1e3, 1
+                ),
                 "first count s": round(first, 2),
-            }  # fmt: skip
+            }
     small, large = (found[f"{s:,} rows"]["readiness ms"] for s in (sizes[0], sizes[-1]))
     found["times rows"] = round(sizes[-1] / sizes[0], 1)
     found["times readiness"] = round(large / small, 2)
@@ -292,8 +306,11 @@ def bench_memory(url: str, *, agents: int = 500) -> dict[str, Any]:
     grown = {}
     for how in ("ingest", "group", "straightforward"):
         out = subprocess.run(
-            [sys.executable, __file__, "--child", how, url, str(small), str(large)], capture_output=True, text=True, check=True
-        )  # fmt: skip
+            [sys.executable, __file__, "--child", how, url, str(small), str(large)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         grown[f"{how} MB"] = round(float(out.stdout), 1)
     return {"agents": agents, "mb_of_steps": round(agents * STEP_BYTES / 1e6), **grown}
 
@@ -374,7 +391,9 @@ def main() -> None:
             stop_server(home)
         shutil.rmtree(home, ignore_errors=True)
     known = json.loads(options.out.read_text())["results"] if options.out.exists() else {}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)  # fmt: skip
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
     stamp = {
         "machine": f"{os.cpu_count()} cores",
         "commit": commit.stdout.strip(),

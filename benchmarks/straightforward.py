@@ -73,9 +73,14 @@ async def read_group(conn: asyncpg.Connection, window: HourWindow) -> tuple[str,
             for c in s.llmCalls:
                 if c.purpose == "action":
                     agent["turns"].append(
-                        {"system": c.system_prompt, "user": c.user_prompt, "response": c.response,
-                         "policy_version": c.model_version, "temperature": c.temperature}
-                    )  # fmt: skip
+                        {
+                            "system": c.system_prompt,
+                            "user": c.user_prompt,
+                            "response": c.response,
+                            "policy_version": c.model_version,
+                            "temperature": c.temperature,
+                        }
+                    )
                     agent["decisions"].append(s.action)
         if t.final_pnl is not None and agent["entered_with"] is not None:
             agent["pnl"] = t.final_pnl - agent["entered_with"]

@@ -52,14 +52,22 @@ def export(
     upgrade(settings.database)
     with open_workspace(settings) as workspace, run_progress(console) as shown, shown.phase("export", out) as phase:
         done = run(
-            workspace, out, format=format.value, what=what.value, first=begin, last=end,
-            with_hindsight=with_hindsight, progress=phase,
-        )  # fmt: skip
+            workspace,
+            out,
+            format=format.value,
+            what=what.value,
+            first=begin,
+            last=end,
+            with_hindsight=with_hindsight,
+            progress=phase,
+        )
     kept_out = f"; {done.left_out} grouped but not judged, or kept out by a check" if done.left_out else ""
     console.print(
         f"{done.rows:,} {what.value} of {done.windows:,} window{'s' * (done.windows != 1)} in {out}{kept_out}",
-        highlight=False, markup=False, soft_wrap=True,
-    )  # fmt: skip
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
     console.print(f"next: {_loading(out, format, what, with_hindsight)}", highlight=False, markup=False, soft_wrap=True)
 
 

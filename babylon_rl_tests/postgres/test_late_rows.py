@@ -194,10 +194,12 @@ def test_a_row_that_moves_and_returns_counts_in_both_windows(w: Workspace, judge
     assert len(row_outcomes_of(w.store.engine, WINDOWS[1])) == 6
     with w.game.begin() as conn:
         conn.execute(
-            sa.text("UPDATE trajectories SET window_id = :to WHERE id IN (SELECT max(id) FROM trajectories "
-                    "WHERE agent_id = 'a4' AND window_id = :frm AND start_time < :end)"),
+            sa.text(
+                "UPDATE trajectories SET window_id = :to WHERE id IN (SELECT max(id) FROM trajectories "
+                "WHERE agent_id = 'a4' AND window_id = :frm AND start_time < :end)"
+            ),
             {"to": str(WINDOWS[0]), "frm": str(WINDOWS[1]), "end": WINDOWS[0].end_at.replace(tzinfo=None)},
-        )  # fmt: skip
+        )
     for h in WINDOWS[:2]:
         ingest_window(h, w.game, w.store)
     assert (balanced(WINDOWS[0]), balanced(WINDOWS[1])) == (True, True)

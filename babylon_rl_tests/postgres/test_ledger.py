@@ -94,9 +94,13 @@ def test_no_window_is_consumed_twice(engine: sa.Engine, ledger: Ledger) -> None:
     assert plan is not None
     record(ledger, plan)
     again = PlannedBatch(
-        lineage="line", step=2, window_id=str(FIRST.next(5)), windows=plan.windows[1:], judgment_keys=plan.judgment_keys[1:],
+        lineage="line",
+        step=2,
+        window_id=str(FIRST.next(5)),
+        windows=plan.windows[1:],
+        judgment_keys=plan.judgment_keys[1:],
         learning_rate=None,
-    )  # fmt: skip
+    )
     with pytest.raises(DataError, match="no window trains twice"):
         record(ledger, again)
     assert [c.step for c in ledger.checkpoints()] == [1]
