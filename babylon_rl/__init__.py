@@ -1,8 +1,7 @@
 """babylon_rl turns the log of a never-ending prediction-market game into better agents.
 
 Read `types.py` (the nouns), `defs/assets.py` (the flow), `pipeline/` (one module per asset), then one package; each says
-in its `__init__` what belongs there. Importing this package
-imports nothing heavy: no torch, no art, no Dagster, no pandas.
+in its `__init__` what belongs there. Importing this package imports nothing heavy: no torch, no art, no Dagster, no pandas.
 
 ```python
 import babylon_rl
@@ -26,10 +25,10 @@ def read_window(window_id: str, *, settings: "Settings | None" = None) -> "pd.Da
 
     Args:
         window_id: A UTC hour such as `2025-01-15T10:00`.
-        settings: Which databases to read; None: the environment's, as for every command.
+        settings: Which databases to read; None: the settings of the environment.
 
     Raises:
-        DataError: The text is no window, or the window was never ingested.
+        DataError: `window_id` is not a UTC hour, or the window was never ingested.
         ConfigError: The database cannot be reached.
     """
     from babylon_rl.export.dataframe import window_frame

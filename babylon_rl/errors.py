@@ -6,7 +6,7 @@
     └── TransientError   nobody: wait and try again
 
 A message says which record, what was found, what was expected, and what to do next.
-A secret never stands in one.
+It never contains a secret.
 """
 
 from collections.abc import Mapping

@@ -18,7 +18,7 @@ from babylon_rl.windows import HourWindow
 
 
 class _Part(BaseSettings):
-    """Fields by the names of their environment variables."""
+    """One part of the settings; each field is read from the environment variable that is its alias."""
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True)
 
@@ -49,7 +49,7 @@ class DatabaseSettings(_Part):
 
     @field_validator("home")
     @classmethod
-    def _absolute(cls, v: Path) -> Path:
+    def _make_absolute(cls, v: Path) -> Path:
         return v.expanduser().absolute()
 
 
@@ -199,7 +199,7 @@ class ServingSettings(_Part):
 class Settings(_Part):
     """The process as a whole: which hours, which lineage, which seed.
 
-    `Settings.load(BABYLON_SEED=7)` overrides one; a bad value becomes one sentence.
+    `Settings.load(BABYLON_SEED=7)` overrides one variable.
     """
 
     start: str = Field(
@@ -227,7 +227,7 @@ class Settings(_Part):
 
     @field_validator("start")
     @classmethod
-    def _is_window(cls, v: str) -> str:
+    def _normalise_window(cls, v: str) -> str:
         return str(HourWindow.parse(v))
 
     @classmethod
@@ -238,7 +238,7 @@ class Settings(_Part):
             overrides: Environment variable → value to take instead.
 
         Raises:
-            ConfigError: A variable has a value that does not fit; the message names it, never its secret.
+            ConfigError: A variable has an invalid value; the message names the variable and never shows a secret.
         """
         values: dict[str, Any] = dict(overrides)
         try:
@@ -246,7 +246,7 @@ class Settings(_Part):
             return cls(**values, **parts)
         except ValidationError as e:
             lines = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in e.errors(include_input=False))
-            raise ConfigError(f"settings do not fit: {lines}; correct the environment variable and run again") from None
+            raise ConfigError(f"invalid settings: {lines}; correct the environment variable and run again") from None
 
     def changed(self, **parts: dict[str, object]) -> Self:
         """A copy with some fields changed: `settings.changed(serving={"inference_url": url})`."""
@@ -283,7 +283,7 @@ class Variable:
         name: Name in the environment.
         part: `run`, or the part of the settings it belongs to.
         description: What it decides.
-        default: What holds where it is not set, in words if that is no value.
+        default: The value where it is not set, or a phrase where no fixed value stands for it.
         secret: Whether its value must not be shown.
         value: The value in force; a secret's only says whether there is one.
         is_set: Whether the value comes from the environment.

@@ -1,10 +1,9 @@
-"""The nouns, in the order in which they come to be.
+"""The data types, in the order in which the pipeline makes them.
 
     SourceRow ─► Trajectory ─► TrajectoryGroup + Hindsight ─► Score ─► Checkpoint ─► Evaluation
 
-What an agent saw and said (`Turn`) lives in `TrajectoryGroup` and is what trains. What only the
-future knew (`Hindsight`) is a separate object that only a judge's prompt is built from: no type here
-holds both. `None` means unknown; it is never `0.0`. Instants are aware and UTC and end in `_at`.
+What an agent was shown and what it answered (`Turn`) is in `TrajectoryGroup`: this is what trains. What was known
+only afterwards (`Hindsight`) is a separate object that only a judge's prompt is built from: no type here holds both. `None` means unknown; it is never `0.0`. Instants are aware and UTC and end in `_at`.
 """
 
 import math
@@ -17,7 +16,7 @@ from typing import Annotated, Any, Final, Self
 import msgspec
 
 Json = dict[str, Any]
-END_OF_TIME_MS: Final = 253_402_300_800_000  # the year 10000, which no calendar of Python's holds
+END_OF_TIME_MS: Final = 253_402_300_800_000  # the year 10000: too late for a `datetime`
 
 
 class LlmCall(msgspec.Struct, frozen=True, kw_only=True, rename="camel", gc=False):
@@ -32,10 +31,10 @@ class LlmCall(msgspec.Struct, frozen=True, kw_only=True, rename="camel", gc=Fals
 
 
 class EnvironmentState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What a step says that the agent had when it decided: the part of `environmentState` that is kept.
+    """The agent's account when it decided: the part of a step's `environmentState` that is kept.
 
     Attributes:
-        lifetime_pnl_usd: What it had made in all its life until then.
+        lifetime_pnl_usd: P&L over the agent's whole life until then.
     """
 
     balance_usd: float | None = msgspec.field(default=None, name="agentBalance")
@@ -48,7 +47,7 @@ UNKNOWN_ENVIRONMENT: Final = EnvironmentState()
 class Step(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One observation → action: what is kept of an entry of `stepsJson`.
 
-    A struct where its neighbours are dataclasses, for this is where the bytes are: JSON becomes it without a detour.
+    A msgspec struct and no dataclass, because steps are most of the bytes: JSON is decoded straight into it.
 
     Attributes:
         at_ms: Milliseconds since 1970, if known.
@@ -82,11 +81,11 @@ class SourceRow:
 
 
 class _DocumentedWord(StrEnum):
-    """Words that are stored as they are; each stands with the sentence that says what it means, its docstring."""
+    """Strings that are stored as they are; the docstring of each says what it means."""
 
     meaning: str
 
-    def __new__(cls, word: str, meaning: str = "") -> Self:  # looked up by the word alone
+    def __new__(cls, word: str, meaning: str = "") -> Self:  # `RowStatus("read")` finds a member by its word alone
         member = str.__new__(cls, word)
         member._value_ = word
         member.meaning = member.__doc__ = meaning
@@ -147,7 +146,7 @@ REASONS: Final[Mapping[RowStatus, tuple[RowReason, ...]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowOutcome:
-    """Where one source row ended. Every row read has exactly one."""
+    """What became of one source row. Every row read has exactly one."""
 
     source_id: str
     trajectory_id: str
@@ -160,7 +159,7 @@ class RowOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowOutcomeCounts:
-    """How the rows of one window ended: (status, reason) → rows."""
+    """How many rows of one window have each outcome: (status, reason) → rows."""
 
     window_id: str
     rows: Mapping[tuple[RowStatus, RowReason], int]
@@ -171,12 +170,12 @@ class RowOutcomeCounts:
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One decision: exactly what the agent was shown and what it said. The unit that trains.
+    """One decision: exactly what the agent was shown and what it answered. The unit that trains.
 
     Each logged call was made from its own system and user prompt, so it trains as its own sequence.
 
     Attributes:
-        policy_version: The checkpoint that spoke (`babylon-mmo@3`), or None when the log does not say.
+        policy_version: The checkpoint that answered (`babylon-mmo@3`), or None when the log does not say.
     """
 
     system: str
@@ -193,7 +192,7 @@ class Trajectory:
     Attributes:
         trajectory_id: `<window>/<agent>`: stable however the rows arrived.
         row_ids: Source ids of the rows stitched, in time order.
-        turns: What trains, in time order; at least one.
+        turns: What trains, in time order. Empty when no call decided anything; then the trajectory is not kept.
         decisions: The game's action objects beside the turns. Hindsight: judge only.
         start_balance_usd: Balance when the agent entered the window, if known.
         pnl_usd: Money made inside the window (lifetime P&L differenced), if known.
@@ -225,7 +224,7 @@ class StockOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictionOutcome:
-    """How a YES/NO market stood. `outcome` is `YES`, `NO`, or None while unresolved."""
+    """How a YES/NO market stood at the end of the window. `outcome` is `YES`, `NO`, or None while unresolved."""
 
     market_id: str
     question: str
@@ -266,7 +265,7 @@ class WindowOutcomes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupMember:
-    """One agent's trajectory as it may be trained on: nothing here came from after the fact."""
+    """One agent's trajectory as it may be trained on: nothing in it was known only afterwards."""
 
     trajectory_id: str
     agent_id: str
@@ -319,7 +318,7 @@ class Judgment:
     Attributes:
         key: Hash of all that went in (messages, hindsight, rubric, judge, prompt version).
         prompt_tokens: As the server reported them, over all requests that this judgment took.
-        details: Small numbers for metadata: prompt form and tokens of both, passes, position consistency, requests.
+        details: Small values for metadata: the prompt's form, its tokens in both forms, passes, position consistency, requests.
     """
 
     key: str
@@ -362,7 +361,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckResult:
-    """One check's word on one window; `facts` are small, for metadata."""
+    """The result of one check on one window; `facts` are small, for metadata."""
 
     passed: bool
     facts: Json

@@ -64,10 +64,10 @@ class HourWindow:
             DataError: An end is not a full UTC hour, or the last lies before the first.
         """
         first, _, last = span.partition("..")
-        found = list(cls.parse(first.strip()).until(cls.parse((last or first).strip())))
-        if not found:
+        windows = list(cls.parse(first.strip()).until(cls.parse((last or first).strip())))
+        if not windows:
             raise DataError(f"windows {span!r} end before they begin; expected the form 'first..last'")
-        return found
+        return windows
 
     @classmethod
     def containing(cls, instant: datetime) -> Self:
@@ -88,7 +88,7 @@ class HourWindow:
         return now >= self.end_at
 
     def until(self, last: Self) -> Iterator[Self]:
-        """This window and every one after it up to and with `last`."""
+        """This window and every one after it up to and including `last`."""
         w = self
         while w <= last:
             yield w

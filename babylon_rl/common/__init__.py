@@ -1,4 +1,4 @@
-"""Helpers that know no word of the domain: bytes and hashes, files, statistics.
+"""Helpers that know nothing of the domain: canonical JSON and its hashes, files, progress, statistics.
 
-What belongs here: code that any project could use. What does not: anything that mentions a window, an agent or a judge.
+What belongs here: code that any project could use. What does not: code that handles windows, agents or judgments.
 """

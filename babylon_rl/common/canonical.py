@@ -1,4 +1,4 @@
-"""One way to turn a value into bytes, and bytes into a hash: the same whatever the row order, time zone or hash seed."""
+"""One way to turn a value into bytes, and bytes into a hash: the same in every process, whatever its time zone or hash seed."""
 
 import hashlib
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ def to_json(value: Any) -> bytes:
 
 
 def from_json(data: bytes | str, type_: type[T]) -> T:
-    """Read canonical JSON back into a dataclass of `types.py`."""
+    """Read canonical JSON back into a `type_`."""
     return msgspec.json.decode(data, type=type_)
 
 
@@ -29,16 +29,16 @@ def digest(value: Any, *, depth: int = 0) -> str:
         depth: Levels of lists and dataclasses that are taken apart, so that the JSON of a window of 500 agents is never
             in memory as a whole. The result is the same.
     """
-    made = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for piece in pieces(value, depth):
-        made.update(piece)
-    return made.hexdigest()
+        sha256.update(piece)
+    return sha256.hexdigest()
 
 
 def pack(value: Any, *, depth: int = 0) -> bytes:
     """Canonical JSON in zstd, for a `bytea` column (6× smaller than jsonb and 10× faster to write).
 
-    `depth` as above; a value taken apart is encoded twice, because zstd writes its size first.
+    `depth` as for `digest`; a value taken apart is encoded twice, because zstd writes the total size first.
     """
     if not depth:
         return _packer().compress(to_json(value))
@@ -62,7 +62,7 @@ def unpack(data: bytes, type_: type[T]) -> T:
 
 
 def pieces(value: Any, depth: int) -> Iterator[bytes]:
-    """The canonical JSON of `value`, in pieces that joined are `to_json(value)`."""
+    """The canonical JSON of `value`, in pieces; joined they are `to_json(value)`."""
     if depth and isinstance(value, list | tuple) and value:
         yield b"["
         for i, item in enumerate(value):

@@ -14,7 +14,7 @@ from babylon_rl.errors import ConfigError
 def atomic_file(out: str) -> Iterator[IO[bytes]]:
     """Open a binary file that takes its name only when everything was written; an error leaves nothing behind.
 
-    Here it is synced and renamed over what stood there. Elsewhere it is moved by the storage's own means, which for
+    A local file is synced and renamed over the old one. A remote one is moved by the storage's own means, which for
     object stores is a copy: readers see the old object or the new one.
 
     Args:
@@ -23,7 +23,7 @@ def atomic_file(out: str) -> Iterator[IO[bytes]]:
     Raises:
         ConfigError: The address is a directory, cannot be written to, or needs a package that is not installed.
     """
-    fs, path = _filesystem(out)
+    fs, path = _open_filesystem(out)
     parent, _, name = path.rpartition("/")
     tmp = f"{parent}/.{name}.{uuid4().hex[:12]}.tmp"
     try:
@@ -34,7 +34,7 @@ def atomic_file(out: str) -> Iterator[IO[bytes]]:
         file = fs.open(tmp, "wb")
     except (OSError, ValueError) as e:
         raise ConfigError(
-            f"{out!r} cannot be written: {_said(e)}; choose another path or mend its permissions"
+            f"{out!r} cannot be written: {_describe(e)}; choose another path or fix its permissions"
         ) from None
     try:
         with file:
@@ -47,14 +47,14 @@ def atomic_file(out: str) -> Iterator[IO[bytes]]:
         raise
 
 
-def _filesystem(out: str) -> tuple[Any, str]:
+def _open_filesystem(out: str) -> tuple[Any, str]:
     import fsspec
 
     try:
         fs, path = fsspec.core.url_to_fs(out)
     except (ImportError, ValueError) as e:
         raise ConfigError(
-            f"{out!r} cannot be opened: {_said(e)}; install what fsspec needs for it, or give a path of this machine"
+            f"{out!r} cannot be opened: {_describe(e)}; install what fsspec needs for it, or give a local path"
         ) from None
     return fs, path
 
@@ -65,7 +65,7 @@ def _is_local(fs: Any) -> bool:
 
 
 def _sync(file: Any) -> None:
-    """Down to the disk before the rename: else a power cut could leave the new name on an empty file."""
+    """Write through to the disk before the rename: else a power cut could leave the new name on an empty file."""
     file.flush()
     with suppress(OSError, AttributeError):  # a remote file has no descriptor
         os.fsync(file.fileno())
@@ -78,6 +78,6 @@ def _rename(fs: Any, tmp: str, path: str) -> None:
         fs.mv(tmp, path)
 
 
-def _said(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     text = str(error).splitlines()
     return text[0][:300] if text else type(error).__name__

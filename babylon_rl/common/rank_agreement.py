@@ -1,4 +1,4 @@
-"""How far two rankings agree. Apart from `statistics.py`, which needs numpy: the code location imports this."""
+"""How far two rankings agree. Not in `statistics.py`, because that needs numpy and the code location loads this module."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ def kendall_tau(a: Mapping[str, float], b: Mapping[str, float], *, within: float
     """Kendall's τ-b of two rankings of the same ids, in [-1, 1]; values closer than `within` tie.
 
     Returns:
-        None when either side knows no order at all.
+        None when all values of either side tie.
     """
     agree, left, right = 0, 0, 0
     for x, y in combinations(sorted(a.keys() & b.keys()), 2):

@@ -1,7 +1,7 @@
 """The few statistics a result is reported with: a paired bootstrap, a win rate, a share of a gap.
 
-Plain numbers in, plain numbers out; seeded, so a report says the same twice. Nothing here knows what a
-window or a policy is, and nothing here decides what counts as a success.
+Plain numbers in, plain numbers out; seeded, so that a report can be reproduced. Nothing here decides what counts as a
+success.
 """
 
 import math
@@ -29,16 +29,11 @@ class Interval:
     hi: float
     n: int
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether all of the interval lies on one side of zero. Touching zero does not count."""
-        return self.lo > 0 or self.hi < 0
-
 
 def paired_bootstrap(
     a: Sequence[float], b: Sequence[float], *, resamples: int = 10_000, seed: int = 0, level: float = 0.95
 ) -> Interval:
-    """Estimate how much `b` lies above `a`, resampling pairs.
+    """Estimate how much `b` is above `a`, by resampling pairs.
 
     The pair is the unit that is independent: one held-out window. Where several agents play a window,
     give the window's mean, or the interval comes out too narrow.
@@ -48,7 +43,7 @@ def paired_bootstrap(
         b: N values for the same windows in the same order.
         resamples: Bootstrap samples drawn.
         seed: Same seed, same interval.
-        level: Coverage aimed at, e.g. 0.95.
+        level: Nominal coverage, e.g. 0.95.
 
     Returns:
         Mean of `b - a` with its percentile interval.
@@ -83,7 +78,7 @@ def paired_bootstrap(
 
 
 def share_of_gap(base: float, final: float, oracle: float) -> float | None:
-    """Say how much of the way from `base` to `oracle` the `final` policy went.
+    """How much of the way from `base` to `oracle` the `final` policy went.
 
     Returns:
         1.0 at the oracle, 0.0 at the base, negative below it; None where the oracle is not above

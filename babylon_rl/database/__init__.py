@@ -1,5 +1,5 @@
 """The databases: an embedded PostgreSQL, connections, tables and their migrations.
 
-What belongs here: how a database is reached, what its tables are, and how many rows are written at once. What does
+What belongs here: how a database is reached, what its tables are, and how rows are inserted or replaced. What does
 not: what the rows mean (`ingest/` reads the game's, `store/` reads and writes ours).
 """

@@ -1,4 +1,4 @@
-"""Many rows at once, by COPY: straight into the table, or around those rows that are there already."""
+"""Bulk inserts by COPY: straight into the table, or through a temporary one when some of the rows exist already."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,45 +14,45 @@ from babylon_rl.types import Json
 def insert_new(
     conn: sa.Connection, table: sa.Table, rows: Sequence[Json], *, key: str, must_agree: Sequence[str] = ()
 ) -> int:
-    """Write the rows whose unique keys are not in `table` yet.
+    """Write the rows whose unique keys are not in `table` yet; existing rows stay as they are.
 
     Args:
         conn: An open transaction; the caller commits.
         table: Target; columns that the rows lack keep their defaults.
         rows: N dicts with the same keys in the same order.
-        key: The unique column that says whether a row is there already.
-        must_agree: Columns in which a row that is there must say the same: it is then the same row written
-            again, and not another one that this would lose.
+        key: The unique column by which an existing row is recognised.
+        must_agree: Columns in which an existing row must equal the new one. Where they differ, the new row is another
+            one under the same key, and skipping it would lose it.
 
     Returns:
-        How many were written.
+        How many rows were written.
 
     Raises:
-        DataError: A row is there already and says something else.
+        DataError: An existing row differs in a column of `must_agree`.
     """
     if not rows:
         return 0
     raw: Any = conn.connection.driver_connection
     cursor: psycopg.Cursor[Any]
     with raw.cursor() as cursor:
-        if not _any_there(cursor, table, rows, key):
+        if not _any_exists(cursor, table, rows, key):
             try:
                 with raw.transaction():  # a savepoint: another writer may be quicker with the same keys
                     _copy(cursor, _name(table), rows)
                 return len(rows)
             except psycopg.errors.UniqueViolation:
                 pass
-        return _copy_around(cursor, table, rows, key, must_agree)
+        return _copy_missing(cursor, table, rows, key, must_agree)
 
 
-def _any_there(cursor: "psycopg.Cursor[Any]", table: sa.Table, rows: Sequence[Json], key: str) -> bool:
+def _any_exists(cursor: "psycopg.Cursor[Any]", table: sa.Table, rows: Sequence[Json], key: str) -> bool:
     query = sql.SQL("SELECT EXISTS (SELECT FROM {} WHERE {} = ANY(%s))").format(_name(table), sql.Identifier(key))
     found = cursor.execute(query, [[r[key] for r in rows]]).fetchone()
     return bool(found and found[0])
 
 
 def _copy(cursor: "psycopg.Cursor[Any]", target: sql.Identifier, rows: Sequence[Json]) -> None:
-    """COPY, in the binary format: text would have every backslash of the JSON doubled, and halved again."""
+    """COPY, in the binary format: in text every backslash of the JSON would be escaped and unescaped."""
     columns = list(rows[0])
     names = sql.SQL(", ").join(map(sql.Identifier, columns))
     cursor.execute(sql.SQL("SELECT {} FROM {} LIMIT 0").format(names, target))
@@ -63,10 +63,10 @@ def _copy(cursor: "psycopg.Cursor[Any]", target: sql.Identifier, rows: Sequence[
             copy.write_row([row[c] for c in columns])
 
 
-def _copy_around(
+def _copy_missing(
     cursor: "psycopg.Cursor[Any]", table: sa.Table, rows: Sequence[Json], key: str, must_agree: Sequence[str]
 ) -> int:
-    """Some are there: COPY into a temporary table, then one INSERT that leaves those alone."""
+    """Some rows exist: COPY into a temporary table, then one INSERT that skips those."""
     columns = list(rows[0])
     names = sql.SQL(", ").join(map(sql.Identifier, columns))
     target, stage = _name(table), sql.Identifier(f"stage_{table.name}")
@@ -74,7 +74,7 @@ def _copy_around(
     cursor.execute(
         sql.SQL("CREATE TEMP TABLE {} ON COMMIT DROP AS SELECT {} FROM {} LIMIT 0").format(stage, names, target)
     )
-    # What only passes through is not compressed on the way in and decompressed on the way out.
+    # The temporary table holds its texts uncompressed: they are read once and dropped.
     texts = [c for c in columns if isinstance(table.c[c].type, sa.String)]
     if texts:
         plain = sql.SQL(", ").join(

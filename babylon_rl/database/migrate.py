@@ -1,12 +1,12 @@
-"""Bring a database's tables up to date, or take ours away again.
+"""Bring a database's tables up to date, or remove ours again.
 
-What belongs here: running Alembic with our rules. What each version creates stands in
-`migrations/versions/`, frozen; `tables.py` is today's state, and a test compares the two.
+What belongs here: running Alembic with our rules. Each version is a file in `migrations/versions/` that is never
+changed; `tables.py` is the current state, and a test compares the two.
 
 The rules: everything happens in one transaction under one advisory lock, so two processes at once are
 safe and a killed one leaves nothing. The game's tables are created only where they are missing, and
-not at all in a database that holds them in the Prisma spelling; those that we created are written
-down in `babylon_rl.created_game_tables`, and a downgrade drops no others.
+not at all in a database that has them as Prisma spells them; those that we created are listed
+in `babylon_rl.created_game_tables`, and a downgrade drops no others.
 """
 
 import logging
@@ -42,7 +42,7 @@ def upgrade(settings: DatabaseSettings) -> None:
     Raises:
         ConfigError: The server cannot be reached, refuses, or was migrated by a newer version of this package.
     """
-    with _locked(settings) as config:
+    with _open_config(settings) as config:
         _run(config, "upgrade", "head")
 
 
@@ -52,12 +52,12 @@ def downgrade(settings: DatabaseSettings, revision: str = "base") -> None:
     Raises:
         ConfigError: The server cannot be reached or refuses.
     """
-    with _locked(settings) as config:
+    with _open_config(settings) as config:
         _run(config, "downgrade", revision)
 
 
 def current(settings: DatabaseSettings) -> str:
-    """The revision that the database stands at: `0002`, or `base` when it was never migrated."""
+    """The database's revision: `0002`, or `base` when it was never migrated."""
     engine = connect(platform_url(settings))
     try:
         with engine.connect() as conn:
@@ -72,7 +72,7 @@ def latest() -> str:
 
 
 def differences(conn: sa.Connection, *, game: bool = True) -> list[Any]:
-    """How the database differs from `tables.py`, in Alembic's words; empty when it is as it should be.
+    """How the database differs from `tables.py`, as Alembic reports it; empty when it does not.
 
     Args:
         conn: An open connection.
@@ -101,8 +101,8 @@ def configure_options() -> dict[str, Any]:
 
 
 @contextmanager
-def _locked(settings: DatabaseSettings) -> Generator[Config]:
-    """One transaction that holds the migration lock, as Alembic's configuration."""
+def _open_config(settings: DatabaseSettings) -> Generator[Config]:
+    """Open a transaction that holds the migration lock; gives Alembic's configuration."""
     url = platform_url(settings)
     engine = connect(url)
     try:
@@ -115,9 +115,9 @@ def _locked(settings: DatabaseSettings) -> Generator[Config]:
             config.attributes["game"] = settings.platform_url is None or url == game_url(settings)
             yield config
     except sa.exc.ProgrammingError as e:
-        said = str(e.orig).splitlines()[0]
+        reason = str(e.orig).splitlines()[0]
         raise ConfigError(
-            f"the database refused a migration: {said}; expected a user that may create schema {tables.OUR_SCHEMA!r} "
+            f"the database refused a migration: {reason}; expected a user that may create schema {tables.OUR_SCHEMA!r} "
             "and its tables; grant that, or name another database in BABYLON_PLATFORM_URL"
         ) from None
     finally:
@@ -125,18 +125,18 @@ def _locked(settings: DatabaseSettings) -> Generator[Config]:
 
 
 def _run(config: Config, direction: str, revision: str) -> None:
-    before = _revision(config)
+    before = _read_revision(config)
     known = {s.revision for s in ScriptDirectory(str(_SCRIPTS)).walk_revisions()}
     if before not in known | {"base"}:
         raise ConfigError(
-            f"the database stands at revision {before!r}, which this version does not know (newest: {latest()!r}); "
+            f"the database is at revision {before!r}, which this version does not know (newest: {latest()!r}); "
             "install the newer babylon_rl that migrated it"
         )
     (command.upgrade if direction == "upgrade" else command.downgrade)(config, revision)
-    if (after := _revision(config)) != before:
+    if (after := _read_revision(config)) != before:
         logger.info("migrated from=%s to=%s", before, after)
 
 
-def _revision(config: Config) -> str:
+def _read_revision(config: Config) -> str:
     conn: sa.Connection = config.attributes["connection"]
     return MigrationContext.configure(conn, opts=configure_options()).get_current_revision() or "base"

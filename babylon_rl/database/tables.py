@@ -1,6 +1,6 @@
-"""Our own tables, once, in schema `babylon_rl`. The game's are `game_tables.py`.
+"""Our own tables, in schema `babylon_rl`. The game's are `game_tables.py`.
 
-Alembic migrations create what stands here; a test compares the two. Nothing here reads or writes.
+Alembic migrations create them; a test compares the two. Nothing here reads or writes.
 """
 
 from sqlalchemy import (
@@ -32,7 +32,7 @@ platform = MetaData(schema=OUR_SCHEMA)
 _at = DateTime(timezone=True)
 
 # The facts of the world that outcomes are computed from. The embedded game writes them as it plays;
-# over a real game they stay empty and `market_outcomes` is read as it stands.
+# over a real game they stay empty and its own `market_outcomes` are read.
 price_facts = Table(
     "price_facts",
     platform,
@@ -59,7 +59,7 @@ news_facts = Table(
     Column("ticker", Text),
 )
 
-windows = Table(  # one row per window that was ingested: its data version and how it stands
+windows = Table(  # one row per window that was ingested: its data version and counts
     "windows",
     platform,
     Column("window_id", Text, primary_key=True),
@@ -112,9 +112,11 @@ contextualized_groups = Table(
     Column("data_version", Text, nullable=False),
     Column("members", Integer, nullable=False),
     Column("turns", Integer, nullable=False),
-    Column("body", LargeBinary, nullable=False),  # types.TrajectoryGroup: what agents saw and said
-    Column("hindsight", LargeBinary, nullable=False),  # types.Hindsight: the judge's eyes only
-    Column("made_from", Text),  # "<data version of windows>|<of window_outcomes>"; differs now: view stale_windows
+    Column("body", LargeBinary, nullable=False),  # types.TrajectoryGroup: what agents were shown and answered
+    Column("hindsight", LargeBinary, nullable=False),  # types.Hindsight: for judges only
+    Column(
+        "made_from", Text
+    ),  # "<data version of windows>|<of window_outcomes>", which view stale_windows compares with today's
 )
 
 judgments = Table(
@@ -136,21 +138,20 @@ judgments = Table(
     Column("tokens", Integer, Computed("prompt_tokens + completion_tokens", persisted=True)),
 )
 
-judge_calls = Table(  # every request to a judge, written down before it is sent; view judge_costs sums it up
+judge_calls = Table(  # every request to a judge, written before it is sent; view judge_costs sums it up
     "judge_calls",
     platform,
     Column("call_id", Text, primary_key=True),
     Column("serial", BigInteger, Identity(), nullable=False),
     Column("judgment_key", Text, nullable=False, index=True),
-    Column("slot", Text, nullable=False),  # which question of the judgment: a pass, or a heat of a pass
+    Column("slot", Text, nullable=False),  # which request of the judgment: a pass, or a sub-batch of a pass
     Column("window_id", Text, nullable=False, index=True),
     Column("group_id", Text, nullable=False),
     Column("judge_model", Text, nullable=False),
     Column("judge_version", Text, nullable=False),
     Column("day", Date, nullable=False, index=True),  # UTC
-    Column(
-        "state", Text, nullable=False
-    ),  # asked, replied, refused (not owed), lost (may be owed), denied (never sent)
+    # judging's CallStatus: asked, replied, refused (not owed), lost (may be owed), denied (never sent)
+    Column("state", Text, nullable=False),
     Column("expected_tokens", Integer, nullable=False),
     Column("reserved_usd", Double, nullable=False),  # the most it can cost
     Column("reply", Text),
@@ -162,7 +163,7 @@ judge_calls = Table(  # every request to a judge, written down before it is sent
     Column("ended_at", _at),
 )
 
-judge_audits = Table(  # the newest row of a judge version says whether its scores may train
+judge_audits = Table(  # the newest row of a judge version decides whether its scores may train
     "judge_audits",
     platform,
     Column("judge_model", Text, primary_key=True),
@@ -186,7 +187,7 @@ window_judgments = Table(  # which judgment is the current one of a window
     Column("judgment_key", Text, nullable=False),
 )
 
-check_results = Table(  # asset checks as data: training leaves out a window with a failed verdict
+check_results = Table(  # results of asset checks: a window with a failed required check does not train
     "check_results",
     platform,
     Column("window_id", Text, primary_key=True),
@@ -196,7 +197,7 @@ check_results = Table(  # asset checks as data: training leaves out a window wit
     Index("ix_check_results_failed", "window_id", postgresql_where=text("NOT passed")),
 )
 
-required_checks = Table(  # what a window must have passed to train: as `pipeline/checks.py` declares it
+required_checks = Table(  # the checks that a window must have passed to train, as `pipeline/checks.py` declares them
     "required_checks",
     platform,
     Column("check_name", Text, primary_key=True),
@@ -247,7 +248,7 @@ dropped_windows = Table(  # left out of judging and training by dropout, for goo
     Column("window_id", Text, primary_key=True),
 )
 
-# Kept up to date by ingest/window_summary.py, so that readiness costs the same at a million rows as at a thousand.
+# Kept up to date by ingest/window_summary.py, so that readiness costs the same with a million rows as with a thousand.
 window_summary = Table(
     "window_summary",
     platform,
@@ -269,7 +270,7 @@ window_counts = Table(  # how many windows of window_summary have so many agents
     Column("windows", Integer, nullable=False),
 )
 
-row_changes = Table(  # windows whose rows a statement touched; whoever counts them takes them out
+row_changes = Table(  # windows whose rows a statement touched; counting one again deletes its entries
     "row_changes",
     platform,
     Column("seq", BigInteger, Identity(always=True), primary_key=True),

@@ -1,4 +1,4 @@
-"""Rows that may be there already: written over, or left alone. Many at once by COPY are `database/bulk_copy.py`."""
+"""Inserts of rows that may exist already: replace the old row, or keep it. For bulk inserts see `database/bulk_copy.py`."""
 
 from collections.abc import Collection, Sequence
 
@@ -9,12 +9,12 @@ from babylon_rl.types import Json
 
 
 def upsert(conn: sa.Connection, table: sa.Table, rows: Sequence[Json], *, add: Collection[str] = ()) -> None:
-    """Write rows; one whose primary key is there already takes the place of the old one.
+    """Write rows; each replaces the row that has its primary key, if there is one.
 
     Args:
         conn: An open transaction; the caller commits.
         table: Target.
-        rows: N dicts with the same keys, in order: the last of equal primary keys stands.
+        rows: N dicts with the same keys, in order: of equal primary keys the last is kept.
         add: Number columns whose new value is added to the old one, instead of replacing it.
     """
     if not rows:
@@ -30,6 +30,6 @@ def upsert(conn: sa.Connection, table: sa.Table, rows: Sequence[Json], *, add: C
 
 
 def insert_missing(conn: sa.Connection, table: sa.Table, rows: Sequence[Json]) -> None:
-    """Write those rows whose keys are not there yet; the others stay as they are. The caller commits."""
+    """Write those rows whose keys do not exist yet; existing rows stay as they are. The caller commits."""
     if rows:
         conn.execute(insert(table).on_conflict_do_nothing(), rows)
