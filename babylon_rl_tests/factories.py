@@ -8,9 +8,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from babylon_rl.common.canonical import from_json
 from babylon_rl.database import game_tables
+from babylon_rl.database import tables as t
 from babylon_rl.ingest.reader import stream_window
 from babylon_rl.types import (
+    CheckResult,
     EnvironmentState,
     GroupMember,
     Json,
@@ -184,6 +187,14 @@ def read_rows(conn: sa.Connection, window: HourWindow = WINDOW) -> tuple[list[So
     agents = list(stream_window(conn, window))
     rows = [r for a in agents for r in a.rows]
     return sorted(rows, key=lambda r: (r.start_at, r.source_id)), [o for a in agents for o in a.set_aside]
+
+
+def read_check_results(engine: sa.Engine, window: HourWindow) -> dict[str, CheckResult]:
+    """The stored results of a window's checks, by check name."""
+    c = t.check_results.c
+    query = sa.select(c.check_name, c.passed, c.facts).where(c.window_id == str(window)).order_by(c.check_name)
+    with engine.connect() as conn:
+        return {r.check_name: CheckResult(passed=r.passed, facts=from_json(r.facts, dict)) for r in conn.execute(query)}
 
 
 def insert_call_log(engine: sa.Engine, trajectory_id: str, **changes: Any) -> Json:

@@ -1,4 +1,4 @@
-"""Dropout leaves out whole windows: exactly as many as it says, the same ones whatever the order."""
+"""Dropout leaves out whole windows: exactly as many as computed, the same ones whatever the order."""
 
 import pytest
 from hypothesis import given

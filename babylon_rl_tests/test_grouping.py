@@ -15,7 +15,7 @@ from babylon_rl.errors import DataError
 from babylon_rl.grouping.groups import decide_row_outcomes, make_group
 from babylon_rl.grouping.hindsight import hindsight_for
 from babylon_rl.ingest.steps import parse_steps
-from babylon_rl.ingest.stitching import mark_as_read, stitch, usable
+from babylon_rl.ingest.stitching import is_usable, mark_as_read, stitch
 from babylon_rl.types import (
     EnvironmentState,
     PredictionOutcome,
@@ -70,7 +70,7 @@ def test_the_order_of_rows_never_matters(r: random.Random) -> None:
 def test_the_turn_of_a_step_is_the_policys_call_and_no_other(calls: list[Any], expected: str | None) -> None:
     made = one(a_source_row("a", a_step(calls=calls)))
     assert [t.response for t in made.turns] == ([] if expected is None else [expected])
-    assert usable(made) is (expected is not None)
+    assert is_usable(made) is (expected is not None)
     assert len(made.decisions) == len(made.turns)
 
 

@@ -1,4 +1,4 @@
-"""Who touches our tables, held by reading every module: `store/`, and `ingest/` for the few that it fills itself."""
+"""Which modules read or write our tables, checked by reading every module: `store/`, and `ingest/` for the few that it fills itself."""
 
 import ast
 import re

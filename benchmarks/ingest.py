@@ -46,11 +46,11 @@ from babylon_rl.database.connection import connect
 from babylon_rl.database.embedded import ensure_database, ensure_server, stop_server
 from babylon_rl.database.migrate import upgrade
 from babylon_rl.grouping.groups import make_group
-from babylon_rl.ingest.columns import SNAKE_CASE
+from babylon_rl.ingest.columns import COLUMN_TYPES, ColumnNames
 from babylon_rl.ingest.queries import select_window, window_parameters
 from babylon_rl.ingest.reader import stream_window
 from babylon_rl.ingest.recorder import TrajectoryRecorder
-from babylon_rl.ingest.stitching import stitch, usable
+from babylon_rl.ingest.stitching import is_usable, stitch
 from babylon_rl.ingest.window_summary import refresh
 from babylon_rl.pipeline.group import group_window
 from babylon_rl.pipeline.ingest import ingest_window
@@ -61,6 +61,10 @@ from babylon_rl.store.windows import Store
 from babylon_rl.windows import HourWindow
 from benchmarks.game_rows import FIRST, STEP_BYTES, load, make_rows
 from benchmarks.straightforward import read_group
+
+SNAKE_CASE = ColumnNames(
+    trajectories={c: c for c in COLUMN_TYPES["trajectories"]}, llm_call_logs={}, market_outcomes={}
+)
 
 
 def raw_copy(conn: psycopg.Connection[Any], window: HourWindow, options: str = "") -> int:
@@ -73,7 +77,7 @@ def raw_copy(conn: psycopg.Connection[Any], window: HourWindow, options: str = "
 
 def ours(conn: sa.Connection, window: HourWindow) -> int:
     made = make_group(
-        window, (t for a in stream_window(conn, window) for t in stitch(a.rows) if usable(t)), min_agents=2
+        window, (t for a in stream_window(conn, window) for t in stitch(a.rows) if is_usable(t)), min_agents=2
     )
     return 0 if made is None else sum(len(m.turns) for m in made.members)
 

@@ -84,7 +84,7 @@ def market_outcomes(
 def contextualized_groups(
     context: dg.AssetExecutionContext, config: GroupingConfig, workspace: dg.ResourceParam[Workspace]
 ) -> dg.MaterializeResult[None]:
-    """At most one group per window: what its agents saw and said and, stored apart, the hindsight for the judge."""
+    """At most one group per window: what its agents were shown and answered and, stored apart, the hindsight for the judge."""
     min_agents = config.min_agents or workspace.settings.training.min_agents
     with dagster_failures():
         windows = HourWindow.parse_all(context.partition_keys)
@@ -113,7 +113,7 @@ def ruler_scores(
     with dagster_failures():
         windows = HourWindow.parse_all(context.partition_keys)
         settings = workspace.settings
-        out = drop_out(
+        dropped = drop_out(
             workspace.store.engine,
             settings.lineage,
             windows,
@@ -123,7 +123,7 @@ def ruler_scores(
         )
         scored = asyncio.run(
             score_windows(
-                [w for w in windows if w not in out],
+                [w for w in windows if w not in dropped],
                 workspace.store,
                 judge,
                 # Twice what may be in flight: the next prompts are written while the judge works.
@@ -131,7 +131,7 @@ def ruler_scores(
                 progress=progress,
             )
         )
-        for window in out:
+        for window in dropped:
             context.add_asset_metadata({"dagster/row_count": 0, "dropped_out": True}, partition_key=str(window))
         for window, result in scored.items():
             _add_window_metadata(context, window, result)
@@ -212,13 +212,13 @@ def _add_window_metadata(context: dg.AssetExecutionContext, window: HourWindow, 
 
 
 def _row_outcome_metadata(workspace: Workspace, windows: Sequence[HourWindow]) -> dict[str, dg.MetadataValue]:
-    """How many rows of the run's windows ended with which status and reason, as a table and a picture."""
-    ends = count_row_outcomes(workspace.store.engine, windows)
-    records = [dg.TableRecord(r) for r in row_outcomes.table(ends)]
+    """How many rows of the run's windows have which status and reason, as a table and a picture."""
+    counts = count_row_outcomes(workspace.store.engine, windows)
+    records = [dg.TableRecord(r) for r in row_outcomes.table(counts)]
     return {
-        "rows_accounted_for": dg.MetadataValue.int(sum(e.total for e in ends)),
+        "rows_accounted_for": dg.MetadataValue.int(sum(c.total for c in counts)),
         "row_outcomes": dg.MetadataValue.table(records, schema=_ROW_OUTCOMES),
-        "row_outcomes_by_window": dg.MetadataValue.md(row_outcomes.picture(ends)),
+        "row_outcomes_by_window": dg.MetadataValue.md(row_outcomes.picture(counts)),
     }
 
 

@@ -2,7 +2,7 @@
 missed (late rows, hours during which nothing ran), and another sensor requests training.
 
 A sensor may be killed at any time: its request follows from the database, so a repeated tick requests the same run under
-the same run key. Dagster uses a run key only once, so the key counts the failures of earlier attempts.
+the same run key. Dagster accepts a run key only once, so the key counts the failures of earlier attempts.
 """
 
 from datetime import UTC, datetime
@@ -11,7 +11,6 @@ from typing import Final
 import dagster as dg
 
 from babylon_rl.defs.assets import ASSETS, WINDOW_ASSETS
-from babylon_rl.defs.checks import CHECKS
 from babylon_rl.ingest.window_summary import count_changes
 from babylon_rl.pipeline.readiness import contiguous, recorded_but_not_judged
 from babylon_rl.pipeline.workspace import Workspace
@@ -125,4 +124,3 @@ def train_when_ready(
 JOBS = [windows_job, policy_job]
 SCHEDULES = [hourly_windows]
 SENSORS = [prepare_missed_windows, train_when_ready]
-__all__ = ["CHECKS", "JOBS", "SCHEDULES", "SENSORS"]

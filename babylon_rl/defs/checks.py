@@ -2,8 +2,8 @@
 
 In a range run a plain `AssetCheckResult` writes one row without a partition, which counts for every window. So
 a check here yields one `AssetCheckEvaluation` per partition, aimed at that partition's materialization
-(without the target Dagster takes the check for not run), and keeps the result as data that training obeys. The
-evaluation does not block the run, the spec does gate automation: one bad window stops only itself.
+(without the target Dagster takes the check for not run), and stores the result, which decides whether the window trains.
+The evaluation does not block the run, but the spec blocks automation: one bad window stops only itself.
 """
 
 from collections.abc import Iterator
@@ -79,5 +79,5 @@ def _metadata_value(value: object) -> dg.MetadataValue:
             return dg.MetadataValue.text(str(value))
 
 
-_CHECKED = {"contextualized_groups": contextualized_groups, "ruler_scores": ruler_scores}
-CHECKS = [asset_check(check, _CHECKED[check.asset]) for check in checks.CHECKS]
+_ASSETS = {"contextualized_groups": contextualized_groups, "ruler_scores": ruler_scores}
+CHECKS = [asset_check(check, _ASSETS[check.asset]) for check in checks.CHECKS]

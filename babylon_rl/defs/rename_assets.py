@@ -1,10 +1,10 @@
 """Gives an asset another key in Dagster's own database, so that an older instance keeps its history.
 
-Dagster has no command for this. In 1.13 a key stands in columns (`asset_keys`, `event_logs`, `asset_event_tags`,
+Dagster has no command for this. In 1.13 a key is in columns (`asset_keys`, `event_logs`, `asset_event_tags`,
 `asset_check_executions`) and inside serialized events and runs, always as `{"__class__": "AssetKey", "path": [...]}`;
 and materializations downstream name it in two tags, from which Dagster tells whether they are stale.
 
-What stays: step keys, job snapshots and the configuration of old runs, which say what those runs did. Re-executing
+What keeps the old key: step keys, job snapshots and the configuration of old runs, which record what those runs did. Re-executing
 such a run with its old configuration is refused by Dagster; launch a new one. Rename while nothing runs under the old
 key: a run or backfill in flight would go on writing it.
 """
@@ -44,7 +44,7 @@ def rename_asset(url: str, old: str, new: str) -> bool:
             if conn.scalar(sa.text("SELECT to_regclass('asset_keys')")) is None:
                 return False  # Dagster makes its tables when it first opens them
             keys = {"old": json.dumps([old]), "new": json.dumps([new])}
-            # Whoever comes second waits here, and then finds the old key gone.
+            # A second process waits here, and then finds the old key gone.
             if conn.scalar(sa.text("SELECT id FROM asset_keys WHERE asset_key = :old FOR UPDATE"), keys) is None:
                 return False
             _rename_serialized(conn, old, new)

@@ -27,7 +27,7 @@ def judge_resource(context: dg.InitResourceContext) -> Judge:
     """The judge that the settings name: RULER with a key, else the hindsight judge.
 
     It logs its requests in the run's database, under the day's budget. Nothing is open yet and nothing is left to
-    close: `score_groups` opens connections in the loop that asks, and closes them there, also when the run fails.
+    close: `score_groups` opens connections in the event loop that judges, and closes them there, also when the run fails.
     """
     from babylon_rl.judging.factory import open_judge  # RULER brings an HTTP client along
 
@@ -37,7 +37,7 @@ def judge_resource(context: dg.InitResourceContext) -> Judge:
 
 
 class ProgressResource(dg.ConfigurableResource[Progress]):
-    """Reports progress to nobody; a command passes its own callback instead."""
+    """Shows no progress; a command passes its own callback instead."""
 
     def create_resource(self, context: dg.InitResourceContext) -> Progress:
         """Ignore progress."""

@@ -1,6 +1,6 @@
 """Who is compared with whom: the usable agents of one window, if there are enough of them.
 
-What belongs here: eligibility, and where each row ended. What the judge may know besides the group is
+What belongs here: eligibility, and the outcome of each row. What the judge may know besides the group is
 `grouping/hindsight.py`; nothing here reads hindsight.
 """
 
@@ -11,7 +11,7 @@ from typing import Final
 
 from babylon_rl.common.canonical import digest
 from babylon_rl.errors import DataError
-from babylon_rl.ingest.stitching import usable
+from babylon_rl.ingest.stitching import is_usable
 from babylon_rl.types import GroupMember, RowOutcome, RowReason, RowStatus, Trajectory, TrajectoryGroup
 from babylon_rl.windows import HourWindow
 
@@ -48,7 +48,7 @@ def make_group(window: HourWindow, trajectories: Iterable[Trajectory], *, min_ag
                 "trajectory; materialize `raw_trajectories` again",
                 facts={"agent_id": t.agent_id, "window_id": t.window_id},
             )
-        if usable(t):
+        if is_usable(t):
             members[t.agent_id] = GroupMember(trajectory_id=t.trajectory_id, agent_id=t.agent_id, turns=t.turns)
     if len(members) < min_agents:
         logger.info("grouped window=%s agents=%d of=%d group=none", window, len(members), min_agents)

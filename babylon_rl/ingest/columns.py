@@ -27,7 +27,7 @@ class ColumnNames:
     market_outcomes: Mapping[str, str]
 
 
-# Our name → the type it is read as, whatever the database declares; a `!` marks what we cannot do without.
+# Our name → the type it is read as, whatever the database declares; a `!` marks a required column.
 _TRAJECTORY_COLUMNS: Final = {
     "id": "text!",
     "trajectory_id": "text!",
@@ -76,24 +76,18 @@ COLUMN_TYPES: Final = {
     "market_outcomes": _OUTCOME_COLUMNS,
 }
 
-SNAKE_CASE: Final = ColumnNames(
-    trajectories={c: c for c in _TRAJECTORY_COLUMNS},
-    llm_call_logs={c: f'"{c}"' for c in _CALL_COLUMNS},
-    market_outcomes={c: c for c in _OUTCOME_COLUMNS},
-)
-
 
 def find_column_names(conn: sa.Connection) -> ColumnNames:
-    """Look into the catalog for how this database writes the game's columns; nobody is asked.
+    """Look up in the catalog how this database writes the game's columns; no setting is needed.
 
     `finalPnL`, `final_pnl` and `finalPnl` are one column: letters are compared without case and underscores, and a
-    name written exactly as ours wins. Needs no right but to connect.
+    name written exactly as ours wins. Needs no privilege but CONNECT.
 
     Raises:
-        ConfigError: There is no table `trajectories` on the search path, or it lacks a column we cannot do without.
+        ConfigError: There is no table `trajectories` on the search path, or it lacks a required column.
     """
     catalog = conn.exec_driver_sql(
-        # One value: this is asked once a window, and sixty rows take four times as long to fetch.
+        # One value, because this runs once a window and sixty rows take four times as long to fetch.
         "SELECT coalesce(json_agg(json_build_array(c.relname, a.attname) "
         # The plain name comes last, so that it overwrites another one of the same letters.
         "ORDER BY a.attname = lower(a.attname), a.attname)::text, '[]') "

@@ -22,11 +22,11 @@ def write_facts(
     predictions: Sequence[PredictionFact] = (),
     news: Sequence[NewsFact] = (),
 ) -> None:
-    """Write facts; a fact written again replaces itself. The caller commits.
+    """Write facts; each replaces an earlier one with the same key. The caller commits.
 
     Args:
         conn: An open transaction on the database with schema `babylon_rl`.
-        prices: (ticker, aware instant, price). An hour's closing price stands at its end or just before.
+        prices: (ticker, aware instant, price). An hour's closing price is the one at its end or just before.
         predictions: (market id, window id, question, `YES`/`NO`/None while unresolved, final probability or None).
         news: (aware instant, headline, ticker or None).
 
@@ -40,7 +40,7 @@ def write_facts(
             )
     for at, headline, _ in news:
         if at.tzinfo is None:
-            raise DataError(f"news fact {headline[:60]!r} stands at {at!r}; expected an aware instant")
+            raise DataError(f"news fact {headline[:60]!r} is at {at!r}; expected an aware instant")
     upsert(conn, tables.price_facts, [{"ticker": t, "at": at, "price": p} for t, at, p in prices])
     upsert(
         conn,

@@ -1,8 +1,8 @@
 """The truth about closed windows: `market_outcomes`, computed from facts, and read back as `WindowOutcomes`.
 
 What belongs here: the arithmetic of outcomes, and the rule by which duplicates and conflicts are
-resolved. Facts are written by `ingest/facts.py`; over a real game there are none, the game writes
-`market_outcomes` itself, and it is only read.
+resolved. Facts are written by `ingest/facts.py`. Over a real game there are none: it writes
+`market_outcomes` itself, and we only read them.
 """
 
 import logging
@@ -20,13 +20,13 @@ from babylon_rl.database import game_tables, tables
 from babylon_rl.database.locks import Lock, lock_transaction
 from babylon_rl.ingest.columns import find_column_names
 from babylon_rl.ingest.queries import select_outcomes, window_parameters
-from babylon_rl.ingest.steps import BadRowError, parse_json, repaired
+from babylon_rl.ingest.steps import BadRowError, parse_json, replace_lone_surrogates
 from babylon_rl.types import Json, PredictionOutcome, StockOutcome, WindowOutcomes
 from babylon_rl.windows import HourWindow
 
 logger = logging.getLogger(__name__)
 
-Status = Literal["written", "unchanged", "open", "no_facts"]
+SyncStatus = Literal["written", "unchanged", "open", "no_facts"]
 
 _CENT: Final = Decimal("0.01")
 _MAX_CHANGE_PCT: Final = Decimal("999.99")  # numeric(5,2)
@@ -38,7 +38,7 @@ _LAST_SECOND: Final = timedelta(seconds=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncReport:
-    """What became of the windows looked at; the counts add up to them."""
+    """How many windows had which `SyncStatus`; together they are all windows that were looked at."""
 
     written: int
     unchanged: int
@@ -48,7 +48,7 @@ class SyncReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutcomeFaults:
-    """What was wrong with the rows of one window's outcomes, and was resolved by the rule of `examine_outcomes`.
+    """Faults among the rows of one window's outcomes, which the rule of `examine_outcomes` resolved.
 
     Attributes:
         written_before_close: Rows left out because their hour was still open when they were written.
@@ -67,25 +67,25 @@ class OutcomeFaults:
     doubtful: tuple[str, ...] = ()
 
     def facts(self) -> Json:
-        """Those that are there, for metadata."""
+        """The faults that occurred, for metadata."""
         return {f: list(v) if isinstance(v, tuple) else v for f in self.__slots__ if (v := getattr(self, f))}
 
 
 def sync_recent(conn: sa.Connection, *, hours: int = 24, now: datetime) -> SyncReport:
     """Sync the `hours` last closed windows before `now`; the window of `now` itself is counted as open."""
-    this = HourWindow.containing(now)
-    ended = Counter(sync_window_outcomes(conn, w, now=now) for w in this.next(-hours).until(this))
+    current = HourWindow.containing(now)
+    counts = Counter(sync_window_outcomes(conn, w, now=now) for w in current.next(-hours).until(current))
     report = SyncReport(
-        written=ended["written"], unchanged=ended["unchanged"], open=ended["open"], no_facts=ended["no_facts"]
+        written=counts["written"], unchanged=counts["unchanged"], open=counts["open"], no_facts=counts["no_facts"]
     )
     logger.info("synced outcomes hours=%d written=%d unchanged=%d", hours, report.written, report.unchanged)
     return report
 
 
-def sync_window_outcomes(conn: sa.Connection, window: HourWindow, *, now: datetime) -> Status:
+def sync_window_outcomes(conn: sa.Connection, window: HourWindow, *, now: datetime) -> SyncStatus:
     """Write a closed window's outcomes from its facts. The caller commits.
 
-    The same facts change nothing; changed facts replace the window's rows. Two at once wait for each other.
+    The same facts change nothing; changed facts replace the window's rows. Concurrent calls wait for each other.
 
     Args:
         conn: An open transaction on the database with the game's tables and schema `babylon_rl`.
@@ -100,24 +100,24 @@ def sync_window_outcomes(conn: sa.Connection, window: HourWindow, *, now: dateti
     if conn.scalar(sa.select(sa.func.to_regclass(f"{tables.OUR_SCHEMA}.price_facts"))) is None:
         return "no_facts"  # a game database that our schema does not live in
     lock_transaction(conn, Lock.OUTCOMES, str(window))
-    wanted = _stock_rows(conn, window) + _prediction_rows(conn, window)
+    wanted = _compute_stock_rows(conn, window) + _compute_prediction_rows(conn, window)
     if not wanted:
         return "no_facts"
     t = game_tables.market_outcomes
-    there = conn.execute(sa.select(t).where(t.c.window_id == str(window))).mappings().all()
-    if sorted(map(_content, there)) == sorted(map(_content, wanted)):
+    stored = conn.execute(sa.select(t).where(t.c.window_id == str(window))).mappings().all()
+    if sorted(map(_content, stored)) == sorted(map(_content, wanted)):
         return "unchanged"
     conn.execute(sa.delete(t).where(t.c.window_id == str(window)))
     created_at = now.astimezone(UTC).replace(tzinfo=None)
     conn.execute(sa.insert(t), [{**row, "created_at": created_at} for row in wanted])
-    logger.info("wrote outcomes window=%s rows=%d replaced=%d", window, len(wanted), len(there))
+    logger.info("wrote outcomes window=%s rows=%d replaced=%d", window, len(wanted), len(stored))
     return "written"
 
 
 def examine_outcomes(conn: sa.Connection, window: HourWindow) -> tuple[WindowOutcomes, OutcomeFaults]:
-    """Read a window's outcomes, stocks by ticker, predictions by market id, each once, and say what was resolved how.
+    """Read a window's outcomes, stocks by ticker, predictions by market id, each once, with the faults that were resolved.
 
-    A row written before its hour was over is no outcome: it froze the values of an open hour. Of several rows for
+    A row written before its hour was over is no outcome: it holds the values of an open hour. Of several rows for
     one market the one created last counts, and of equally late ones the greater id. `$BTC` and `BTC` are one
     ticker. A sentiment is the sign of its change, whatever was stored; a resolution other than YES or NO is none.
     """
@@ -125,46 +125,46 @@ def examine_outcomes(conn: sa.Connection, window: HourWindow) -> tuple[WindowOut
     if not names.market_outcomes:
         return WindowOutcomes(window_id=str(window)), OutcomeFaults()
     found = conn.exec_driver_sql(select_outcomes(names), window_parameters(window)).mappings()
-    rows: list[Json] = [{k: _finite(v) if isinstance(v, Decimal) else v for k, v in r.items()} for r in found]
+    rows: list[Json] = [{k: _finite_or_none(v) if isinstance(v, Decimal) else v for k, v in r.items()} for r in found]
     end_at = window.end_at.replace(tzinfo=None)
-    true = [r for r in rows if r["created_at"] is None or r["created_at"] >= end_at]
-    said: dict[tuple[str, str], list[tuple[Any, ...]]] = {}
+    closed = [r for r in rows if r["created_at"] is None or r["created_at"] >= end_at]
+    facts_of: dict[tuple[str, str], list[tuple[Any, ...]]] = {}
     stocks: dict[str, Any] = {}
     predictions: dict[str, Any] = {}
-    for row in true:  # oldest first: later ones overwrite
+    for row in closed:  # oldest first: later ones overwrite
         if row["stock_ticker"]:
             ticker = row["stock_ticker"].lstrip("$")
             stocks[ticker] = row
-            said.setdefault(("stock", ticker), []).append(tuple(row[c] for c in _STOCK_FACTS))
+            facts_of.setdefault(("stock", ticker), []).append(tuple(row[c] for c in _STOCK_FACTS))
         if market_id := row["prediction_market_id"]:
             predictions[market_id] = row
-            said.setdefault(("prediction", market_id), []).append(tuple(row[c] for c in _PREDICTION_FACTS))
+            facts_of.setdefault(("prediction", market_id), []).append(tuple(row[c] for c in _PREDICTION_FACTS))
     outcomes = WindowOutcomes(
         window_id=str(window),
-        stocks=tuple(_stock(ticker, row) for ticker, row in sorted(stocks.items())),
+        stocks=tuple(_parse_stock(ticker, row) for ticker, row in sorted(stocks.items())),
         predictions=tuple(
             PredictionOutcome(
                 market_id=market_id,
                 question=row["question"] or "",
-                outcome=_yes_no(row["outcome"]),
+                outcome=_parse_yes_no(row["outcome"]),
                 final_probability=None if row["final_probability"] is None else float(row["final_probability"]),
             )
             for market_id, row in sorted(predictions.items())
         ),
     )
     faults = OutcomeFaults(
-        written_before_close=len(rows) - len(true),
-        duplicates=sum(len(facts) - 1 for facts in said.values()),
-        conflicts=tuple(name for (_, name), facts in sorted(said.items()) if len(set(facts)) > 1),
+        written_before_close=len(rows) - len(closed),
+        duplicates=sum(len(facts) - 1 for facts in facts_of.values()),
+        conflicts=tuple(name for (_, name), facts in sorted(facts_of.items()) if len(set(facts)) > 1),
         start_price_zero=tuple(s.ticker for s in outcomes.stocks if s.start_price == 0),
         unresolved=tuple(p.market_id for p in outcomes.predictions if p.outcome is None),
-        doubtful=tuple(p.market_id for p in outcomes.predictions if _against_the_odds(p)),
+        doubtful=tuple(p.market_id for p in outcomes.predictions if _is_doubtful(p)),
     )
     return outcomes, faults
 
 
-def _against_the_odds(p: PredictionOutcome) -> bool:
-    """One writer stored an open market as NO: a NO that the market itself held for improbable is reported."""
+def _is_doubtful(p: PredictionOutcome) -> bool:
+    """Whether the market itself held its NO for improbable: one writer stored open markets as NO."""
     return p.outcome == "NO" and p.final_probability is not None and p.final_probability > 0.5
 
 
@@ -176,7 +176,7 @@ def change_pct(start: float, end: float) -> Decimal | None:
     if not math.isfinite(change):
         return None
     clipped = min(max(Decimal(repr(change)), -_MAX_CHANGE_PCT), _MAX_CHANGE_PCT)
-    return clipped.quantize(_CENT) + 0  # +0: a fall of nothing is 0.00, not -0.00
+    return clipped.quantize(_CENT) + 0  # +0 turns -0.00 into 0.00
 
 
 def sentiment(change: Decimal | float | None) -> str | None:
@@ -186,11 +186,11 @@ def sentiment(change: Decimal | float | None) -> str | None:
     return "BULLISH" if change > 0 else "BEARISH" if change < 0 else "NEUTRAL"
 
 
-def _stock_rows(conn: sa.Connection, window: HourWindow) -> list[Json]:
+def _compute_stock_rows(conn: sa.Connection, window: HourWindow) -> list[Json]:
     """One row per ticker with a price inside the hour.
 
     The start is its first price in `[start, end)`, the end its last. A price at exactly `end` also
-    closes the hour, unless another stands in the last second: then it only opens the next hour.
+    closes the hour, unless there is another in the last second: then it only opens the next hour.
     """
     p, n = tables.price_facts.c, tables.news_facts.c
     found = conn.execute(
@@ -218,12 +218,12 @@ def _stock_rows(conn: sa.Connection, window: HourWindow) -> list[Json]:
         start, end = inside[0][1], (inside if closes_itself else known)[-1][1]
         change = change_pct(start, end)
         rows.append(
-            _row(
+            _make_row(
                 window,
                 f"stock:{ticker}",
                 stock_ticker=ticker[:20],
-                start_price=_price(start),
-                end_price=_price(end),
+                start_price=_to_price(start),
+                end_price=_to_price(end),
                 change_percent=change,
                 sentiment=sentiment(change),
                 news_events=news.get(ticker, []),
@@ -232,24 +232,24 @@ def _stock_rows(conn: sa.Connection, window: HourWindow) -> list[Json]:
     return rows
 
 
-def _prediction_rows(conn: sa.Connection, window: HourWindow) -> list[Json]:
+def _compute_prediction_rows(conn: sa.Connection, window: HourWindow) -> list[Json]:
     f = tables.prediction_facts
     found = conn.execute(sa.select(f).where(f.c.window_id == str(window)).order_by(f.c.market_id)).mappings()
     return [
-        _row(
+        _make_row(
             window,
             f"prediction:{r['market_id']}",
             prediction_market_id=r["market_id"],
             question=r["question"],
-            outcome=_yes_no(r["outcome"]),
-            final_probability=_probability(r["final_probability"]),
+            outcome=_parse_yes_no(r["outcome"]),
+            final_probability=_to_probability(r["final_probability"]),
         )
         for r in found
     ]
 
 
-def _row(window: HourWindow, key: str, **known: Any) -> Json:
-    """A whole row of `market_outcomes`, without its `created_at`; what is not known is null."""
+def _make_row(window: HourWindow, key: str, **known: Any) -> Json:
+    """A whole row of `market_outcomes` but for `created_at`; columns not in `known` are null."""
     row: Json = {c.name: None for c in game_tables.market_outcomes.c if c.name != "created_at"}
     return row | {"id": f"{window}/{key}", "window_id": str(window)} | known
 
@@ -259,9 +259,9 @@ def _content(row: Any) -> tuple[str, ...]:
     return tuple(repr(row[c.name]) for c in game_tables.market_outcomes.c if c.name != "created_at")
 
 
-def _stock(ticker: str, row: Any) -> StockOutcome:
+def _parse_stock(ticker: str, row: Any) -> StockOutcome:
     start, end = row["start_price"], row["end_price"]
-    # A price rounded to 0.00 has no change: what is stored beside it (999.99) was divided by zero.
+    # A price rounded to 0.00 has no change: the one stored with it (999.99) comes from a division by zero.
     change = None if start is None or start == 0 else row["change_percent"]
     if change is None and start and end is not None:
         change = change_pct(float(start), float(end))
@@ -271,13 +271,13 @@ def _stock(ticker: str, row: Any) -> StockOutcome:
         end_price=None if end is None else float(end),
         change_pct=None if change is None else float(change),
         sentiment=sentiment(change) if change is not None else None,
-        news=tuple(_headlines(row["news_events"])),
+        news=tuple(_parse_headlines(row["news_events"])),
     )
 
 
-def _headlines(text: str | None) -> Iterable[str]:
+def _parse_headlines(text: str | None) -> Iterable[str]:
     try:
-        events = repaired(parse_json(text)) if text else None
+        events = replace_lone_surrogates(parse_json(text)) if text else None
     except BadRowError:
         return
     for event in events if isinstance(events, list) else []:
@@ -288,22 +288,22 @@ def _headlines(text: str | None) -> Iterable[str]:
             yield from [t for t in texts if isinstance(t, str) and t][:1]
 
 
-def _finite(value: Decimal) -> Decimal | None:
+def _finite_or_none(value: Decimal) -> Decimal | None:
     """PostgreSQL's numeric holds NaN, which is no price."""
     return value if value.is_finite() else None
 
 
-def _price(value: float) -> Decimal:
+def _to_price(value: float) -> Decimal:
     return min(max(Decimal(repr(value)), -_MAX_PRICE), _MAX_PRICE).quantize(_CENT) + 0
 
 
-def _probability(value: float | None) -> Decimal | None:
+def _to_probability(value: float | None) -> Decimal | None:
     if value is None or not math.isfinite(value):
         return None
     return min(max(Decimal(repr(value)), Decimal(0)), Decimal(1)).quantize(Decimal("0.0001"))
 
 
-def _yes_no(value: str | None) -> str | None:
+def _parse_yes_no(value: str | None) -> str | None:
     """`YES` or `NO` in any case; everything else is unresolved."""
-    said = (value or "").strip().upper()
-    return said if said in ("YES", "NO") else None
+    answer = (value or "").strip().upper()
+    return answer if answer in ("YES", "NO") else None

@@ -1,7 +1,7 @@
 """All SQL that reads the game's tables, and the one rule of a row's window, in SQL and in Python.
 
 What belongs here: statements built from the names in `ingest/columns.py`. They name their results in snake_case
-whatever the database calls its columns, so nothing past this module knows. Parsing what comes back is
+whatever the database calls its columns, so no other module needs to know. Parsing what comes back is
 `ingest/reader.py`.
 
 A row's window is:
@@ -53,7 +53,7 @@ def _select_list(table: str, columns: Mapping[str, str]) -> str:
 
 
 def _cast(column: str, kind: str) -> str:
-    """Null for an instant outside Python's calendar (`infinity`, BC, after 9999): one such value would fail the query."""
+    """Null for an instant that Python cannot hold (`infinity`, BC, after 9999): one such value would fail the query."""
     if kind != "timestamp":
         return f"{column}::{kind}"
     at = f"{column}::timestamp"
@@ -102,7 +102,7 @@ def select_rows(names: ColumnNames) -> str:
 
 
 def select_window_ids(names: ColumnNames) -> str:
-    """Source ids of one window, and nothing heavy. Parameters: those of `is_of_window`."""
+    """Source ids of one window; no steps are read. Parameters: those of `is_of_window`."""
     c = names.trajectories
     return f'SELECT {c["id"]}::text AS id FROM trajectories WHERE {is_of_window(names)} ORDER BY {c["id"]} COLLATE "C"'  # noqa: S608
 
@@ -110,11 +110,11 @@ def select_window_ids(names: ColumnNames) -> str:
 def select_row_by_id(names: ColumnNames) -> str:
     """Whose a row is and when it was, by its id or its trajectory id, the former first. Parameter: `name`.
 
-    An instant beyond Python's calendar is given as the calendar's end.
+    An instant that Python cannot hold is given as the nearest one that it can.
     """
     c = names.trajectories
     ids = ", ".join(f'{c[n]}::text AS "{n}"' for n in ("id", "trajectory_id", "agent_id", "window_id"))
-    # greatest and least pass over nulls, and would make an unknown end one of the calendar's.
+    # greatest and least ignore nulls, so without the CASE an unknown end would become 9999-12-31.
     times = ", ".join(
         f"CASE WHEN {c[n]} IS NOT NULL THEN greatest(least({c[n]}::timestamp, '9999-12-31'), '0001-01-01') END AS \"{n}\""
         for n in ("start_time", "end_time")
@@ -146,7 +146,7 @@ def select_outcomes(names: ColumnNames) -> str:
 
 
 def _counts(names: ColumnNames, row: str) -> str:
-    """What is counted of a window's rows, whose alias is `row`. The steps themselves are not read, only their size."""
+    """The counts over a window's rows, whose alias is `row`. Of the steps only the size is read."""
     c = {ours: sql if sql.startswith("NULL") else f"{row}.{sql}" for ours, sql in names.trajectories.items()}
     trains = (
         f"coalesce({c['is_training_data']}, true) AND NOT coalesce({c['is_evaluation']}, false) "
@@ -179,7 +179,7 @@ _FINGERPRINT: Final = (
 
 
 def count_windows(names: ColumnNames) -> str:
-    """Counts of the windows asked for, each once, empty ones too. Parameters: `window_lists`."""
+    """Counts of the windows given, each once, empty ones too. Parameters: `window_lists`."""
     c, o = names.trajectories, names.market_outcomes
     w, start = c["window_id"], f"r.{c['start_time']}"
     w = w if w.startswith("NULL") else f"r.{w}"
@@ -224,14 +224,14 @@ def select_outcome_windows(names: ColumnNames) -> str:
 
 
 def window_lists(windows: Sequence[HourWindow]) -> dict[str, object]:
-    """What `count_windows` asks for."""
+    """The parameters of `count_windows`."""
     each = [window_parameters(w) for w in windows]
     names = {"ids": "window_id", "others": "other_id", "starts": "start_at", "ends": "end_at"}
     return {plural: [p[one] for p in each] for plural, one in names.items()}
 
 
 def window_parameters(window: HourWindow) -> dict[str, object]:
-    """What `select_window` asks for."""
+    """The parameters of `select_window` and `select_outcomes`."""
     return {
         "window_id": str(window),
         "other_id": window.start_at.strftime("%Y-%m-%d-%H"),

@@ -1,7 +1,7 @@
-"""Rows of one window, out of the game's tables: each either usable, or set aside with its reason.
+"""Reads the rows of one window from the game's tables: each is usable, or set aside with a reason.
 
-What belongs here: running the statements of `ingest/queries.py` and deciding about whole rows. What JSON
-means is `ingest/steps.py`; joining rows of one agent is `ingest/stitching.py`. A bad row is data: it
+What belongs here: running the statements of `ingest/queries.py` and deciding about whole rows. Parsing their
+JSON is `ingest/steps.py`; joining rows of one agent is `ingest/stitching.py`. A bad row is data: it
 never raises, and never costs its siblings.
 
 Rows are streamed out by binary COPY, agent after agent, so a window of any size is never in memory at once.
@@ -28,7 +28,15 @@ from babylon_rl.ingest.queries import (
     select_window_ids,
     window_parameters,
 )
-from babylon_rl.ingest.steps import BadRowError, JsonText, make_call, number, parse_json, parse_metadata, parse_steps
+from babylon_rl.ingest.steps import (
+    BadRowError,
+    JsonText,
+    make_call,
+    parse_json,
+    parse_metadata,
+    parse_number,
+    parse_steps,
+)
 from babylon_rl.types import LlmCall, RowOutcome, RowReason, RowStatus, SourceRow, Step
 from babylon_rl.windows import HourWindow
 
@@ -38,9 +46,8 @@ if TYPE_CHECKING:  # a code location loads this module, and psycopg takes its ti
 
 logger = logging.getLogger(__name__)
 
-_End = tuple[RowStatus, RowReason]
-# Rows read again at a time, because their calls stand only in the log.
-_CHUNK: Final = 50
+_Outcome = tuple[RowStatus, RowReason]
+_CHUNK: Final = 50  # rows read again at a time, because their calls are only in the log
 
 
 class _Row(NamedTuple):
@@ -61,7 +68,7 @@ class _Row(NamedTuple):
     is_evaluation: bool | None
 
 
-# How the columns arrive. JSON is taken as it lies in the message: what is not kept of it is never made into text.
+# How the columns arrive. JSON stays bytes, a view of the message: what is not kept of it is never decoded.
 _WIRE_TYPES: Final = tuple(
     "text text text timestamp timestamp text text bytea text float8 float8 bool bool".split()  # noqa: SIM905  # one line to compare with `_Row`
 )
@@ -69,7 +76,7 @@ _WIRE_TYPES: Final = tuple(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentRows:
-    """All rows of one agent in one window: the usable ones in time order, and where the others ended."""
+    """All rows of one agent in one window: the usable ones in time order, and the outcomes of the others."""
 
     agent_id: str
     rows: tuple[SourceRow, ...]
@@ -79,7 +86,7 @@ class AgentRows:
 def stream_window(conn: sa.Connection, window: HourWindow) -> Iterator[AgentRows]:
     """Read every row of `window`, one agent at a time.
 
-    Agents come by id, but those come last that have a row without any call: such a row takes its calls from
+    Agents come by id; those with a row without any call come last, because such a row takes its calls from
     `llm_call_logs`. Use a connection at REPEATABLE READ where rows may be rewritten meanwhile.
 
     Yields:
@@ -90,9 +97,8 @@ def stream_window(conn: sa.Connection, window: HourWindow) -> Iterator[AgentRows
     without_calls: list[str] = []
     window_id = str(window)
     for agent_id, rows in groupby(_copy(conn, names, window), key=attrgetter("agent_id")):
-        own = [
-            _to_source_row(window_id, row) for row in rows
-        ]  # at once: a row's message is freed before the next one comes
+        # A list at once: a row's message is freed before the next one comes.
+        own = [_to_source_row(window_id, row) for row in rows]
         if any(isinstance(x, SourceRow) and not _has_calls(x.steps) for x in own):
             without_calls += [x.source_id for x in own]
         else:
@@ -148,17 +154,21 @@ def _zero_copy_loader() -> "type[Loader]":
 
 
 def _to_source_row(window_id: str, row: _Row) -> SourceRow | RowOutcome:
-    """The row with its steps, or where it ended. Whether it says anything is still open: see `_read_again_with_logs`."""
-    if (why := _exclusion(row)) is not None:
+    """The row with its steps, or its outcome. A row without calls is decided later, by `_read_again_with_logs`."""
+    if (why := _find_exclusion(row)) is not None:
         return _set_aside(row, window_id, (RowStatus.EXCLUDED, why))
-    if row.start_time is None:  # beyond the calendar: see `queries._cast`
+    if row.start_time is None:  # Python cannot hold it: see `queries._cast`
         return _set_aside(row, window_id, (RowStatus.QUARANTINED, RowReason.BAD_TIME))
-    steps, end = _try_to_parse(row, partial(parse_steps, row.steps_json))
-    return _build_source_row(row, window_id, row.start_time, steps) if end is None else _set_aside(row, window_id, end)
+    steps, outcome = _try_to_parse(row, partial(parse_steps, row.steps_json))
+    return (
+        _build_source_row(row, window_id, row.start_time, steps)
+        if outcome is None
+        else _set_aside(row, window_id, outcome)
+    )
 
 
-def _exclusion(row: _Row) -> RowReason | None:
-    """Why a sound row is none of ours, if so. A database without the two flags means its rows to train."""
+def _find_exclusion(row: _Row) -> RowReason | None:
+    """Why a sound row does not train, or None. Where a database lacks the two flags, its rows do train."""
     if (row.scenario_id or "").lower().startswith("benchmark"):
         return RowReason.BENCHMARK  # such rows carry is_training_data = true
     if row.is_evaluation:
@@ -166,7 +176,7 @@ def _exclusion(row: _Row) -> RowReason | None:
     return RowReason.NOT_TRAINING_DATA if row.is_training_data is False else None
 
 
-def _try_to_parse(row: _Row, parse: Callable[[], tuple[Step, ...]]) -> tuple[tuple[Step, ...], _End | None]:
+def _try_to_parse(row: _Row, parse: Callable[[], tuple[Step, ...]]) -> tuple[tuple[Step, ...], _Outcome | None]:
     try:
         return parse(), None
     except BadRowError as e:
@@ -194,19 +204,19 @@ def _split_usable(agent_id: str, own: Iterable[SourceRow | RowOutcome]) -> Agent
 def _read_again_with_logs(
     conn: sa.Connection, names: ColumnNames, window_id: str, ids: Sequence[str]
 ) -> Iterator[SourceRow | RowOutcome]:
-    """Read rows again by their ids, and give those without any call what the log has of them."""
+    """Read rows again by their ids, and give those without any call the calls that were logged for them."""
     rows = [_Row(*r) for r in conn.exec_driver_sql(select_rows(names), {"ids": list(ids)})]
-    found = [(row, _to_source_row(window_id, row)) for row in rows]
-    without_calls = [row.trajectory_id for row, x in found if isinstance(x, SourceRow) and not _has_calls(x.steps)]
+    parsed = [(row, _to_source_row(window_id, row)) for row in rows]
+    without_calls = [row.trajectory_id for row, x in parsed if isinstance(x, SourceRow) and not _has_calls(x.steps)]
     logged = _read_logged_calls(conn, names, without_calls)
-    for row, x in found:
+    for row, x in parsed:
         if isinstance(x, RowOutcome) or _has_calls(x.steps):
             yield x
             continue
-        steps, end = _try_to_parse(row, partial(_assign_calls, row, x.steps, logged.get(row.trajectory_id, ())))
-        if end is None and not _has_calls(steps):
-            end = (RowStatus.QUARANTINED, RowReason.NO_LLM_CALLS)
-        yield replace(x, steps=steps) if end is None else _set_aside(row, window_id, end)
+        steps, outcome = _try_to_parse(row, partial(_assign_calls, row, x.steps, logged.get(row.trajectory_id, ())))
+        if outcome is None and not _has_calls(steps):
+            outcome = (RowStatus.QUARANTINED, RowReason.NO_LLM_CALLS)
+        yield replace(x, steps=steps) if outcome is None else _set_aside(row, window_id, outcome)
 
 
 def _read_logged_calls(
@@ -250,24 +260,24 @@ def _build_source_row(row: _Row, window_id: str, start_time: datetime, steps: tu
         window_id=window_id,
         start_at=_utc(start_time),
         end_at=None if row.end_time is None else _utc(row.end_time),
-        final_pnl=number(row.final_pnl),
-        final_balance=number(row.final_balance),
+        final_pnl=parse_number(row.final_pnl),
+        final_balance=parse_number(row.final_balance),
         steps=steps,
         metadata=parse_metadata(row.metadata_json),
     )
 
 
-def _set_aside(row: _Row, window_id: str, end: _End) -> RowOutcome:
+def _set_aside(row: _Row, window_id: str, outcome: _Outcome) -> RowOutcome:
     return RowOutcome(
         source_id=row.id,
         trajectory_id=row.trajectory_id,
         agent_id=row.agent_id,
         window_id=window_id,
-        status=end[0],
-        reason=end[1],
+        status=outcome[0],
+        reason=outcome[1],
     )
 
 
 def _utc(at: datetime) -> datetime:
-    """The game's columns are UTC without saying so."""
+    """The game's columns are in UTC, without a zone."""
     return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)

@@ -1,7 +1,7 @@
 """`TrajectoryRecorder`: the Python twin of the game's TypeScript recorder.
 
-What belongs here: collecting what an agent saw, said and did, and writing it as the game writes it,
-in the snake_case tables. It never judges and never reads. Rows are read back by `ingest/reader.py`.
+What belongs here: collecting what an agent was shown, answered and did, and writing it as the game writes it,
+in the snake_case tables. Nothing here reads them. Rows are read back by `ingest/reader.py`.
 """
 
 import json
@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from babylon_rl.database import game_tables
 from babylon_rl.database.bulk_copy import insert_new
 from babylon_rl.errors import DataError
-from babylon_rl.ingest.steps import has_lone_surrogate, repaired
+from babylon_rl.ingest.steps import has_lone_surrogate, replace_lone_surrogates
 from babylon_rl.types import Json
 from babylon_rl.windows import HourWindow
 
@@ -35,7 +35,7 @@ _SAME_CALL: Final = ("trajectory_id", "response")
 class SnowflakeIds:
     """Ids as the game's: decimal strings above 2^53, rising, made of clock, counter and worker.
 
-    Two writers with the same simulated clock need different workers, or their ids are the same.
+    Two writers with the same simulated clock need different workers, or they make the same ids.
     """
 
     def __init__(self, clock: Callable[[], datetime], *, worker: int = 0) -> None:
@@ -133,7 +133,7 @@ class TrajectoryRecorder:
 
     def start_step(self, trajectory_id: str, environment: Mapping[str, Any]) -> None:
         """Open the next step with what the agent sees: `agentBalance`, `agentPnL`, `openPositions`, …."""
-        t = self._trajectory(trajectory_id)
+        t = self._find_open_trajectory(trajectory_id)
         if t.step is not None:
             raise DataError(
                 f"trajectory {trajectory_id!r} has step {t.step.number} still open; complete it before the next starts"
@@ -141,8 +141,8 @@ class TrajectoryRecorder:
         t.step = _OpenStep(len(t.steps), self._now(), dict(environment))
 
     def log_provider_access(self, trajectory_id: str, *, provider: str, data: Any, purpose: str) -> None:
-        """Log what a data provider told the agent in the open step."""
-        step = self._step(trajectory_id)
+        """Log what a data provider gave the agent in the open step."""
+        step = self._find_open_step(trajectory_id)
         step.provider_accesses.append({"providerName": provider, "data": data, "purpose": purpose})
 
     def log_llm_call(
@@ -183,9 +183,9 @@ class TrajectoryRecorder:
             completion_tokens: As billed, if known.
             metadata: More for the log row.
         """
-        t, step = self._trajectory(trajectory_id), self._step(trajectory_id)
-        system_prompt, user_prompt, response = _storable(system_prompt), _storable(user_prompt), _storable(response)
-        reasoning = None if reasoning is None else _storable(reasoning)
+        t, step = self._find_open_trajectory(trajectory_id), self._find_open_step(trajectory_id)
+        system_prompt, user_prompt, response = map(_make_storable, (system_prompt, user_prompt, response))
+        reasoning = None if reasoning is None else _make_storable(reasoning)
         step.llm_calls.append(
             {
                 "model": model,
@@ -209,7 +209,7 @@ class TrajectoryRecorder:
                 "trajectory_id": trajectory_id,
                 "step_id": step_id,
                 "call_id": f"{step_id}-{len(step.llm_calls) - 1}",
-                "timestamp": _stored(self._now()),
+                "timestamp": _to_column(self._now()),
                 "latency_ms": None if latency_ms is None else round(latency_ms),
                 "model": model,
                 "purpose": purpose,
@@ -223,7 +223,7 @@ class TrajectoryRecorder:
                 "prompt_tokens": prompt_tokens,
                 "completion_tokens": completion_tokens,
                 "total_tokens": (prompt_tokens or 0) + (completion_tokens or 0) if known else None,
-                "metadata": _json({**(metadata or {}), "modelVersion": model_version}),
+                "metadata": _to_json({**(metadata or {}), "modelVersion": model_version}),
             }
         )
 
@@ -241,9 +241,9 @@ class TrajectoryRecorder:
     ) -> None:
         """Close the open step with what the agent did and what came of it.
 
-        `result`, `error` and `correctness` are hindsight: they stand in the action only when given.
+        `result`, `error` and `correctness` are hindsight: they are in the action only when given.
         """
-        t, step = self._trajectory(trajectory_id), self._step(trajectory_id)
+        t, step = self._find_open_trajectory(trajectory_id), self._find_open_step(trajectory_id)
         action: Json = {"actionType": action_type, "parameters": parameters, "success": success}
         later = {"result": result, "error": error, "correctness": correctness}
         action |= {k: v for k, v in later.items() if v is not None}
@@ -275,7 +275,7 @@ class TrajectoryRecorder:
         Raises:
             DataError: A step is open, or the id is already in the table. Nothing was written.
         """
-        t = self._trajectory(trajectory_id)
+        t = self._find_open_trajectory(trajectory_id)
         if t.step is not None:
             raise DataError(
                 f"trajectory {trajectory_id!r} has step {t.step.number} still open; complete it before the trajectory ends"
@@ -285,24 +285,24 @@ class TrajectoryRecorder:
             "id": self._new_id(),
             "trajectory_id": t.trajectory_id,
             "agent_id": t.agent_id,
-            "start_time": _stored(t.started_at),
-            "end_time": _stored(now),
+            "start_time": _to_column(t.started_at),
+            "end_time": _to_column(now),
             "duration_ms": round((now - t.started_at).total_seconds() * 1000),
             "window_id": t.window_id,
             "window_hours": 1,
             "episode_id": t.episode_id,
             "scenario_id": t.scenario_id,
-            "steps_json": _json(t.steps),
+            "steps_json": _to_json(t.steps),
             "reward_components_json": "{}",
-            "metrics_json": _json({"episodeLength": len(t.steps), "finalStatus": final_status}),
-            "metadata_json": _json(t.metadata),
+            "metrics_json": _to_json({"episodeLength": len(t.steps), "finalStatus": final_status}),
+            "metadata_json": _to_json(t.metadata),
             "total_reward": float(sum(s["reward"] or 0.0 for s in t.steps)),
             "episode_length": len(t.steps),
             "final_status": final_status,
             "final_balance": final_balance,
             "final_pnl": final_pnl,
-            "trades_executed": _count(t.steps, _TRADE_WORDS),
-            "posts_created": _count(t.steps, ("POST",)),
+            "trades_executed": _count_actions(t.steps, _TRADE_WORDS),
+            "posts_created": _count_actions(t.steps, ("POST",)),
             "is_training_data": is_training_data,
             "is_evaluation": is_evaluation,
         }
@@ -326,8 +326,8 @@ class TrajectoryRecorder:
     def batch(self) -> Generator[None]:
         """Write all trajectories that end inside in one transaction, when the block ends without an error.
 
-        A batch that is played again writes nothing twice: rows that are in the tables already are left
-        as they are. A batch within a batch joins it; one that ends by an exception writes nothing.
+        A batch that is played again writes nothing twice: existing rows stay as they are. A batch within a batch joins
+        it; one that ends by an exception writes nothing.
 
         Raises:
             DataError: An id is in the tables already, for another trajectory. Nothing was written.
@@ -349,12 +349,12 @@ class TrajectoryRecorder:
     def _now(self) -> datetime:
         now = self._clock()
         if now.tzinfo is None:
-            raise DataError(f"the recorder's clock says {now!r}, without a time zone; expected an aware instant")
+            raise DataError(f"the recorder's clock gave {now!r}, without a time zone; expected an aware instant")
         now = now.astimezone(UTC)
         # The column keeps milliseconds and rounds: 10:59:59.9996 would be stored as the next hour.
         return now.replace(microsecond=now.microsecond // 1000 * 1000)
 
-    def _trajectory(self, trajectory_id: str) -> _OpenTrajectory:
+    def _find_open_trajectory(self, trajectory_id: str) -> _OpenTrajectory:
         try:
             return self._open[trajectory_id]
         except KeyError:
@@ -362,34 +362,34 @@ class TrajectoryRecorder:
                 f"trajectory {trajectory_id!r} is not open; expected an id from start_trajectory that has not ended"
             ) from None
 
-    def _step(self, trajectory_id: str) -> _OpenStep:
-        step = self._trajectory(trajectory_id).step
+    def _find_open_step(self, trajectory_id: str) -> _OpenStep:
+        step = self._find_open_trajectory(trajectory_id).step
         if step is None:
             raise DataError(f"trajectory {trajectory_id!r} has no open step; call start_step first")
         return step
 
 
-def _stored(at: datetime) -> datetime:
+def _to_column(at: datetime) -> datetime:
     """As the game's `timestamp` columns keep it: UTC, without a zone."""
     return at.replace(tzinfo=None)
 
 
-def _storable(text: str) -> str:
+def _make_storable(text: str) -> str:
     """`text` without what PostgreSQL cannot hold: lone surrogates and NUL become U+FFFD."""
     if "\x00" not in text and not has_lone_surrogate(text):
         return text
-    sound: str = repaired(text)
+    sound: str = replace_lone_surrogates(text)
     return sound.replace("\x00", "\ufffd")
 
 
-def _json(value: Any) -> str:
+def _to_json(value: Any) -> str:
     try:
         return msgspec.json.encode(value).decode()
     except UnicodeEncodeError:
         return json.dumps(value, separators=(",", ":"))  # escapes a lone surrogate, as JavaScript does
 
 
-def _count(steps: Sequence[Json], words: tuple[str, ...]) -> int:
+def _count_actions(steps: Sequence[Json], words: tuple[str, ...]) -> int:
     """Successful actions whose type has one of `words`."""
     actions = (s["action"] for s in steps)
     return sum(bool(a["success"]) and any(w in str(a["actionType"]).upper() for w in words) for a in actions)

@@ -1,4 +1,4 @@
-"""`stepsJson` as it is really found, into `Step`s, or one word why not.
+"""Parses `stepsJson` as it occurs in practice into `Step`s, or raises the reason why it cannot.
 
 What belongs here: JSON and its faults (truncated, encoded twice, lone surrogates, NaN, odd shapes).
 No SQL. What a fault means for the row is decided in `ingest/reader.py`.
@@ -24,12 +24,12 @@ class BadRowError(Exception):
         self.reason = reason
 
 
-# Straight into what is kept of a step; other keys (`providerAccesses`, most of the bytes) are never built.
+# Decodes straight into what is kept of a step; other keys (`providerAccesses`, most of the bytes) are never built.
 _DECODER = msgspec.json.Decoder(tuple[Step, ...])
 
 
 def parse_json(text: JsonText) -> Any:
-    """Decode JSON, once more when it was encoded twice. NaN becomes None: a number nobody knows.
+    """Decode JSON, once more when it was encoded twice. NaN becomes None: unknown.
 
     msgspec is quick and refuses lone surrogates, which Python's own decoder reads: such text comes
     back with the surrogates in it.
@@ -52,10 +52,10 @@ def parse_json(text: JsonText) -> Any:
 
 
 def parse_steps(text: JsonText) -> tuple[Step, ...]:
-    """Read a row's steps, in the order they stand in.
+    """Read a row's steps, in their order in the text.
 
     A sound row is decoded straight into `Step`s. Whatever that decoder refuses (every lone surrogate, NaN, odd type) is
-    read again, key by key: slower, and more forgiving.
+    parsed again, key by key: slower, and more tolerant.
 
     Raises:
         BadRowError: `bad_json`, `bad_shape`, `no_steps`, or `lone_surrogate` in a text that could train.
@@ -68,7 +68,7 @@ def parse_steps(text: JsonText) -> tuple[Step, ...]:
         raise BadRowError(RowReason.NO_STEPS)
     for step in steps:
         if step.environment is UNKNOWN_ENVIRONMENT or _is_encoded(step.action.get("parameters")):
-            return parse_steps_slowly(text)  # another writer says `observation`, or encodes `parameters`
+            return parse_steps_slowly(text)  # another writer calls it `observation`, or encodes `parameters`
         for call in step.llm_calls:
             if not (call.response.strip() and (call.user_prompt.strip() or call.system_prompt.strip())):
                 return parse_steps_slowly(text)
@@ -76,7 +76,7 @@ def parse_steps(text: JsonText) -> tuple[Step, ...]:
 
 
 def parse_steps_slowly(text: JsonText) -> tuple[Step, ...]:
-    """`parse_steps` without the quick way; the two give the same for every text."""
+    """`parse_steps` without the fast decoder; both give the same for every text."""
     raw = parse_json(text)
     if raw is None or raw == []:
         raise BadRowError(RowReason.NO_STEPS)
@@ -88,13 +88,13 @@ def parse_steps_slowly(text: JsonText) -> tuple[Step, ...]:
 def parse_metadata(text: str | None) -> Json:
     """Read `metadataJson`; what cannot be read is empty, because nothing of it trains."""
     try:
-        value = repaired(parse_json(text)) if text and text != "{}" else {}
+        value = replace_lone_surrogates(parse_json(text)) if text and text != "{}" else {}
     except (BadRowError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
 
-def number(value: Any) -> float | None:
+def parse_number(value: Any) -> float | None:
     """A finite number, also one written as text; everything else is unknown. 0 is 0."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
@@ -105,14 +105,14 @@ def number(value: Any) -> float | None:
     return x if math.isfinite(x) else None
 
 
-def instant_ms(value: Any) -> int | None:
+def parse_instant_ms(value: Any) -> int | None:
     """Milliseconds since 1970, from such a number or ISO text; everything else is unknown."""
     try:
         if isinstance(value, str) and not value.strip().isdigit():
             at = datetime.fromisoformat(value)
             ms = (at.replace(tzinfo=UTC) if at.tzinfo is None else at).timestamp() * 1000
         else:
-            known = number(value)
+            known = parse_number(value)
             if known is None:
                 return None
             ms = known
@@ -130,14 +130,14 @@ def has_lone_surrogate(text: str) -> bool:
     return False
 
 
-def repaired(value: Any) -> Any:
+def replace_lone_surrogates(value: Any) -> Any:
     """`value` with U+FFFD for each lone surrogate: for what a judge reads, never for what trains."""
     if isinstance(value, str):
         return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     if isinstance(value, dict):
-        return {repaired(k): repaired(v) for k, v in value.items()}
+        return {replace_lone_surrogates(k): replace_lone_surrogates(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [repaired(v) for v in value]
+        return [replace_lone_surrogates(v) for v in value]
     return value
 
 
@@ -146,23 +146,24 @@ def _is_encoded(value: Any) -> bool:
 
 
 def _parse_step(raw: Any) -> Step:
-    """One step read key by key, each value repaired or made what the quick decoder would have made of a sound one."""
+    """One step parsed key by key: faults are repaired, and a sound step is what the fast decoder gives."""
     if not isinstance(raw, dict):
         raise BadRowError(RowReason.BAD_SHAPE)
     calls = raw.get("llmCalls")
     if not isinstance(calls, list | None) or not all(isinstance(c, dict) for c in calls or ()):
         raise BadRowError(RowReason.BAD_SHAPE)
     environment = _parse_object(raw.get("environmentState", raw.get("observation")))
-    action = repaired(_parse_object(raw.get("action")))
+    action = replace_lone_surrogates(_parse_object(raw.get("action")))
     if _is_encoded(action.get("parameters")):
         action = {**action, "parameters": _decode_text(action["parameters"])}
-    made = (make_call(c) for c in calls or ())
+    parsed = (make_call(c) for c in calls or ())
     return Step(
-        at_ms=instant_ms(raw.get("timestamp")),
+        at_ms=parse_instant_ms(raw.get("timestamp")),
         environment=EnvironmentState(
-            balance_usd=number(environment.get("agentBalance")), lifetime_pnl_usd=number(environment.get("agentPnL"))
+            balance_usd=parse_number(environment.get("agentBalance")),
+            lifetime_pnl_usd=parse_number(environment.get("agentPnL")),
         ),
-        llm_calls=tuple(c for c in made if c is not None),
+        llm_calls=tuple(c for c in parsed if c is not None),
         action=action,
     )
 
@@ -180,9 +181,9 @@ def _parse_object(raw: Any) -> Json:
 
 def _decode_text(text: str) -> Any:
     try:
-        return repaired(parse_json(text))
+        return replace_lone_surrogates(parse_json(text))
     except BadRowError:
-        return repaired(text)
+        return replace_lone_surrogates(text)
 
 
 def make_call(raw: Json) -> LlmCall | None:
@@ -201,9 +202,9 @@ def make_call(raw: Json) -> LlmCall | None:
         user_prompt=user,
         response=response,
         model_version=_text(raw.get("modelVersion")),
-        temperature=number(raw.get("temperature")),
+        temperature=parse_number(raw.get("temperature")),
     )
-    # Nothing was asked or nothing was said: there is no turn here, and none is invented.
+    # Without a prompt or without an answer there is no turn, and none is invented.
     if not response.strip() or not (user.strip() or system.strip()):
         return None
     if any(map(has_lone_surrogate, (system, user, response))):
@@ -212,4 +213,4 @@ def make_call(raw: Json) -> LlmCall | None:
 
 
 def _text(value: Any) -> str | None:
-    return repaired(value) if isinstance(value, str) and value else None
+    return replace_lone_surrogates(value) if isinstance(value, str) and value else None

@@ -12,14 +12,14 @@ from typing import Any, Final
 from babylon_rl.common.canonical import to_json
 from babylon_rl.types import Json, LlmCall, RowOutcome, RowReason, RowStatus, SourceRow, Step, Trajectory, Turn
 
-LONGEST_TEXT: Final = 4_000  # characters of one text of an action; what an agent said is never cut
+LONGEST_TEXT: Final = 4_000  # characters of one text of an action; what an agent answered is never cut
 REASONING: Final = frozenset({"reasoning", "thinking", "planning"})
 
 
 def stitch(rows: Iterable[SourceRow]) -> list[Trajectory]:
-    """Make one trajectory per (window, agent), by trajectory id; the order of `rows` never matters.
+    """Make one trajectory per (window, agent), by trajectory id; the order of `rows` does not matter.
 
-    A trajectory may have no turns (nothing but reasoning was logged): see `usable`.
+    A trajectory may have no turns (nothing but reasoning was logged): see `is_usable`.
     """
     by_agent: defaultdict[tuple[str, str], list[SourceRow]] = defaultdict(list)
     for row in rows:
@@ -27,7 +27,7 @@ def stitch(rows: Iterable[SourceRow]) -> list[Trajectory]:
     return [_stitch_agent(w, agent, sorted(rs, key=_in_time_order)) for (w, agent), rs in sorted(by_agent.items())]
 
 
-def usable(trajectory: Trajectory) -> bool:
+def is_usable(trajectory: Trajectory) -> bool:
     """Whether it has anything to train on."""
     return len(trajectory.turns) > 0
 
@@ -79,7 +79,7 @@ def _stitch_agent(window_id: str, agent_id: str, rows: Sequence[SourceRow]) -> T
             )
         )
         at = step.at
-        # Encoding is cheap, and where all of it is short no text in it is long.
+        # Encoding is cheap, and an action that is short as a whole has no long text to cut.
         action = step.action if len(to_json(step.action)) <= LONGEST_TEXT else _cut_long_texts(step.action)
         decisions.append({**action, "step": i, "at": None if at is None else at.isoformat()})
     knowledge: Json = {}
@@ -103,7 +103,7 @@ def _stitch_agent(window_id: str, agent_id: str, rows: Sequence[SourceRow]) -> T
 
 
 def _cut_long_texts(value: Any) -> Any:
-    """`value` with its longest texts cut: `parameters` of megabytes are found, and only a judge reads an action."""
+    """`value` with its long texts cut: `parameters` of megabytes occur, and only a judge reads an action."""
     if isinstance(value, str):
         return value if len(value) <= LONGEST_TEXT else f"{value[:LONGEST_TEXT]}… ({len(value):,} characters)"
     if isinstance(value, dict):
@@ -114,11 +114,11 @@ def _cut_long_texts(value: Any) -> Any:
 
 
 def _compute_pnl(rows: Sequence[SourceRow], entered_with: float | None) -> float | None:
-    """Money made inside the window. `final_pnl` is the agent's lifetime P&L, so it is a difference:
+    """Money made inside the window, or None where that is unknown.
 
-    the last known `final_pnl`, less what the agent entered with (`agentPnL` of its first step). Where
-    that is not logged, less the first row's `final_pnl`, which leaves the first tick out; so one row
-    alone then says nothing. Unknown stays None.
+    `final_pnl` is the agent's lifetime P&L, so this is a difference: the last known `final_pnl` less what the agent
+    entered with (`agentPnL` of its first step). Where that is not logged, it is less the first row's `final_pnl`, which
+    leaves the first tick out; one row alone is then not enough.
     """
     known = [(i, r.final_pnl) for i, r in enumerate(rows) if r.final_pnl is not None]
     if not known:

@@ -1,19 +1,19 @@
-"""`babylon_rl.window_summary`: what stands in each window, kept up to date as rows come, late ones too.
+"""`babylon_rl.window_summary`: the counts of each window, kept up to date as rows come, late ones too.
 
-What belongs here: counting windows, and knowing which to count again. What the counts mean for training is
-`pipeline/readiness.py`.
+What belongs here: counting the rows and agents of windows, and knowing which to count again. What the counts mean for
+training is `pipeline/readiness.py`.
 
-Two forms, chosen by what the database allows:
+Which windows to count again is known in one of two ways, depending on the database:
 
 By triggers. Where the game's tables are ours, triggers write each window that a statement touched into a queue, in the
 statement's own transaction. `refresh` takes entries out and counts their windows again, in one transaction. There is
-no cursor that a late commit could slip under: an entry is taken out only by the transaction that has counted it, and
+no cursor that a late commit could be missed by: an entry is taken out only by the transaction that has counted it, and
 one that is not committed yet is not there to be taken. Cost: that of the windows that changed.
 
 By polling. A game database that is not ours gets no trigger. `refresh` counts the windows of the last `LATE_HOURS` before
 the newest one again and compares fingerprints; older windows are closed, and only `full=True` or materializing
-`raw_trajectories` looks at them. A rewrite that changes no length, number or flag of a row escapes it in the same way.
-Cost: that of those hours, where the game has an index on its window ids and start times.
+`raw_trajectories` looks at them. A rewrite that changes no length, number or flag of a row is not noticed either.
+Cost: that of the rows of those hours, where the game has an index on its window ids and start times.
 """
 
 import logging
@@ -28,12 +28,7 @@ from babylon_rl.database import tables as t
 from babylon_rl.database.locks import Lock, lock_transaction
 from babylon_rl.database.upsert import upsert
 from babylon_rl.ingest.columns import ColumnNames, find_column_names
-from babylon_rl.ingest.queries import (
-    count_recent,
-    count_windows,
-    select_outcome_windows,
-    window_lists,
-)
+from babylon_rl.ingest.queries import count_recent, count_windows, select_outcome_windows, window_lists
 from babylon_rl.types import Json
 from babylon_rl.windows import HourWindow
 
@@ -81,17 +76,17 @@ def _refresh(
     newest = None if full else own.scalar(sa.select(sa.func.max(t.window_summary.c.window_id)))
     first = None if newest is None else HourWindow.parse(newest).next(-LATE_HOURS)
     counted = _poll(game, names, first)
-    # A window whose last row went away is in no group of that query.
+    # A window that lost its last row is not in the result of that query.
     s = t.window_summary.c
-    there = own.scalars(sa.select(s.window_id).where(s.window_id >= ("" if first is None else str(first)), s.rows > 0))
-    gone = sorted(set(there) - {r["window_id"] for r in counted})
+    known = own.scalars(sa.select(s.window_id).where(s.window_id >= ("" if first is None else str(first)), s.rows > 0))
+    gone = sorted(set(known) - {r["window_id"] for r in counted})
     return _upsert_summary(own, [*counted, *_count(game, names, gone)], None)
 
 
 def count_changes(ours: sa.Engine, windows: Sequence[HourWindow]) -> int:
     """How often rows of `windows` were seen to change, all together: rises with every late or rewritten row.
 
-    Asked before the rows are read, it is never ahead of them.
+    Called before the rows are read, it never counts a change that they lack.
     """
     c = t.window_summary.c
     query = sa.select(sa.func.coalesce(sa.func.sum(c.changes), 0)).where(c.window_id.in_([str(w) for w in windows]))
@@ -111,7 +106,7 @@ def _has_triggers(conn: sa.Connection) -> bool:
 
 
 def _dequeue(own: sa.Connection, ids: Sequence[str] | None) -> dict[str, bool]:
-    """Take windows out of the queues. Returns those, and whether it was their rows that changed."""
+    """Take windows out of the queues. Returns each with whether its rows changed, or only its outcomes."""
     taken: dict[str, bool] = {}
     for queue in (t.outcome_changes, t.row_changes):
         statement = sa.delete(queue).returning(queue.c.window_id)
@@ -122,25 +117,25 @@ def _dequeue(own: sa.Connection, ids: Sequence[str] | None) -> dict[str, bool]:
 
 
 def _count(game: sa.Connection, names: ColumnNames, ids: Sequence[str]) -> list[Json]:
-    found: list[Json] = []
+    counted: list[Json] = []
     for i in range(0, len(ids), _CHUNK):
         chunk = window_lists([HourWindow.parse(w) for w in ids[i : i + _CHUNK]])
-        found += [dict(r) for r in game.exec_driver_sql(count_windows(names), chunk).mappings()]
-    return found
+        counted += [dict(r) for r in game.exec_driver_sql(count_windows(names), chunk).mappings()]
+    return counted
 
 
 def _poll(game: sa.Connection, names: ColumnNames, first: HourWindow | None) -> list[Json]:
     since: Json = {"window_id": None if first is None else str(first), "start_at": None}
     if first is not None:
         since["start_at"] = first.start_at.replace(tzinfo=None)
-    known: set[str] = set()
+    with_outcomes: set[str] = set()
     if names.market_outcomes:
         for window_id, last in game.exec_driver_sql(select_outcome_windows(names), since):
             window = HourWindow.parse(window_id)
             if last is None or window.closed_at(last.replace(tzinfo=UTC)):
-                known.add(window_id)
+                with_outcomes.add(window_id)
     rows = game.exec_driver_sql(count_recent(names), since).mappings()
-    return [{**r, "outcomes": r["window_id"] in known} for r in rows]
+    return [{**r, "outcomes": r["window_id"] in with_outcomes} for r in rows]
 
 
 def _upsert_summary(own: sa.Connection, counted: Sequence[Json], touched: dict[str, bool] | None) -> int:
@@ -172,5 +167,5 @@ def _upsert_summary(own: sa.Connection, counted: Sequence[Json], touched: dict[s
             moved[old["agents"], old["outcomes"]] -= 1
     deltas = [{"agents": a, "outcomes": o, "windows": n} for (a, o), n in sorted(moved.items()) if n]
     upsert(own, t.window_counts, deltas, add=["windows"])
-    logger.info("summed up windows=%d changed=%d", len(counted), len(rows))
+    logger.info("counted windows=%d changed=%d", len(counted), len(rows))
     return len(counted)

@@ -1,7 +1,7 @@
 """The asset checks, each declared once: what a window must satisfy before it may train.
 
-First the registry, `CHECKS`: from it come Dagster's asset checks (`defs/checks.py`), the list that training asks for
-(`REQUIRED_CHECKS`, the table `required_checks`), and what is checked again after `rejudge`. Below it the rules, in plain values.
+First the registry, `CHECKS`: from it come Dagster's asset checks (`defs/checks.py`), the list of what training requires
+(`REQUIRED_CHECKS`, the table `required_checks`), and what is checked again after `rejudge`. Below it the rules, on plain values.
 
 A window that holds no group passes its group's checks vacuously (its facts say so); it has no judgment, so
 training never sees it.
@@ -25,10 +25,9 @@ from babylon_rl.types import CheckResult, Hindsight, Json, Judgment, RowOutcome,
 from babylon_rl.windows import HourWindow
 
 EQUAL_WITHIN = 1e-6
-LLM_EQUAL_WITHIN = 0.01  # an LLM's third decimal is no judgment; the hindsight judge's is arithmetic
-LEAK_MIN_CHARS = 12  # shorter hindsight texts ("YES", a ticker) stand in honest prompts too
-FEWEST_TO_COMPARE: Final = 2  # asked of a group whose own minimum was not recorded
-
+LLM_EQUAL_WITHIN = 0.01  # the third decimal of an LLM's score is noise; that of the hindsight judge is computed
+LEAK_MIN_CHARS = 12  # shorter hindsight texts ("YES", a ticker) occur in honest prompts too
+FEWEST_TO_COMPARE: Final = 2  # the minimum of a group for which none was recorded
 
 CheckFunction = Callable[[HourWindow, Workspace], CheckResult]
 CheckedAsset = Literal["contextualized_groups", "ruler_scores"]
@@ -39,8 +38,8 @@ class Check:
     """One claim about a window; the function's name and docstring are the check's name and description.
 
     Attributes:
-        asset: Whose materialization it judges: it speaks of a group, or (`ruler_scores`) of a judgment.
-        required: Whether a window trains only when it has passed.
+        asset: The asset whose materialization it checks: a group, or (`ruler_scores`) a judgment.
+        required: Whether a window trains only when it has passed this check.
     """
 
     asset: CheckedAsset
@@ -56,7 +55,7 @@ class Check:
         return (self.run.__doc__ or "").strip()
 
     @property
-    def speaks_of_judgment(self) -> bool:
+    def is_about_judgment(self) -> bool:
         return self.asset == "ruler_scores"
 
 
@@ -73,11 +72,10 @@ def _check(asset: CheckedAsset, *, required: bool) -> Callable[[CheckFunction], 
 
 @_check("contextualized_groups", required=True)
 def groups_have_enough_agents(window: HourWindow, workspace: Workspace) -> CheckResult:
-    """A group has at least as many distinct agents as it was asked for: BABYLON_MIN_AGENTS, or the run's own min_agents."""
-    asked = workspace.store.min_agents(window)
-    return enough_agents(
-        workspace.store.group(window), workspace.store.trajectories(window), at_least=asked or FEWEST_TO_COMPARE
-    )
+    """A group has at least as many distinct agents as grouping asked for: BABYLON_MIN_AGENTS, or the run's own min_agents."""
+    store = workspace.store
+    at_least = store.min_agents(window) or FEWEST_TO_COMPARE
+    return enough_agents(store.group(window), store.trajectories(window), at_least=at_least)
 
 
 @_check("contextualized_groups", required=True)
@@ -89,13 +87,13 @@ def groups_hold_only_what_was_logged(window: HourWindow, workspace: Workspace) -
 
 @_check("contextualized_groups", required=True)
 def groups_have_trainable_tokens(window: HourWindow, workspace: Workspace) -> CheckResult:
-    """Every member of a group answered something: empty answers would cost a training and move no weight."""
+    """Every member of a group has a non-empty answer: empty ones would cost a training and change no weight."""
     return trainable_tokens(workspace.store.group(window))
 
 
 @_check("contextualized_groups", required=True)
 def every_row_is_accounted_for(window: HourWindow, workspace: Workspace) -> CheckResult:
-    """Nothing is lost: each row of the game's table in this window stands in `row_outcomes` once, and no other."""
+    """Nothing is lost: each row of the game's table in this window is in `row_outcomes` once, and no other row is."""
     with workspace.game.connect() as conn:
         return every_row_accounted(
             conn, window, workspace.store.rows_read(window), row_outcomes_of(workspace.store.engine, window)
@@ -111,9 +109,8 @@ def scores_are_in_unit_interval(window: HourWindow, workspace: Workspace) -> Che
 @_check("ruler_scores", required=True)
 def every_member_has_one_score(window: HourWindow, workspace: Workspace) -> CheckResult:
     """Scores match members by id, one each: a group judged in part is not judged."""
-    if is_dropped(
-        workspace.store.engine, workspace.settings.lineage, window
-    ):  # not judged on purpose; without a judgment it does not train
+    # Dropout leaves a window unjudged on purpose; without a judgment it does not train.
+    if is_dropped(workspace.store.engine, workspace.settings.lineage, window):
         return CheckResult(passed=True, facts={"dropped_out": True})
     return one_score_per_member(workspace.store.group(window), workspace.store.judgment(window))
 
@@ -152,7 +149,7 @@ REQUIRED_CHECKS: Final = tuple(check.name for check in CHECKS if check.required)
 
 
 def enough_agents(group: TrajectoryGroup | None, trajectories: list[Trajectory], *, at_least: int) -> CheckResult:
-    """Members are distinct agents, `at_least` so many: the minimum that grouping was asked for."""
+    """Members are distinct agents, and at least `at_least`: the minimum that grouping asked for."""
     if group is None:
         return CheckResult(passed=True, facts={"members": 0, "agents_seen": len({t.agent_id for t in trajectories})})
     agents = {m.agent_id for m in group.members}
@@ -166,17 +163,17 @@ def every_row_accounted(
     conn: sa.Connection, window: HourWindow, rows_read: int | None, outcomes: Sequence[RowOutcome]
 ) -> CheckResult:
     """Rows in the game's table now = rows read = rows accounted for, each id once."""
-    there, accounted = window_ids(conn, window), [o.source_id for o in outcomes]
-    ended = Counter(o.status.value for o in outcomes)
+    recorded, accounted = window_ids(conn, window), [o.source_id for o in outcomes]
+    by_status = Counter(o.status.value for o in outcomes)
     facts: Json = {
-        "rows": len(there),
+        "rows": len(recorded),
         "rows_read": rows_read,
         "accounted": len(accounted),
-        **dict(sorted(ended.items())),
+        **dict(sorted(by_status.items())),
     }
-    if differ := sorted(set(there) ^ set(accounted)):
+    if differ := sorted(set(recorded) ^ set(accounted)):
         facts["differ"] = differ[:20]
-    return CheckResult(passed=not differ and len(there) == len(accounted) == (rows_read or 0), facts=facts)
+    return CheckResult(passed=not differ and len(recorded) == len(accounted) == (rows_read or 0), facts=facts)
 
 
 def only_what_was_logged(
@@ -196,12 +193,12 @@ def only_what_was_logged(
         for i, turn in enumerate(m.turns)
         if (m.agent_id, turn.system, turn.user, turn.response) not in logged
     ]
-    told = sorted(_texts_of([h.game_knowledge for h in hindsight.members])) if hindsight is not None else []
+    secrets = sorted(_collect_texts([h.game_knowledge for h in hindsight.members])) if hindsight is not None else []
     leaks = [
         f"{m.trajectory_id} turn {i}"
         for m in group.members
         for i, turn in enumerate(m.turns)
-        if any(text in turn.system or text in turn.user for text in told)
+        if any(text in turn.system or text in turn.user for text in secrets)
     ]
     turns = sum(len(m.turns) for m in group.members)
     return CheckResult(
@@ -210,7 +207,7 @@ def only_what_was_logged(
 
 
 def trainable_tokens(group: TrajectoryGroup | None) -> CheckResult:
-    """Counts the bytes of answers: each is at least one trainable token of any byte-level tokenizer's merge."""
+    """Every member has a non-empty answer; a byte-level tokenizer makes at least one trainable token of it."""
     if group is None:
         return CheckResult(passed=True, facts={"members": 0})
     empty = [m.trajectory_id for m in group.members if not any(t.response for t in m.turns)]
@@ -227,7 +224,7 @@ def scores_in_unit_interval(judgment: Judgment | None) -> CheckResult:
 
 
 def one_score_per_member(group: TrajectoryGroup | None, judgment: Judgment | None) -> CheckResult:
-    """The scored ids are exactly the members' ids, each once. A group without any judgment fails: it was not judged."""
+    """The scored ids are exactly the members' ids, each once. A group without a judgment fails."""
     if group is None:
         return CheckResult(passed=True, facts={"members": 0})
     members = sorted(m.trajectory_id for m in group.members)
@@ -239,13 +236,13 @@ def one_score_per_member(group: TrajectoryGroup | None, judgment: Judgment | Non
 
 
 def scores_spread(judgment: Judgment | None) -> CheckResult:
-    """Scores that are equal within the judge's tolerance carry no advantage; the group stays out whole."""
+    """Scores that are equal within the judge's tolerance carry no advantage; the whole group is left out."""
     if judgment is None:
         return CheckResult(passed=True, facts={"scores": 0})
     within = EQUAL_WITHIN if judgment.judge_model == "hindsight" else LLM_EQUAL_WITHIN
     values = [s.value for s in judgment.scores]
     spread = max(values) - min(values)
-    facts: Json = {"spread": spread, "tolerance": within, **_consistency(judgment)}
+    facts: Json = {"spread": spread, "tolerance": within, **_read_consistency(judgment)}
     if spread <= within:
         facts["reason"] = f"all {len(values)} scores tie within {within:g}: no member did better than another"
     return CheckResult(passed=spread > within, facts=facts)
@@ -286,16 +283,16 @@ def within_budget(
     return CheckResult(passed=not left, facts=facts)
 
 
-def _consistency(judgment: Judgment) -> Json:
-    found = judgment.details.get("position_consistency")
-    return {} if found is None else {"position_consistency": found}
+def _read_consistency(judgment: Judgment) -> Json:
+    value = judgment.details.get("position_consistency")
+    return {} if value is None else {"position_consistency": value}
 
 
-def _texts_of(value: object) -> set[str]:
+def _collect_texts(value: object) -> set[str]:
     if isinstance(value, str):
         return {value} if len(value) >= LEAK_MIN_CHARS else set()
     if isinstance(value, dict):
-        return set().union(*(_texts_of(v) for v in value.values())) if value else set()
+        return set().union(*(_collect_texts(v) for v in value.values())) if value else set()
     if isinstance(value, list | tuple):
-        return set().union(*(_texts_of(v) for v in value)) if value else set()
+        return set().union(*(_collect_texts(v) for v in value)) if value else set()
     return set()

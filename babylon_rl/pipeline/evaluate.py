@@ -1,4 +1,4 @@
-"""Does a checkpoint earn more than its base? Both play the same held-out windows, and the difference has an interval.
+"""Does a checkpoint earn more than its base? Both play the same held-out windows; the difference is reported with its interval.
 
 Held-out markets come from a world of their own (`HELD_OUT_WORLD`): no seed of a training window can draw them.
 Every policy plays at the temperature it is served with, through the endpoint it is served from.
@@ -52,7 +52,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """Which windows are held out, and how they are played; the name says all of it."""
+    """Which windows are held out, and how they are played; its name tells both."""
 
     windows: int
     temperature: float
@@ -81,13 +81,13 @@ def evaluate_checkpoint(
     suite: Suite | None = None,
     progress: Progress = ignore_progress,
 ) -> Comparison:
-    """Play the suite with a checkpoint and with its base; what was played before is read back.
+    """Play the suite with a checkpoint and with its base; a result stored before is read back.
 
     Args:
         workspace: Its settings name the suite and the endpoint.
         step: Checkpoint of the workspace's lineage; 0 compares the base with itself.
         suite: None: the one that the settings describe.
-        progress: Told after each decision.
+        progress: Called after each decision.
     """
     from babylon_rl.common.statistics import paired_bootstrap
 
@@ -106,7 +106,7 @@ def evaluate_checkpoint(
 
 
 def oracle_mean_pnl_usd(suite: Suite) -> float:
-    """What a player who knows the hidden state makes of the same windows, on average."""
+    """Mean P&L, in US dollars a window, of a player who knows the hidden state, on the same windows."""
     from babylon_rl.simulator.play import oracle_pnl_usd
 
     pnl = [oracle_pnl_usd(m) for m in suite.markets()]

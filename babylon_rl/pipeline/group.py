@@ -10,22 +10,22 @@ from babylon_rl.windows import HourWindow
 
 
 def group_window(window: HourWindow, store: Store, *, min_agents: int) -> WindowResult:
-    """Make a window's group and, apart from it, the hindsight; say of each row whether it got in."""
+    """Make a window's group and, apart from it, the hindsight; decide the outcome of each row."""
     trajectories = store.trajectories(window)
-    made = make_group(window, trajectories, min_agents=min_agents)
+    group = make_group(window, trajectories, min_agents=min_agents)
     hindsight: Hindsight | None = None
-    if made is not None:
-        hindsight = hindsight_for(made, trajectories, store.outcomes(window))
-    outcomes = decide_row_outcomes(row_outcomes_of(store.engine, window), made)
-    version, changed = store.write_group(window, made, hindsight, outcomes, min_agents=min_agents)
-    members = 0 if made is None else len(made.members)
-    turns = 0 if made is None else sum(len(m.turns) for m in made.members)
+    if group is not None:
+        hindsight = hindsight_for(group, trajectories, store.outcomes(window))
+    outcomes = decide_row_outcomes(row_outcomes_of(store.engine, window), group)
+    version, changed = store.write_group(window, group, hindsight, outcomes, min_agents=min_agents)
+    members = 0 if group is None else len(group.members)
+    turns = 0 if group is None else sum(len(m.turns) for m in group.members)
     return WindowResult(
         data_version=version,
         changed=changed,
         count=members,
         facts={
-            "group_id": None if made is None else made.group_id,
+            "group_id": None if group is None else group.group_id,
             "members": members,
             "turns": turns,
             "agents_seen": len({t.agent_id for t in trajectories}),

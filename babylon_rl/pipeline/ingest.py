@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 
 from babylon_rl.ingest.reader import stream_window, window_ids
-from babylon_rl.ingest.stitching import mark_as_read, stitch, usable
+from babylon_rl.ingest.stitching import is_usable, mark_as_read, stitch
 from babylon_rl.ingest.window_summary import count_changes, refresh
 from babylon_rl.pipeline.window_result import WindowResult
 from babylon_rl.store.windows import PackedTrajectory, Store
@@ -13,24 +13,24 @@ from babylon_rl.windows import HourWindow
 
 def ingest_window(window: HourWindow, game: sa.Engine, store: Store) -> WindowResult:
     """Read a window's rows, stitch them per agent, keep them, and account for every row."""
-    # Before the rows are read: what changes after that is seen to have changed.
+    # Counted before the rows are read, so that a change after the reading raises the count.
     refresh(game, store.engine, windows=[window])
-    seen = count_changes(store.engine, [window])
+    changes_seen = count_changes(store.engine, [window])
     packed: list[PackedTrajectory] = []
     outcomes: list[RowOutcome] = []
-    # A row rewritten while the window is read belongs to one version of it, not to two.
+    # One snapshot: a row rewritten while the window is read is read in one version, not in two.
     with game.connect().execution_options(isolation_level="REPEATABLE READ") as conn:
         for agent in stream_window(conn, window):
-            packed += [PackedTrajectory.of(t) for t in stitch(agent.rows) if usable(t)]
+            packed += [PackedTrajectory.of(t) for t in stitch(agent.rows) if is_usable(t)]
             outcomes += [*agent.set_aside, *mark_as_read(agent.rows)]
-        read = len(window_ids(conn, window))
-    version, changed = store.write_ingest(window, packed, outcomes, rows=read, changes_seen=seen)
+        rows = len(window_ids(conn, window))
+    version, changed = store.write_ingest(window, packed, outcomes, rows=rows, changes_seen=changes_seen)
     return WindowResult(
         data_version=version,
         changed=changed,
         count=len(packed),
         facts={
-            "rows": read,
+            "rows": rows,
             "agents": len({t.agent_id for t in packed}),
             "set_aside": sum(o.status.is_set_aside for o in outcomes),
             "trajectories": len(packed),

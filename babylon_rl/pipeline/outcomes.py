@@ -12,7 +12,7 @@ from babylon_rl.windows import HourWindow
 
 
 def snapshot_outcomes(window: HourWindow, game: sa.Engine, store: Store, *, now: datetime, sync: bool) -> WindowResult:
-    """Keep the truth about a closed window; `sync` computes it from the world's facts first (our database only)."""
+    """Keep a closed window's outcomes; `sync` first computes them from the world's facts (our own database only)."""
     if not window.closed_at(now):
         version, changed = store.write_outcomes(WindowOutcomes(window_id=str(window)))
         return WindowResult(data_version=version, changed=changed, count=0, facts={"open": True})

@@ -32,7 +32,7 @@ class WindowLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readiness:
-    """What stands ready, and the command to run where it does not.
+    """What is ready to train, and the command to run where that is not enough.
 
     Attributes:
         lines: The newest windows, in time order.
@@ -57,13 +57,13 @@ class Readiness:
 def readiness(
     workspace: Workspace, *, min_agents: int, min_windows: int, now: datetime, last: int = 20, recount: bool = False
 ) -> Readiness:
-    """Look at what is recorded and at what our side made of it; costs the same at a million rows as at a thousand.
+    """Compare what is recorded with what was prepared; costs the same with a million rows as with a thousand.
 
     Args:
         workspace: Its game database is read, so this works before anything was materialized.
         min_agents: Distinct agents a window needs.
         min_windows: Unused windows one training needs.
-        now: Says how many hours back `sync-outcomes` must look.
+        now: The current time, from which `sync-outcomes` counts hours back.
         last: Windows in the table, the newest.
         recount: Count old windows again too, in a game database that is polled (`ingest/window_summary.py`).
     """
@@ -120,17 +120,17 @@ def _describe(r: RecordedWindow, state: WindowState, stale: Sequence[str]) -> Wi
 
 
 def recorded_but_not_judged(workspace: Workspace, *, min_agents: int) -> list[HourWindow]:
-    """Windows with enough agents that no judgment speaks for, or whose rows changed since, in time order.
+    """Windows with enough agents that have no judgment, or whose rows changed since, in time order.
 
-    A window that a check keeps out was looked at and is not asked again while its rows stay as they are
-    (`materialize` does that by hand). One that a checkpoint used is never asked again: it is reported as stale.
+    A window that a check keeps out is not among them while its rows stay as they are (`materialize` prepares it again by
+    hand). One that a checkpoint used never is: it is reported as stale.
     """
     refresh(workspace.game, workspace.store.engine)
     return workspace.ledger.eligibility.unprepared(min_agents)
 
 
 def contiguous(windows: list[HourWindow], *, gap: int = 6) -> list[tuple[HourWindow, HourWindow]]:
-    """Few ranges that cover `windows`: neighbours up to `gap` hours apart share a run."""
+    """The ranges that cover `windows`: neighbours up to `gap` hours apart share a run."""
     ranges: list[tuple[HourWindow, HourWindow]] = []
     for w in sorted(windows):
         if ranges and w <= ranges[-1][1].next(gap):

@@ -1,4 +1,4 @@
-"""Judge windows again with another judge or rubric: new judgments beside the old, and what would have been different.
+"""Judge windows again with another judge or rubric: new judgments beside the old, and how the two differ.
 
 Nothing that trains changes unless asked: the current judgment of a window stays, and what a checkpoint was trained on
 is reported, never rewritten.
@@ -20,13 +20,13 @@ from babylon_rl.windows import HourWindow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Replayed:
+class RejudgedWindow:
     """One window judged again.
 
     Attributes:
         old: The current judgment before; None: there was none.
-        new: None when the new judge could not judge it; `failed` says why.
-        tau: Rank agreement of the two, in [-1, 1]; None without two orders.
+        new: None when the new judge could not judge it; `failed` is the reason.
+        tau: Rank agreement of the two, in [-1, 1]; None when either ranks nothing.
         trained: Checkpoint name → which judgment it was trained on: `old`, `new`, or the key of a third.
     """
 
@@ -40,9 +40,14 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RejudgeReport:
-    """All windows judged again, in time order. `calls`: groups asked about now; `cached`: known from before."""
+    """All windows judged again, in time order.
 
-    windows: tuple[Replayed, ...]
+    Attributes:
+        calls: Groups judged now.
+        cached: Groups that this judge had judged before.
+    """
+
+    windows: tuple[RejudgedWindow, ...]
     calls: int
     cached: int
     cost_usd: float
@@ -67,12 +72,12 @@ def rejudge(
         workspace: Its store holds groups and judgments.
         judge: The new judge.
         windows: Those without a group are left out.
-        make_current: Let the new judgments speak for their windows, with the verdicts that training obeys.
-        concurrency: Groups in the judge's hands at a time.
+        make_current: Make the new judgments the current ones of their windows, and run the checks on them.
+        concurrency: Groups being judged at a time.
 
     Raises:
-        TransientError: The judge is out of reach; what arrived is kept.
-        ConfigError: It refuses us.
+        TransientError: The judge cannot be reached; the judgments that arrived are kept.
+        ConfigError: The judge refuses our requests.
     """
     store = workspace.store
     items: dict[HourWindow, Item] = {}
@@ -93,12 +98,12 @@ def rejudge(
         )
     )
     used = find_trainings(store.engine, list(items))
-    replayed = []
+    rejudged = []
     for w, (group, _) in items.items():
         new = report.judgments.get(group.group_id)
         before = old[w]
-        replayed.append(
-            Replayed(
+        rejudged.append(
+            RejudgedWindow(
                 window_id=str(w),
                 old=before,
                 new=new,
@@ -111,7 +116,7 @@ def rejudge(
             store.set_current_judgment(w, group.group_id, new.key)
             _check_judgment(workspace, w)
     return RejudgeReport(
-        windows=tuple(replayed),
+        windows=tuple(rejudged),
         calls=report.calls,
         cached=report.cached,
         cost_usd=sum(
@@ -123,9 +128,9 @@ def rejudge(
 
 
 def _check_judgment(workspace: Workspace, window: HourWindow) -> None:
-    """Run the checks that speak of a judgment on the new one: the results of the old are void."""
+    """Run the checks of judgments on the new one: the results for the old one no longer apply."""
     for check in CHECKS:
-        if check.speaks_of_judgment:
+        if check.is_about_judgment:
             write_check_result(workspace.store.engine, window, check.name, check.run(window, workspace))
 
 

@@ -1,4 +1,4 @@
-"""`ruler_scores`: every group judged once; a group that cannot be judged costs its siblings nothing."""
+"""`ruler_scores`: every group judged once; a group that cannot be judged does not hold up the others."""
 
 import logging
 from collections.abc import Sequence
@@ -35,9 +35,9 @@ async def score_windows(
     for w in windows:
         if w in stale:
             continue
-        made, hindsight = store.group(w), store.hindsight(w)
-        if made is not None and hindsight is not None:
-            items[w] = (made, hindsight)
+        group, hindsight = store.group(w), store.hindsight(w)
+        if group is not None and hindsight is not None:
+            items[w] = (group, hindsight)
     report = await score_groups(
         judge,
         list(items.values()),
@@ -55,7 +55,7 @@ async def score_windows(
             continue
         group_id = items[w][0].group_id
         judgment = report.judgments.get(group_id)
-        news = store.set_current_judgment(w, group_id, None if judgment is None else judgment.key)
+        changed = store.set_current_judgment(w, group_id, None if judgment is None else judgment.key)
         results[w] = (
             WindowResult(
                 data_version="none",
@@ -65,7 +65,7 @@ async def score_windows(
             )
             if judgment is None
             else WindowResult(
-                data_version=judgment.key, changed=news, count=len(judgment.scores), facts=spread(judgment)
+                data_version=judgment.key, changed=changed, count=len(judgment.scores), facts=_summarise(judgment)
             )
         )
         cost = cost_of(store.engine, str(w))
@@ -81,8 +81,8 @@ async def score_windows(
     return results
 
 
-def spread(judgment: Judgment) -> Json:
-    """The numbers of a judgment that tell at a glance whether it ranks."""
+def _summarise(judgment: Judgment) -> Json:
+    """The numbers that show at a glance whether a judgment ranks its group."""
     values = [s.value for s in judgment.scores]
     best = max(judgment.scores, key=lambda s: (s.value, s.trajectory_id))
     return {

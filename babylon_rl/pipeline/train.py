@@ -1,7 +1,7 @@
-"""Going through the hours in order: what each partition of `trained_checkpoint` does, exactly once.
+"""`trained_checkpoint`: goes through the hours in order; each partition trains at most one checkpoint.
 
-Plan (written) → train (files, atomically) → record (checkpoint and consumed windows, one transaction). Killed
-anywhere, the next run finds the plan and makes the same checkpoint from the same parent.
+Plan (a row) → train (files, written atomically) → record (checkpoint and consumed windows, one transaction). After a kill
+at any point the next run finds the planned batch and makes the same checkpoint from the same parent.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ def train_range(
         windows: Hours; a range over a month of history replays every iteration.
         batch_size: Windows per checkpoint; None: BABYLON_MIN_WINDOWS.
         learning_rate: None: BABYLON_LEARNING_RATE, or the trainer's own.
-        progress: Told after each gradient step.
+        progress: Called after each gradient step.
 
     Raises:
         TransientError: The lineage is being trained elsewhere, or a remote trainer is out of reach.
@@ -112,10 +112,10 @@ async def _train(workspace: Workspace, planned: PlannedBatch, progress: Progress
 
 
 def load_rewarded_group(workspace: Workspace, window_id: str, judgment_key: str) -> RewardedGroup:
-    """A planned window as it was planned: its group, and the rewards of the judgment that the plan names.
+    """A planned window: its group, and the rewards of the judgment that the planned batch names.
 
     Raises:
-        DataError: The window was grouped anew since, so that judgment speaks of other messages.
+        DataError: The window was grouped again since, so that judgment is about other messages.
     """
     window = HourWindow.parse(window_id)
     group = workspace.store.group(window)
@@ -123,7 +123,7 @@ def load_rewarded_group(workspace: Workspace, window_id: str, judgment_key: str)
     if group is None or judgment is None or judgment.group_id != group.group_id:
         raise DataError(
             f"window {window_id!r} was planned for training with judgment {judgment_key[:12]!r}, which no longer fits "
-            "its group; run `babylon-rl discard-plan` to plan anew from what is judged now",
+            "its group; run `babylon-rl discard-plan` to plan again from what is judged now",
             facts={"window_id": window_id, "judgment_key": judgment_key},
         )
     scores = {s.trajectory_id: s.value for s in judgment.scores}

@@ -1,4 +1,4 @@
-"""What one asset did with one window: the numbers that every per-window asset shows."""
+"""The result of one asset on one window: the numbers that every per-window asset shows."""
 
 from dataclasses import dataclass
 

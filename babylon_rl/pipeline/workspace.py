@@ -38,7 +38,7 @@ class Workspace:
 
 
 def running_policy_server(settings: Settings) -> AbstractContextManager[str]:
-    """The endpoint that serves the lineage's checkpoints, for as long as a block needs one."""
+    """The endpoint that serves the lineage's checkpoints, for the length of a `with` block."""
     return running_server(
         settings.serving,
         base=base_of(settings.training),
@@ -49,7 +49,7 @@ def running_policy_server(settings: Settings) -> AbstractContextManager[str]:
 
 @contextmanager
 def open_workspace(settings: Settings) -> Iterator[Workspace]:
-    """Connect (starting the embedded database when it is the one) and close again."""
+    """Connect, starting the embedded database where that is used, and close again."""
     url, own_url = game_url(settings.database), platform_url(settings.database)
     game = connect(url)
     ours = game if own_url == url else connect(own_url)

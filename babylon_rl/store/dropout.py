@@ -1,4 +1,4 @@
-"""Which windows a lineage has dropped out; which to drop is computed in `grouping/dropout.py`."""
+"""Which windows dropout left out of a lineage; which to drop is computed in `grouping/dropout.py`."""
 
 import logging
 from collections.abc import Iterable
@@ -17,15 +17,15 @@ logger = logging.getLogger(__name__)
 def drop_out(
     engine: sa.Engine, lineage: str, windows: Iterable[HourWindow], *, target: int | None, cap: float, seed: int
 ) -> frozenset[HourWindow]:
-    """Decide, before they are judged, which of `windows` dropout leaves out; a window is decided once.
+    """Decide, before they are judged, which of `windows` dropout leaves out; a window that was dropped stays dropped.
 
     Of all windows that have a group, `dropout_count` are dropped, those with the smallest hash. Windows
     that were judged or trained on stay in.
 
     Returns:
-        Those of `windows` that are out, now or since before.
+        Those of `windows` that are left out, now or since an earlier call.
     """
-    asked = {str(w): w for w in windows}
+    by_id = {str(w): w for w in windows}
     with engine.begin() as conn:
         lock_transaction(conn, Lock.DROPOUT, lineage)
         d, c = t.dropped_windows.c, t.consumed_windows.c
@@ -35,14 +35,14 @@ def drop_out(
             k = dropout_count(len(grouped), target=target, cap=cap)
             judged = set(conn.scalars(sa.select(t.window_judgments.c.window_id)))
             consumed = set(conn.scalars(sa.select(c.window_id).where(c.lineage == lineage)))
-            due = (bottom_k(grouped, k, seed=seed) & asked.keys()) - judged - consumed - out
+            due = (bottom_k(grouped, k, seed=seed) & by_id.keys()) - judged - consumed - out
             new = sorted(bottom_k(due, k - len(out), seed=seed))
             if new:
                 conn.execute(sa.insert(t.dropped_windows), [{"lineage": lineage, "window_id": w} for w in new])
                 mark_dropped(conn, new)
                 logger.info("dropped out lineage=%s windows=%d of=%d", lineage, len(new), len(grouped))
             out |= set(new)
-    return frozenset(w for name, w in asked.items() if name in out)
+    return frozenset(w for name, w in by_id.items() if name in out)
 
 
 def is_dropped(engine: sa.Engine, lineage: str, window: HourWindow) -> bool:

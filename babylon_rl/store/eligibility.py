@@ -1,8 +1,8 @@
 """May this window train? One SQL answer, asked by training, export, `check-windows` and `explain`.
 
-What belongs here: reading a window's state. That part of it which is the same for every lineage is the view
-`babylon_rl.trainable_windows` (migration 0009); what a lineage did with a window joins to it here. What a state means
-to people is `pipeline/readiness.py` and `export/explain.py`.
+What belongs here: reading a window's state. What is the same for every lineage is the view
+`babylon_rl.trainable_windows` (migration 0009); what a lineage did with a window is joined to it here. How a state is
+worded for people is `pipeline/readiness.py` and `export/explain.py`.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class Reason(StrEnum):
     CHANGED = "changed"
     """Rows came or were rewritten since it was read."""
     STALE = "stale"
-    """Rows or outcomes that were read again differ from those that its group was made from."""
+    """Its rows or outcomes were read again, and differ from those that its group was made from."""
     CHECK_FAILED = "check_failed"
     """A required check failed."""
     TOO_FEW_AGENTS = "too_few_agents"
@@ -30,7 +30,7 @@ class Reason(StrEnum):
     NOT_GROUPED = "not_grouped"
     """It was read and not grouped since."""
     NOT_JUDGED = "not_judged"
-    """No judgment speaks for its group."""
+    """Its group has no current judgment."""
     CHECKS_MISSING = "checks_missing"
     """A required check did not run on it."""
 
@@ -76,7 +76,7 @@ class ReadyWindow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedWindow:
-    """One window as its rows stand in the game's table.
+    """One window as it is recorded in the game's table.
 
     Attributes:
         rows: Rows that may train.
@@ -120,7 +120,7 @@ class Eligibility:
     def ready(self, up_to: HourWindow | None = None) -> list[ReadyWindow]:
         """Windows that may train and that the lineage has neither used nor dropped, oldest first."""
         with self.engine.connect() as conn:
-            rows = conn.execute(_READY, self._asked(up_to=None if up_to is None else str(up_to))).mappings()
+            rows = conn.execute(_READY, self._parameters(up_to=None if up_to is None else str(up_to))).mappings()
             return [ReadyWindow(**r) for r in rows]
 
     def trainable_groups(
@@ -137,9 +137,9 @@ class Eligibility:
             Window ids in time order, whether a lineage has used them or not; and the number of the others.
         """
         bounds = {"first": None if first is None else str(first), "last": None if last is None else str(last)}
-        found = conn.execute(_GROUPS, self._asked(**bounds)).all()
-        trainable = [r.window_id for r in found if r.trainable]
-        return trainable, len(found) - len(trainable)
+        rows = conn.execute(_GROUPS, self._parameters(**bounds)).all()
+        trainable = [r.window_id for r in rows if r.trainable]
+        return trainable, len(rows) - len(trainable)
 
     def states(self, windows: Sequence[HourWindow], *, min_agents: int | None = None) -> list[WindowState]:
         """The states of those of `windows` that are known, in time order.
@@ -148,9 +148,9 @@ class Eligibility:
             windows: Hours.
             min_agents: Agents that a group needs now: a window that had too few for a higher minimum is `not_grouped`.
         """
-        asked = self._asked(windows=[str(w) for w in windows], min_agents=min_agents)
+        parameters = self._parameters(windows=[str(w) for w in windows], min_agents=min_agents)
         with self.engine.connect() as conn:
-            return [_read_state(r) for r in conn.execute(_STATES, asked).mappings()]
+            return [_read_state(r) for r in conn.execute(_STATES, parameters).mappings()]
 
     def newest_recorded(self, count: int) -> list[RecordedWindow]:
         """The newest windows with rows that may train, in time order."""
@@ -160,12 +160,12 @@ class Eligibility:
 
     def count_recorded(self, min_agents: int) -> RecordedCounts:
         """Count what is recorded; costs as much as the windows that are used or kept out, not as all recorded ones."""
-        asked = self._asked(min_agents=min_agents)
+        parameters = self._parameters(min_agents=min_agents)
         with self.engine.connect() as conn:
-            windows, enough, without_outcomes = conn.execute(_COUNTS, asked).one()
-            spent, spent_without_outcomes = conn.execute(_SPENT, asked).one()
+            windows, enough, without_outcomes = conn.execute(_COUNTS, parameters).one()
+            spent, spent_without_outcomes = conn.execute(_SPENT, parameters).one()
             left = without_outcomes - spent_without_outcomes
-            oldest = conn.scalar(_OLDEST_WITHOUT_OUTCOMES, asked) if left else None
+            oldest = conn.scalar(_OLDEST_WITHOUT_OUTCOMES, parameters) if left else None
         return RecordedCounts(
             windows=windows,
             with_enough_agents=enough,
@@ -175,15 +175,15 @@ class Eligibility:
         )
 
     def unprepared(self, min_agents: int) -> list[HourWindow]:
-        """Recorded windows with enough agents that reading, grouping or judging would bring further, in time order.
+        """Recorded windows with enough agents that reading, grouping or judging can advance, in time order.
 
-        One that a check keeps out, or that has too few usable agents, comes again when its rows change; one that the
-        lineage used or dropped never does.
+        One that a check keeps out, or that has too few usable agents, returns here when its rows change; one that
+        the lineage used or dropped never does.
         """
         with self.engine.connect() as conn:
-            return HourWindow.parse_all(list(conn.scalars(_UNPREPARED, self._asked(min_agents=min_agents))))
+            return HourWindow.parse_all(list(conn.scalars(_UNPREPARED, self._parameters(min_agents=min_agents))))
 
-    def _asked(self, **more: object) -> dict[str, object]:
+    def _parameters(self, **more: object) -> dict[str, object]:
         return {"lineage": self.lineage, **more}
 
 

@@ -1,4 +1,4 @@
-"""Evaluations, kept: what each checkpoint of a lineage made of a suite of held-out windows."""
+"""Evaluations: the results of each checkpoint of a lineage on a suite of held-out windows."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -44,7 +44,7 @@ class CurveRow:
 
 
 def read_evaluation(engine: sa.Engine, lineage: str, step: int, suite: str) -> PolicyResult | None:
-    """What a checkpoint made of a suite, or None when it has not played it."""
+    """The result of a checkpoint on a suite, or None when it has not played it."""
     c = t.evaluations.c
     query = sa.select(c.body).where(c.lineage == lineage, c.step == step, c.suite == suite)
     with engine.connect() as conn:
@@ -62,7 +62,7 @@ def write_evaluation(
     base: PolicyResult,
     lift: "Interval",
 ) -> None:
-    """Keep what a checkpoint made of a suite, beside its base; what was kept before stands."""
+    """Keep the result of a checkpoint on a suite, with its lift over the base. An earlier result stays as it is."""
     row = {
         "lineage": lineage,
         "step": step,

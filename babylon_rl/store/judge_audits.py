@@ -1,4 +1,4 @@
-"""Audits of judges, kept: the newest of a judge's version says whether its scores may train."""
+"""Audits of judges: the newest one of a judge's version decides whether its scores may train."""
 
 import asyncio
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from babylon_rl.types import Json
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredAudit:
-    """One audit as it was found. `figures` are `Figures.facts()`."""
+    """One audit as it was stored. `figures` are `Figures.facts()`."""
 
     judge_model: str
     judge_version: str
@@ -25,7 +25,7 @@ class StoredAudit:
 
 
 def write_audit(engine: sa.Engine, figures: Figures) -> None:
-    """Keep an audit beside those before it."""
+    """Store an audit; earlier ones stay."""
     row = {
         "judge_model": figures.judge_model,
         "judge_version": figures.judge_version,
@@ -57,7 +57,7 @@ def latest_audit(engine: sa.Engine, judge_model: str, judge_version: str) -> Sto
 
 
 def audit_of(engine: sa.Engine, judge_model: str, judge_version: str) -> StoredAudit | None:
-    """`latest_audit`, except that the hindsight judge, which costs nothing, is audited when it never was."""
+    """`latest_audit`; a hindsight judge that was never audited is audited first, because that costs nothing."""
     known = latest_audit(engine, judge_model, judge_version)
     judge = HindsightJudge()
     if known is None and (judge_model, judge_version) == (judge.model, judge.version):

@@ -1,7 +1,7 @@
 """The log of a judge's requests, in our database and under the day's budget.
 
-A request is written down, with the most it can cost, in the transaction that holds the day's lock: whoever asks, in
-whatever process, sees the reservations of all others, so the budget cannot be crossed by several asking at once. A
+A request is written, with the most it can cost, in the transaction that holds the day's lock: every process sees the
+reservations of all others, so concurrent requests cannot exceed the budget together. A
 request that was sent and never answered (the process was killed, the server hung) keeps its reservation: it may have
 been paid for.
 """
@@ -28,7 +28,7 @@ def _now() -> datetime:
 
 
 class PostgresCallLog:
-    """Satisfies `CallLog`.
+    """A `CallLog` in the table `judge_calls`.
 
     Attributes:
         budget_usd: US dollars a UTC day, over all judges and processes of this database; None: no limit.
@@ -66,8 +66,8 @@ class PostgresCallLog:
         try:
             self._reserve(call, call_id, day)
         except BudgetSpentError:
-            with self.engine.begin() as conn:  # not sent, but written down: an asset check tells it
-                conn.execute(sa.insert(t.judge_calls), [_row(call, call_id, day, CallStatus.DENIED)])
+            with self.engine.begin() as conn:  # not sent, but written: an asset check reports it
+                conn.execute(sa.insert(t.judge_calls), [_make_row(call, call_id, day, CallStatus.DENIED)])
             raise
         return call_id
 
@@ -88,13 +88,13 @@ class PostgresCallLog:
                             "budget_usd": self.budget_usd,
                         },
                     )
-            conn.execute(sa.insert(t.judge_calls), [_row(call, call_id, day, CallStatus.ASKED)])
+            conn.execute(sa.insert(t.judge_calls), [_make_row(call, call_id, day, CallStatus.ASKED)])
 
     def end(self, call_id: str, status: CallStatus, reply: Reply | None = None, cost_usd: float | None = None) -> None:
         values: dict[str, object] = {"state": status, "ended_at": self._now(), "cost_usd": cost_usd}
         if reply is not None:
             values |= {
-                # Postgres takes neither NUL nor half an emoji; JSON means the same without them, or is faulty anyway.
+                # Postgres takes neither NUL nor half an emoji; JSON means the same without them, or is invalid anyway.
                 "reply": reply.text.replace("\x00", "").encode("utf-8", "replace").decode("utf-8"),
                 "finish_reason": reply.finish_reason,
                 "prompt_tokens": reply.prompt_tokens,
@@ -102,11 +102,6 @@ class PostgresCallLog:
             }
         with self.engine.begin() as conn:
             conn.execute(sa.update(t.judge_calls).where(t.judge_calls.c.call_id == call_id).values(**values))
-
-    def spent_usd(self, day: date) -> float:
-        """What a UTC day's requests cost, with what is reserved for those without an answer."""
-        with self.engine.connect() as conn:
-            return _sum_spent(conn, day)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +131,7 @@ def cost_of(engine: sa.Engine, window_id: str) -> WindowCost:
     return WindowCost(calls=r.calls, cost_usd=float(r.cost_usd), denied=state == CallStatus.DENIED)
 
 
-def _row(call: Call, call_id: str, day: date, status: CallStatus) -> dict[str, object]:
+def _make_row(call: Call, call_id: str, day: date, status: CallStatus) -> dict[str, object]:
     return {
         "call_id": call_id,
         "judgment_key": call.judgment_key,
@@ -153,6 +148,7 @@ def _row(call: Call, call_id: str, day: date, status: CallStatus) -> dict[str, o
 
 
 def _sum_spent(conn: sa.Connection, day: date) -> float:
+    """What a UTC day's requests cost, with what is reserved for those without an answer."""
     c = t.judge_calls.c
     total = sa.func.coalesce(sa.func.sum(sa.func.coalesce(c.cost_usd, c.reserved_usd)), 0.0)
     return float(

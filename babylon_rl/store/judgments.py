@@ -1,4 +1,4 @@
-"""Judgments, each kept once and for ever, and which of them speaks for a window now."""
+"""Judgments, each stored once and never deleted, and which of them is the current one of a window."""
 
 import sqlalchemy as sa
 
@@ -33,7 +33,7 @@ class JudgmentStore:
                 "explanation": s.explanation,
                 "judge_model": judgment.judge_model,
                 "judge_version": judgment.judge_version,
-                # One call judges a whole group: its price stands once, in the first row.
+                # One call judges a whole group: its price is in the first row only.
                 "prompt_tokens": judgment.prompt_tokens if i == 0 else 0,
                 "completion_tokens": judgment.completion_tokens if i == 0 else 0,
                 "cost_usd": judgment.cost_usd if i == 0 else 0.0,
@@ -45,11 +45,11 @@ class JudgmentStore:
             insert_missing(conn, t.judgments, rows)
 
     def set_current_judgment(self, window: HourWindow, group_id: str, key: str | None) -> bool:
-        """Say which judgment speaks for a window now (None: none does); returns whether that is news."""
+        """Set a window's current judgment (None: it has none); returns whether that is a change."""
         c = t.window_judgments.c
         with lock_window(self.engine, window) as conn:
-            now = conn.scalar(sa.select(c.judgment_key).where(c.window_id == str(window)))
-            if now == key:
+            current = conn.scalar(sa.select(c.judgment_key).where(c.window_id == str(window)))
+            if current == key:
                 return False
             conn.execute(sa.delete(t.window_judgments).where(c.window_id == str(window)))
             if key is not None:

@@ -1,8 +1,8 @@
-"""Which windows wait, which batch trains next, which windows each checkpoint used: exactly once, in the database.
+"""The training ledger: which windows wait, which batch trains next, which windows each checkpoint used, each once.
 
 A batch is planned (written) before its training starts and consumed in the same transaction that makes its
-checkpoint known, so a process killed at any moment leaves either a plan that the next one finishes, or a
-checkpoint. What stands on disk without a row here does not exist.
+checkpoint known, so a process killed at any moment leaves either a planned batch that the next one finishes, or
+a checkpoint. Files on disk without a row here do not count.
 """
 
 import logging
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedBatch:
-    """What one training trains on; written down before it starts, and never changed.
+    """What one training trains on; written before it starts, and never changed.
 
     Attributes:
         step: The checkpoint it makes; its parent is `step - 1`.
@@ -177,7 +177,7 @@ class Ledger:
         return due if last is None else max(due, HourWindow.parse(last.window_id).next())
 
     def discard_plan(self) -> PlannedBatch | None:
-        """Forget the unfinished batch, so that the next training plans anew. Nothing trained is lost: it has no checkpoint."""
+        """Delete the unfinished batch, so that the next training plans a new one. No checkpoint is lost: it has none."""
         with self.training():
             batch = self.unfinished_batch()
             if batch is not None:
@@ -189,7 +189,7 @@ class Ledger:
     def stale(self) -> list[str]:
         """Windows that trained on rows or outcomes which are no longer what is stored, in time order.
 
-        They stay consumed: nothing is retrained without being told.
+        They stay consumed: nothing is retrained by itself.
         """
         query = sa.text("""
             SELECT c.window_id FROM babylon_rl.consumed_windows c
@@ -209,10 +209,10 @@ class Ledger:
     # ── writing ────────────────────────────────────────────────────────────────────────────────────
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Hold the lineage: one training at a time, released by the server when the holder dies.
+        """Lock the lineage: one training at a time; the server releases the lock when the holder dies.
 
-        Local trainers hold the lineage's directory by a lock of its own too (`training/checkpoint_store.py`): this
-        lock is lost when the connection dies under a training, and another database may share the directory.
+        Local trainers also lock the lineage's directory (`training/checkpoint_store.py`): this lock is lost when the
+        connection dies during a training, and another database may share the directory.
 
         Raises:
             TransientError: Another process is training this lineage now.
@@ -228,12 +228,12 @@ class Ledger:
                 try:
                     unlock_session(conn, Lock.LINEAGE, self.lineage)
                 except sa.exc.DBAPIError:
-                    # The connection died under the training, and the lock with it. What keeps windows from being
-                    # consumed twice is the ledger's primary key, so nothing is lost but the exclusion.
+                    # The connection died during the training, and the lock with it. Windows are still not consumed
+                    # twice: the primary key of `consumed_windows` sees to that.
                     logger.warning("lost the training lock lineage=%s", self.lineage)
 
     def plan(self, window: HourWindow, batch_size: int, *, learning_rate: float | None) -> PlannedBatch | None:
-        """Decide what partition `window` trains, or find what was decided; None when it has nothing to do."""
+        """Plan the batch that partition `window` trains, or find the planned one; None when it has nothing to train."""
         if (batch := self.unfinished_batch()) is not None:
             return batch if batch.window_id <= str(window) else None
         last = self.latest()
@@ -264,7 +264,7 @@ class Ledger:
                     }
                 ],
             )
-        logger.info("training planned lineage=%s step=%d windows=%d", self.lineage, batch.step, len(due))
+        logger.info("planned training lineage=%s step=%d windows=%d", self.lineage, batch.step, len(due))
         return batch
 
     def record(

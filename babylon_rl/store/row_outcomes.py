@@ -1,4 +1,4 @@
-"""Where each source row ended: the only reader and writer of `babylon_rl.row_outcomes`."""
+"""The outcome of each source row: the only reader and writer of `babylon_rl.row_outcomes`."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from babylon_rl.windows import HourWindow
 
 
 def row_outcomes_of(engine: sa.Engine, window: HourWindow) -> list[RowOutcome]:
-    """Where each source row of a window ended, by source id."""
+    """The outcomes of a window's source rows, by source id."""
     c = t.row_outcomes.c
     query = sa.select(t.row_outcomes).where(c.window_id == str(window)).order_by(c.source_id)
     with engine.connect() as conn:
@@ -20,23 +20,23 @@ def row_outcomes_of(engine: sa.Engine, window: HourWindow) -> list[RowOutcome]:
 
 
 def find_row_outcome(engine: sa.Engine, name: str) -> RowOutcome | None:
-    """Where a row ended, found by its id or its trajectory id, the former first; None when it was never read."""
+    """The outcome of a row, found by its id or else its trajectory id; None when it was never read."""
     c = t.row_outcomes.c
     query = sa.select(t.row_outcomes).where(sa.or_(c.source_id == name, c.trajectory_id == name))
     with engine.connect() as conn:
-        found = conn.execute(query.order_by(c.source_id != name)).mappings().first()
-    return None if found is None else _read(found)
+        row = conn.execute(query.order_by(c.source_id != name)).mappings().first()
+    return None if row is None else _read(row)
 
 
 def count_row_outcomes(engine: sa.Engine, windows: Sequence[HourWindow]) -> list[RowOutcomeCounts]:
     """Count the outcomes of each window, in time order; a window without rows has none."""
     c = t.row_outcomes.c
-    found: dict[str, dict[tuple[RowStatus, RowReason], int]] = {str(w): {} for w in sorted(windows)}
-    query = sa.select(c.window_id, c.status, c.reason, sa.func.count()).where(c.window_id.in_(list(found)))
+    counts: dict[str, dict[tuple[RowStatus, RowReason], int]] = {str(w): {} for w in sorted(windows)}
+    query = sa.select(c.window_id, c.status, c.reason, sa.func.count()).where(c.window_id.in_(list(counts)))
     with engine.connect() as conn:
         for window_id, status, reason, rows in conn.execute(query.group_by(c.window_id, c.status, c.reason)):
-            found[window_id][RowStatus(status), RowReason(reason)] = rows
-    return [RowOutcomeCounts(window_id=w, rows=dict(sorted(rows.items()))) for w, rows in found.items()]
+            counts[window_id][RowStatus(status), RowReason(reason)] = rows
+    return [RowOutcomeCounts(window_id=w, rows=dict(sorted(rows.items()))) for w, rows in counts.items()]
 
 
 def write_row_outcomes(conn: sa.Connection, outcomes: Sequence[RowOutcome]) -> None:
@@ -46,7 +46,7 @@ def write_row_outcomes(conn: sa.Connection, outcomes: Sequence[RowOutcome]) -> N
 
 
 def mark_dropped(conn: sa.Connection, window_ids: Sequence[str]) -> None:
-    """Say of the grouped rows of windows that dropout left out, and that no lineage trained on, that they dropped out."""
+    """Set the grouped rows of windows that dropout left out, and that no lineage trained on, to `dropped_out`."""
     conn.execute(
         sa.text("""
             UPDATE babylon_rl.row_outcomes o SET status = 'dropped_out', reason = 'dropout'
@@ -58,7 +58,7 @@ def mark_dropped(conn: sa.Connection, window_ids: Sequence[str]) -> None:
 
 
 def version_entry(outcome: RowOutcome) -> Json:
-    """What the data version of a window's rows is hashed from: what reading found of a row, not what grouping decided.
+    """What the data version of a window hashes of a row: the result of reading it, not what grouping decided.
 
     Its keys and words are frozen: others would give every window that was ingested before a new version, and so
     call its group stale.

@@ -1,8 +1,8 @@
 """What the assets keep of each window: stitched trajectories, outcomes, the group and its hindsight.
 
 Every write of a window happens in one transaction under that window's advisory lock and changes nothing
-when the data version is the same: same inputs, same bytes. Judgments are `store/judgments.py`, where each row ended
-is `store/row_outcomes.py`, training's ledger is `store/ledger.py`.
+when the data version is the same: same inputs, same bytes. Judgments are `store/judgments.py`, row outcomes
+`store/row_outcomes.py`, training's ledger is `store/ledger.py`.
 """
 
 import logging
@@ -29,14 +29,14 @@ from babylon_rl.windows import HourWindow
 
 logger = logging.getLogger(__name__)
 
-# Levels at which `canonical` takes a group apart: object → members → one member.
-_OF_ONE: Final = 2
-_OF_BOTH: Final = 3
+# Levels at which `canonical` takes a group apart: object → members → one member; a pair of objects is one level more.
+_GROUP_DEPTH: Final = 2
+_PAIR_DEPTH: Final = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedTrajectory:
-    """A stitched trajectory as it is kept: a window of any size fits in memory so."""
+    """A stitched trajectory, packed as it is stored, so that a window of any size fits in memory."""
 
     trajectory_id: str
     agent_id: str
@@ -75,34 +75,34 @@ class Store(JudgmentStore):
         rows: int,
         changes_seen: int | None = None,
     ) -> tuple[str, bool]:
-        """Keep a window's stitched trajectories and where each of its rows ended.
+        """Keep a window's stitched trajectories and the outcomes of its rows.
 
-        A new version takes the window's current judgment and verdicts away: they spoke of other rows. Its group
-        stands until it is made anew, and neither is judged nor trains meanwhile (view `stale_windows`).
+        A new version deletes the window's current judgment and check results, which were about other rows. Its group
+        stays until it is made again; meanwhile it is neither judged nor trained on (view `stale_windows`).
 
         Args:
             window: The hour.
             trajectories: One per agent, in any order.
             outcomes: One per row, in any order.
             rows: Rows read.
-            changes_seen: `window_summary.changes` before they were read, if anybody watches.
+            changes_seen: `window_summary.changes` before they were read; None: unknown.
 
         Returns:
             The window's data version, and whether it is a new one.
         """
         packed = [x if isinstance(x, PackedTrajectory) else PackedTrajectory.of(x) for x in trajectories]
         packed.sort(key=lambda x: x.trajectory_id)
-        ends = sorted(outcomes, key=lambda o: o.source_id)
-        version = digest([[x.digest for x in packed], [version_entry(o) for o in ends]])
+        ordered = sorted(outcomes, key=lambda o: o.source_id)
+        version = digest([[x.digest for x in packed], [version_entry(o) for o in ordered]])
         w = str(window)
         d = t.row_outcomes.c
         with lock_window(self.engine, window) as conn:
             if conn.scalar(sa.select(t.windows.c.data_version).where(t.windows.c.window_id == w)) == version:
                 seen = {"changes_seen": changes_seen}
                 conn.execute(sa.update(t.windows).where(t.windows.c.window_id == w).values(seen))
-                # A row that went to another window and came back left its outcome there.
+                # The outcome of a row that moved to another window and back is still at the other one.
                 kept = conn.scalar(sa.select(sa.func.count()).select_from(t.row_outcomes).where(d.window_id == w))
-                if kept == len(ends):
+                if kept == len(ordered):
                     return version, False
             for table in (t.window_trajectories, t.row_outcomes, t.windows, t.window_judgments, t.check_results):
                 conn.execute(sa.delete(table).where(table.c.window_id == w))
@@ -120,17 +120,17 @@ class Store(JudgmentStore):
                 ],
             )
             if packed:
-                conn.execute(sa.insert(t.window_trajectories), [_trajectory_row(w, x) for x in packed])
-            write_row_outcomes(conn, ends)
+                conn.execute(sa.insert(t.window_trajectories), [_make_trajectory_row(w, x) for x in packed])
+            write_row_outcomes(conn, ordered)
         return version, True
 
     def data_version(self, window: HourWindow) -> str | None:
         """Data version of the ingested window, or None when it was never ingested."""
         with self.engine.connect() as conn:
-            found: str | None = conn.scalar(
+            version: str | None = conn.scalar(
                 sa.select(t.windows.c.data_version).where(t.windows.c.window_id == str(window))
             )
-        return found
+        return version
 
     def ingested(self) -> list[str]:
         """Ids of all windows that were ingested, in time order."""
@@ -140,8 +140,8 @@ class Store(JudgmentStore):
     def rows_read(self, window: HourWindow) -> int | None:
         """Rows that the window had when it was ingested, or None when it never was."""
         with self.engine.connect() as conn:
-            found: int | None = conn.scalar(sa.select(t.windows.c.rows).where(t.windows.c.window_id == str(window)))
-        return found
+            rows: int | None = conn.scalar(sa.select(t.windows.c.rows).where(t.windows.c.window_id == str(window)))
+        return rows
 
     def trajectories(self, window: HourWindow) -> list[Trajectory]:
         """Stitched trajectories of a window, by trajectory id."""
@@ -154,19 +154,19 @@ class Store(JudgmentStore):
         """Mean P&L of all trajectories of some windows whose P&L is known; None when none is."""
         c = t.window_trajectories.c
         with self.engine.connect() as conn:
-            found = conn.scalar(sa.select(sa.func.avg(c.pnl_usd)).where(c.window_id.in_(window_ids)))
-        return None if found is None else float(found)
+            mean = conn.scalar(sa.select(sa.func.avg(c.pnl_usd)).where(c.window_id.in_(window_ids)))
+        return None if mean is None else float(mean)
 
     # ── market_outcomes ────────────────────────────────────────────────────────────────────────────
     def write_outcomes(self, outcomes: WindowOutcomes) -> tuple[str, bool]:
-        """Keep the truth about a closed window; a corrected outcome is a new data version."""
+        """Keep the outcomes of a window; a corrected outcome makes a new data version."""
         version = digest(outcomes)
         w = outcomes.window_id
         c = t.window_outcomes.c
         with lock_window(self.engine, HourWindow.parse(w)) as conn:
             if conn.scalar(sa.select(c.data_version).where(c.window_id == w)) == version:
                 return version, False
-            for table in (t.window_outcomes, t.window_judgments, t.check_results):  # they spoke of other outcomes
+            for table in (t.window_outcomes, t.window_judgments, t.check_results):  # they were about other outcomes
                 conn.execute(sa.delete(table).where(table.c.window_id == w))
             conn.execute(
                 sa.insert(t.window_outcomes),
@@ -189,7 +189,7 @@ class Store(JudgmentStore):
             body = conn.scalar(sa.select(c.body).where(c.window_id == str(window)))
         return WindowOutcomes(window_id=str(window)) if body is None else unpack(body, WindowOutcomes)
 
-    # ── contextualized_groups ──────────────────────────────────────────────────────────────────────────
+    # ── contextualized_groups ──────────────────────────────────────────────────────────────────────
     def write_group(
         self,
         window: HourWindow,
@@ -201,17 +201,17 @@ class Store(JudgmentStore):
     ) -> tuple[str, bool]:
         """Keep a window's group (or that it has none), its hindsight apart, and its rows' outcomes.
 
-        A new version takes the window's current judgment and check results away: they spoke of other data. `min_agents`
-        is what grouping asked for; it is no part of the version.
+        A new version deletes the window's current judgment and check results, which were about other data. `min_agents`
+        is what grouping asked for; it is not part of the version.
         """
-        ends = sorted(outcomes, key=lambda o: o.source_id)
-        version = digest([group, hindsight], depth=_OF_BOTH)
+        ordered = sorted(outcomes, key=lambda o: o.source_id)
+        version = digest([group, hindsight], depth=_PAIR_DEPTH)
         w = str(window)
         c = t.contextualized_groups.c
         with lock_window(self.engine, window) as conn:
-            write_row_outcomes(conn, ends)
+            write_row_outcomes(conn, ordered)
             conn.execute(sa.update(t.windows).where(t.windows.c.window_id == w).values(min_agents=min_agents))
-            made_from = _made_from(conn, w)
+            made_from = _read_sources(conn, w)
             if conn.scalar(sa.select(c.data_version).where(c.window_id == w)) == version:
                 conn.execute(sa.update(t.contextualized_groups).where(c.window_id == w).values(made_from=made_from))
                 return version, False
@@ -227,8 +227,8 @@ class Store(JudgmentStore):
                             "data_version": version,
                             "members": len(group.members),
                             "turns": sum(len(m.turns) for m in group.members),
-                            "body": pack(group, depth=_OF_ONE),
-                            "hindsight": pack(hindsight, depth=_OF_ONE),
+                            "body": pack(group, depth=_GROUP_DEPTH),
+                            "hindsight": pack(hindsight, depth=_GROUP_DEPTH),
                             "made_from": made_from,
                         }
                     ],
@@ -236,7 +236,7 @@ class Store(JudgmentStore):
         return version, True
 
     def group(self, window: HourWindow) -> TrajectoryGroup | None:
-        """What may be trained on; the hindsight is another call on purpose."""
+        """The window's group: what may be trained on. The hindsight is another call on purpose."""
         c = t.contextualized_groups.c
         with self.engine.connect() as conn:
             body = conn.scalar(sa.select(c.body).where(c.window_id == str(window)))
@@ -250,13 +250,13 @@ class Store(JudgmentStore):
         return asked
 
     def is_stale(self, window: HourWindow) -> bool:
-        """Whether the window's rows or outcomes changed since its group was made: it must be made anew first."""
+        """Whether the window's rows or outcomes changed since its group was made: it must be made again first."""
         query = sa.text("SELECT EXISTS (SELECT 1 FROM babylon_rl.stale_windows WHERE window_id = :w)")
         with self.engine.connect() as conn:
             return bool(conn.scalar(query, {"w": str(window)}))
 
     def hindsight(self, window: HourWindow) -> Hindsight | None:
-        """For the judge's eyes only."""
+        """The hindsight of the window's group, for judges only."""
         c = t.contextualized_groups.c
         with self.engine.connect() as conn:
             body = conn.scalar(sa.select(c.hindsight).where(c.window_id == str(window)))
@@ -278,8 +278,8 @@ def read_judged_group(
     return unpack(row["body"], TrajectoryGroup), hindsight, judgment
 
 
-def _made_from(conn: sa.Connection, window_id: str) -> str:
-    """What a group made now is made from, as the view `stale_windows` compares it."""
+def _read_sources(conn: sa.Connection, window_id: str) -> str:
+    """The data versions that a group made now is made from, as the view `stale_windows` compares them."""
     versions = (
         conn.scalar(sa.select(table.c.data_version).where(table.c.window_id == window_id)) or ""
         for table in (t.windows, t.window_outcomes)
@@ -287,7 +287,7 @@ def _made_from(conn: sa.Connection, window_id: str) -> str:
     return "|".join(versions)
 
 
-def _trajectory_row(window_id: str, x: PackedTrajectory) -> dict[str, object]:
+def _make_trajectory_row(window_id: str, x: PackedTrajectory) -> dict[str, object]:
     return {
         "trajectory_id": x.trajectory_id,
         "window_id": window_id,

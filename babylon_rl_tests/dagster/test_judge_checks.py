@@ -7,10 +7,10 @@ from dagster_factories import FIRST, CountingJudge, spawn_windows
 from babylon_rl.cli.runner import Runner
 from babylon_rl.judging.ruler.call_log import Call, CallLog
 from babylon_rl.pipeline.workspace import Workspace
-from babylon_rl.store.check_results import check_results_of
 from babylon_rl.store.judge_audits import latest_audit
 from babylon_rl.store.judge_calls import PostgresCallLog
 from babylon_rl.types import Hindsight, Judgment, TrajectoryGroup
+from babylon_rl_tests.factories import read_check_results
 
 
 class PricedJudge(CountingJudge):
@@ -43,9 +43,9 @@ def test_windows_of_the_self_audited_hindsight_judge_are_ready(
     assert [r.window_id for r in workspace.ledger.ready()] == [str(FIRST)]
     audit = latest_audit(workspace.store.engine, "hindsight", "hindsight-1")
     assert audit is not None
-    (verdict,) = [v for v in check_results_of(workspace.store.engine, FIRST) if v.check_name == "judge_is_fit"]
-    assert verdict.facts["truth_agreement"] == 1.0
-    assert {"false_positive_rate", "length_bias", "position_bias", "retest_noise"} <= verdict.facts.keys()
+    facts = read_check_results(workspace.store.engine, FIRST)["judge_is_fit"].facts
+    assert facts["truth_agreement"] == 1.0
+    assert {"false_positive_rate", "length_bias", "position_bias", "retest_noise"} <= facts.keys()
 
 
 def test_windows_judged_by_an_unfit_judge_do_not_train(
@@ -75,10 +75,10 @@ def test_a_check_says_that_the_budget_was_spent(
     ran = runner.materialize("windows", FIRST, FIRST.next(), resources=resources | {"judge": judge})
     assert [r.window_id for r in workspace.ledger.ready()] in ([str(FIRST)], [str(FIRST.next())])
     failed = {
-        v.check_name: v.facts
+        name: result.facts
         for w in (FIRST, FIRST.next())
-        for v in check_results_of(workspace.store.engine, w)
-        if not v.passed
+        for name, result in read_check_results(workspace.store.engine, w).items()
+        if not result.passed
     }
     assert failed.keys() == {"judging_stays_within_budget", "every_member_has_one_score"}
     assert ran.failed_checks == 2

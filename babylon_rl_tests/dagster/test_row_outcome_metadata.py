@@ -1,4 +1,4 @@
-"""Where rows ended, on the asset: a table and a picture once a run, whose counts are the database's."""
+"""Row outcomes on the asset: a table and a picture once a run, with the counts of the database."""
 
 import base64
 import re
@@ -30,7 +30,7 @@ def metadata_of(runner: Runner, window: HourWindow) -> dict[str, dg.MetadataValu
     return dict(event.asset_materialization.metadata)
 
 
-def test_a_run_shows_where_all_its_rows_ended_on_its_last_window(
+def test_a_run_shows_all_row_outcomes_on_its_last_window(
     workspace: Workspace, runner: Runner, resources: dict[str, object]
 ) -> None:
     spawn_windows(workspace, 2)

@@ -1,4 +1,4 @@
-"""The sensor asks for each training once, under a key of its own."""
+"""The sensor requests each training once, under a run key of its own."""
 
 import dagster as dg
 import pytest

@@ -14,9 +14,9 @@ from babylon_rl.defs.assets import WINDOW_ASSETS
 from babylon_rl.errors import ConfigError
 from babylon_rl.pipeline.checks import REQUIRED_CHECKS
 from babylon_rl.pipeline.workspace import Workspace
-from babylon_rl.store.check_results import check_results_of
 from babylon_rl.types import GroupMember, Turn
 from babylon_rl.windows import HourWindow
+from babylon_rl_tests.factories import read_check_results
 
 KEPT = (
     t.windows,
@@ -56,10 +56,10 @@ def test_a_range_is_one_run_with_one_check_result_per_window(
         assert sorted(latest) == [str(FIRST.next(i)) for i in range(5)]
     assert [r.window_id for r in workspace.ledger.ready()] == [str(FIRST.next(i)) for i in range(3)]
     for i in range(5):
-        assert {v.check_name for v in check_results_of(workspace.store.engine, FIRST.next(i))} == set(REQUIRED_CHECKS)
+        assert read_check_results(workspace.store.engine, FIRST.next(i)).keys() == set(REQUIRED_CHECKS)
 
 
-def test_each_checks_verdict_is_current_for_its_partition(
+def test_each_checks_result_is_current_for_its_partition(
     workspace: Workspace, runner: Runner, resources: dict[str, object]
 ) -> None:
     """A plain AssetCheckResult in a range run writes one row without a partition: the tempting cleanup of `asset_check`."""
@@ -141,9 +141,9 @@ def test_a_rejected_window_stays_out_and_its_siblings_train(
     ran = runner.materialize("windows", FIRST, FIRST.next(2), resources=resources)
 
     assert ran.failed_checks == 1
-    (verdict,) = [v for v in check_results_of(workspace.store.engine, bad) if not v.passed]
-    assert verdict.check_name == "groups_hold_only_what_was_logged"
-    assert verdict.facts["not_logged"] == [f"{bad}/agent-1-habits turn 0"]
+    results = read_check_results(workspace.store.engine, bad)
+    assert [name for name, result in results.items() if not result.passed] == ["groups_hold_only_what_was_logged"]
+    assert results["groups_hold_only_what_was_logged"].facts["not_logged"] == [f"{bad}/agent-1-habits turn 0"]
     assert [r.window_id for r in workspace.ledger.ready()] == [str(FIRST), str(FIRST.next(2))]
 
 

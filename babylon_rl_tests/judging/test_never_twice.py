@@ -233,7 +233,6 @@ def test_a_refused_request_gives_back_its_reservation(engine: sa.Engine) -> None
     call_log = PostgresCallLog(engine, budget_usd=2.5, now=lambda: now)
     call_log.end(call_log.begin(a_call()), CallStatus.LOST)
     call_log.end(call_log.begin(a_call()), CallStatus.REFUSED)
-    assert call_log.spent_usd(now.date()) == 1.0
     call_log.begin(a_call())  # killed: never ended
     with pytest.raises(BudgetSpentError, match=r"\$2\.0000 of JUDGE_BUDGET_USD \$2\.5"):
         call_log.begin(a_call())

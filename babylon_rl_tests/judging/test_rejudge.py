@@ -17,10 +17,10 @@ from babylon_rl.pipeline.score import score_windows
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.report.judges import rejudge_table
 from babylon_rl.settings import Settings
-from babylon_rl.store.check_results import check_results_of
 from babylon_rl.store.ledger import Ledger
 from babylon_rl.store.windows import Store
 from babylon_rl.windows import HourWindow
+from babylon_rl_tests.factories import read_check_results
 
 
 def first_judged(engine: sa.Engine, count: int = 4) -> tuple[Store, list[HourWindow]]:
@@ -86,9 +86,9 @@ def test_on_request_the_new_judgment_becomes_current(engine: sa.Engine, server: 
     failed = report.windows[3]
     assert failed.new is None
     assert "no usable reply" in (failed.failed or "")
-    names = {v.check_name for v in check_results_of(store.engine, windows[0]) if v.passed}
+    names = {name for name, result in read_check_results(store.engine, windows[0]).items() if result.passed}
     assert {"every_member_has_one_score", "scores_are_not_all_equal", "judge_is_fit"} <= names
-    assert check_results_of(store.engine, windows[3]) == []
+    assert read_check_results(store.engine, windows[3]) == {}
 
 
 def test_the_table_says_what_was_trained_on_what(engine: sa.Engine, server: JudgeServer) -> None:

@@ -27,7 +27,7 @@ START = (
 
 @pytest.fixture(scope="module")
 def home() -> Iterator[Path]:
-    """One home for the whole file: what these tests do to its server, the next call must mend."""
+    """One home for the whole file: the next call must repair whatever a test did to its server."""
     yield from a_home()
 
 

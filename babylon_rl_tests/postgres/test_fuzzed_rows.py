@@ -31,7 +31,7 @@ def store(engine: sa.Engine) -> Store:
 
 
 def write(engine: sa.Engine, rows: Sequence[Json]) -> None:
-    """As text: PostgreSQL alone says what a column can hold."""
+    """Write the values as text: PostgreSQL alone decides what a column can hold."""
     columns = list(rows[0])
     raw: Any = engine.raw_connection()
     with raw.cursor() as cursor, cursor.copy(f"COPY trajectories ({', '.join(columns)}) FROM STDIN") as copy:
@@ -104,7 +104,7 @@ def test_ten_thousand_fuzzed_rows_cost_nobody_anything(engine: sa.Engine, store:
     ended = assert_all_accounted(engine)
     assert read == sum(ended.values()) >= 10_000 + len(WINDOWS) * (len(GOOD_AGENTS) * 6)
     assert bodies(engine) == before
-    # The fuzz reached every end; else it would have shown nothing.
+    # The fuzz reached every outcome; otherwise this test would show nothing.
     assert {end for end, _ in ended} >= {"grouped", "excluded", "quarantined"}
     assert {reason for _, reason in ended} >= {
         "has_turn",

@@ -156,7 +156,7 @@ def test_a_corrected_outcome_has_the_group_judged_again(w: Workspace, judge: Cou
     snapshot_outcomes(WINDOWS[3], w.game, w.store, now=NOW, sync=True)
     assert ready(w) == [str(h) for h in WINDOWS if h != WINDOWS[3]]
     assert group_window(WINDOWS[3], w.store, min_agents=5).changed
-    assert w.store.group(WINDOWS[3]) == group  # what trains is the same: what it was worth is not
+    assert w.store.group(WINDOWS[3]) == group  # the same messages train; only their worth changed
     prepare(w, judge)
     assert judge.asked[4:] == [str(WINDOWS[3])]
 

@@ -1,4 +1,4 @@
-"""A game database in Prisma's spelling is read as it stands, by a role that may not write, into the same groups."""
+"""A game database in Prisma's spelling is read as it is, by a role that may not write, into the same groups."""
 
 import os
 from collections.abc import Iterator
@@ -124,7 +124,7 @@ def over_prisma(prisma: str, empty_database_url: str, tmp_path: Any) -> Iterator
 
 
 def made(w: Workspace) -> list[str]:
-    """Data versions of everything that one window becomes, and its group's id."""
+    """Data versions of everything made from one window, and its group's id."""
     ingested = ingest_window(WINDOW, w.game, w.store)
     outcomes = snapshot_outcomes(WINDOW, w.game, w.store, now=NOW, sync=w.owns_game)
     grouped = group_window(WINDOW, w.store, min_agents=5)

@@ -1,4 +1,4 @@
-"""Rows as they are really found: each read or set aside with its reason, none lost, none costing another."""
+"""Rows as they occur in practice: each is read or set aside with a reason; none is lost, and none affects another."""
 
 import json
 from collections import Counter
@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from babylon_rl.common.canonical import to_json
-from babylon_rl.ingest.columns import SNAKE_CASE
+from babylon_rl.ingest.columns import find_column_names
 from babylon_rl.ingest.queries import select_window, window_expression, window_of, window_parameters
 from babylon_rl.ingest.reader import logged_messages
 from babylon_rl.types import EnvironmentState, RowOutcome, SourceRow
@@ -189,11 +189,11 @@ window_ids = st.one_of(
     )
 )
 def test_sql_and_python_agree_on_a_rows_window(engine: sa.Engine, rows: list[tuple[str | None, datetime]]) -> None:
-    query = (
-        f"SELECT {window_expression(SNAKE_CASE)} FROM unnest(%s::text[], %s::timestamp[]) "
-        "WITH ORDINALITY AS r(window_id, start_time, n) ORDER BY n"
-    )
     with engine.connect() as conn:
+        query = (
+            f"SELECT {window_expression(find_column_names(conn))} FROM unnest(%s::text[], %s::timestamp[]) "
+            "WITH ORDINALITY AS r(window_id, start_time, n) ORDER BY n"
+        )
         in_sql = conn.exec_driver_sql(query, ([w for w, _ in rows], [s for _, s in rows])).scalars().all()
     assert in_sql == [str(window_of(w, s.replace(tzinfo=UTC))) for w, s in rows]
 
@@ -203,7 +203,8 @@ def test_reading_a_window_uses_indexes(engine: sa.Engine) -> None:
 
     with engine.begin() as conn:
         conn.exec_driver_sql("SET LOCAL enable_seqscan = off")
-        plan = conn.exec_driver_sql("EXPLAIN " + select_window(SNAKE_CASE), window_parameters(WINDOW)).scalars().all()
+        statement = "EXPLAIN " + select_window(find_column_names(conn))
+        plan = conn.exec_driver_sql(statement, window_parameters(WINDOW)).scalars().all()
     text = "\n".join(plan)
     assert "ix_trajectories_window_agent" in text
     assert "ix_trajectories_start_time" in text

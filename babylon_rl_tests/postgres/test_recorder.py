@@ -166,7 +166,7 @@ def test_a_batch_played_again_writes_nothing_twice(engine: sa.Engine) -> None:
 
 
 def test_a_new_batch_goes_straight_into_the_table(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulk_copy, "_copy_around", None)
+    monkeypatch.setattr(bulk_copy, "_copy_missing", None)
     assert _insert(engine, [a_row("a"), a_row("b")]) == 2
 
 
@@ -230,7 +230,7 @@ def test_text_that_postgres_cannot_hold_is_replaced_not_refused(engine: sa.Engin
     assert log["response"] == json.loads(row["steps_json"])[0]["llmCalls"][0]["response"] == "a\ufffdb\ufffdc😀"
 
 
-def test_misuse_is_told_in_one_sentence(engine: sa.Engine) -> None:
+def test_misuse_is_an_error_of_one_sentence(engine: sa.Engine) -> None:
     r = TrajectoryRecorder(engine, clock=Clock())
     with pytest.raises(DataError, match="'nobody' is not open"):
         r.start_step("nobody", {})

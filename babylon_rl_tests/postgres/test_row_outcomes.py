@@ -1,4 +1,4 @@
-"""Where rows stand between reading and grouping, and the words for it: each documented once, in the enum."""
+"""Row outcomes between reading and grouping; each status and reason is documented once, in its enum."""
 
 from pathlib import Path
 
