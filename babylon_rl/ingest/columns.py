@@ -100,15 +100,15 @@ def find_column_names(conn: sa.Connection) -> ColumnNames:
 
 @lru_cache(maxsize=16)
 def _map_catalog(catalog: str) -> ColumnNames:
-    found: dict[str, dict[str, str]] = {}
+    columns: dict[str, dict[str, str]] = {}
     for table, column in json.loads(catalog):
-        found.setdefault(table, {})[_without_case(column)] = column
-    if "trajectories" not in found:
+        columns.setdefault(table, {})[_without_case(column)] = column
+    if "trajectories" not in columns:
         raise ConfigError(
             "the game's database has no table 'trajectories' on its search path; check DATABASE_URL (and its ?schema=), "
             "or run `babylon-rl migrate` when the database is ours"
         )
-    mapped = {t: _map_columns(t, found[t]) if t in found else {} for t in COLUMN_TYPES}
+    mapped = {t: _map_columns(t, columns[t]) if t in columns else {} for t in COLUMN_TYPES}
     return ColumnNames(
         trajectories=mapped["trajectories"],
         llm_call_logs=mapped["llm_call_logs"],
@@ -120,14 +120,14 @@ def _without_case(column: str) -> str:
     return column.replace("_", "").lower()
 
 
-def _map_columns(table: str, found: Mapping[str, str]) -> dict[str, str]:
+def _map_columns(table: str, columns: Mapping[str, str]) -> dict[str, str]:
     mapped = {}
     for ours, kind in COLUMN_TYPES[table].items():
-        column = found.get(_without_case(ours))
+        column = columns.get(_without_case(ours))
         if column is None and kind.endswith("!"):
             raise ConfigError(
                 f"table {table!r} of the game's database has no column {ours!r} in any spelling; found "
-                f"{', '.join(sorted(found.values()))[:400]}; expected the game's schema"
+                f"{', '.join(sorted(columns.values()))[:400]}; expected the game's schema"
             )
         mapped[ours] = f"NULL::{kind}" if column is None else '"' + column.replace('"', '""') + '"'
     return mapped

@@ -124,8 +124,8 @@ def examine_outcomes(conn: sa.Connection, window: HourWindow) -> tuple[WindowOut
     names = find_column_names(conn)
     if not names.market_outcomes:
         return WindowOutcomes(window_id=str(window)), OutcomeFaults()
-    found = conn.exec_driver_sql(select_outcomes(names), window_parameters(window)).mappings()
-    rows: list[Json] = [{k: _finite_or_none(v) if isinstance(v, Decimal) else v for k, v in r.items()} for r in found]
+    stored = conn.exec_driver_sql(select_outcomes(names), window_parameters(window)).mappings()
+    rows: list[Json] = [{k: _finite_or_none(v) if isinstance(v, Decimal) else v for k, v in r.items()} for r in stored]
     end_at = window.end_at.replace(tzinfo=None)
     closed = [r for r in rows if r["created_at"] is None or r["created_at"] >= end_at]
     facts_of: dict[tuple[str, str], list[tuple[Any, ...]]] = {}
@@ -193,13 +193,13 @@ def _compute_stock_rows(conn: sa.Connection, window: HourWindow) -> list[Json]:
     closes the hour, unless there is another in the last second: then it only opens the next hour.
     """
     p, n = tables.price_facts.c, tables.news_facts.c
-    found = conn.execute(
+    facts = conn.execute(
         sa.select(p.ticker, p.at, p.price)
         .where(p.at >= window.start_at, p.at <= window.end_at)
         .order_by(p.ticker, p.at)
     ).all()
     prices: dict[str, list[tuple[datetime, float]]] = {}
-    for ticker, at, price in found:
+    for ticker, at, price in facts:
         if math.isfinite(price):
             prices.setdefault(ticker, []).append((at, price))
     news: dict[str, list[Json]] = {}
@@ -210,12 +210,12 @@ def _compute_stock_rows(conn: sa.Connection, window: HourWindow) -> list[Json]:
     ):
         news.setdefault(ticker, []).append({"at": at.astimezone(UTC).isoformat(), "headline": headline})
     rows = []
-    for ticker, known in sorted(prices.items()):
-        inside = [(at, price) for at, price in known if at in window]
+    for ticker, series in sorted(prices.items()):
+        inside = [(at, price) for at, price in series if at in window]
         if not inside:
             continue
         closes_itself = window.end_at - inside[-1][0] <= _LAST_SECOND
-        start, end = inside[0][1], (inside if closes_itself else known)[-1][1]
+        start, end = inside[0][1], (inside if closes_itself else series)[-1][1]
         change = change_pct(start, end)
         rows.append(
             _make_row(
@@ -234,7 +234,7 @@ def _compute_stock_rows(conn: sa.Connection, window: HourWindow) -> list[Json]:
 
 def _compute_prediction_rows(conn: sa.Connection, window: HourWindow) -> list[Json]:
     f = tables.prediction_facts
-    found = conn.execute(sa.select(f).where(f.c.window_id == str(window)).order_by(f.c.market_id)).mappings()
+    facts = conn.execute(sa.select(f).where(f.c.window_id == str(window)).order_by(f.c.market_id)).mappings()
     return [
         _make_row(
             window,
@@ -244,7 +244,7 @@ def _compute_prediction_rows(conn: sa.Connection, window: HourWindow) -> list[Js
             outcome=_parse_yes_no(r["outcome"]),
             final_probability=_to_probability(r["final_probability"]),
         )
-        for r in found
+        for r in facts
     ]
 
 

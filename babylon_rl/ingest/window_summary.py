@@ -107,13 +107,13 @@ def _has_triggers(conn: sa.Connection) -> bool:
 
 def _dequeue(own: sa.Connection, ids: Sequence[str] | None) -> dict[str, bool]:
     """Take windows out of the queues. Returns each with whether its rows changed, or only its outcomes."""
-    taken: dict[str, bool] = {}
+    touched: dict[str, bool] = {}
     for queue in (t.outcome_changes, t.row_changes):
         statement = sa.delete(queue).returning(queue.c.window_id)
         if ids is not None:
             statement = statement.where(queue.c.window_id.in_(ids))
-        taken |= dict.fromkeys(own.scalars(statement), queue is t.row_changes)
-    return {w: rows for w, rows in taken.items() if w[:4] >= "1000"}  # no hour: see the triggers
+        touched |= dict.fromkeys(own.scalars(statement), queue is t.row_changes)
+    return {w: rows for w, rows in touched.items() if w[:4] >= "1000"}  # triggers queue what is in no hour as year 1
 
 
 def _count(game: sa.Connection, names: ColumnNames, ids: Sequence[str]) -> list[Json]:

@@ -193,12 +193,14 @@ def only_what_was_logged(
         for i, turn in enumerate(m.turns)
         if (m.agent_id, turn.system, turn.user, turn.response) not in logged
     ]
-    secrets = sorted(_collect_texts([h.game_knowledge for h in hindsight.members])) if hindsight is not None else []
+    hindsight_texts = (
+        sorted(_collect_texts([h.game_knowledge for h in hindsight.members])) if hindsight is not None else []
+    )
     leaks = [
         f"{m.trajectory_id} turn {i}"
         for m in group.members
         for i, turn in enumerate(m.turns)
-        if any(text in turn.system or text in turn.user for text in secrets)
+        if any(text in turn.system or text in turn.user for text in hindsight_texts)
     ]
     turns = sum(len(m.turns) for m in group.members)
     return CheckResult(

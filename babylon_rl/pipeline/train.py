@@ -72,14 +72,15 @@ def train_range(
     rate = learning_rate or settings.training.learning_rate
     outcomes: dict[HourWindow, HourOutcome] = {}
     for window in sorted(windows):
-        made = None
+        checkpoint = None
         if ledger.may_train(window, size):
             with ledger.training():
                 planned = ledger.plan(window, size, learning_rate=rate)
                 if planned is not None:
-                    made = asyncio.run(_train(workspace, planned, progress))
-        policy = made or ledger.latest(as_of=window)
-        outcomes[window] = HourOutcome(policy=policy, trained=made is not None, waiting=ledger.waiting(window))
+                    checkpoint = asyncio.run(_train(workspace, planned, progress))
+        policy = checkpoint or ledger.latest(as_of=window)
+        trained, waiting = checkpoint is not None, ledger.waiting(window)
+        outcomes[window] = HourOutcome(policy=policy, trained=trained, waiting=waiting)
     return outcomes
 
 

@@ -58,9 +58,9 @@ def latest_audit(engine: sa.Engine, judge_model: str, judge_version: str) -> Sto
 
 def audit_of(engine: sa.Engine, judge_model: str, judge_version: str) -> StoredAudit | None:
     """`latest_audit`; a hindsight judge that was never audited is audited first, because that costs nothing."""
-    known = latest_audit(engine, judge_model, judge_version)
+    latest = latest_audit(engine, judge_model, judge_version)
     judge = HindsightJudge()
-    if known is None and (judge_model, judge_version) == (judge.model, judge.version):
+    if latest is None and (judge_model, judge_version) == (judge.model, judge.version):
         write_audit(engine, asyncio.run(audit(judge)))
-        known = latest_audit(engine, judge_model, judge_version)
-    return known
+        latest = latest_audit(engine, judge_model, judge_version)
+    return latest

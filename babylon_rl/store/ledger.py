@@ -115,8 +115,8 @@ class Ledger:
 
     def latest(self, as_of: HourWindow | None = None) -> Checkpoint | None:
         """The policy as of an hour: the newest checkpoint trained in that partition or before."""
-        known = [c for c in self.checkpoints() if as_of is None or c.window_id <= str(as_of)]
-        return known[-1] if known else None
+        candidates = [c for c in self.checkpoints() if as_of is None or c.window_id <= str(as_of)]
+        return candidates[-1] if candidates else None
 
     def unfinished_batch(self) -> PlannedBatch | None:
         """The planned batch that has no checkpoint yet: what a killed training left behind."""
@@ -177,7 +177,7 @@ class Ledger:
         return due if last is None else max(due, HourWindow.parse(last.window_id).next())
 
     def discard_plan(self) -> PlannedBatch | None:
-        """Delete the unfinished batch, so that the next training plans a new one. No checkpoint is lost: it has none."""
+        """Delete the unfinished batch, so that the next training plans a new one. It has no checkpoint, so none is lost."""
         with self.training():
             batch = self.unfinished_batch()
             if batch is not None:
@@ -301,8 +301,8 @@ class Ledger:
                     ],
                 )
                 g = t.contextualized_groups.c
-                found = conn.execute(sa.select(g.window_id, g.data_version).where(g.window_id.in_(batch.windows)))
-                versions = {r.window_id: r.data_version for r in found}
+                groups = conn.execute(sa.select(g.window_id, g.data_version).where(g.window_id.in_(batch.windows)))
+                versions = {r.window_id: r.data_version for r in groups}
                 conn.execute(
                     sa.insert(t.consumed_windows),
                     [

@@ -98,8 +98,7 @@ class Store(JudgmentStore):
         d = t.row_outcomes.c
         with lock_window(self.engine, window) as conn:
             if conn.scalar(sa.select(t.windows.c.data_version).where(t.windows.c.window_id == w)) == version:
-                seen = {"changes_seen": changes_seen}
-                conn.execute(sa.update(t.windows).where(t.windows.c.window_id == w).values(seen))
+                conn.execute(sa.update(t.windows).where(t.windows.c.window_id == w).values(changes_seen=changes_seen))
                 # The outcome of a row that moved to another window and back is still at the other one.
                 kept = conn.scalar(sa.select(sa.func.count()).select_from(t.row_outcomes).where(d.window_id == w))
                 if kept == len(ordered):
@@ -246,8 +245,8 @@ class Store(JudgmentStore):
         """Distinct agents that grouping asked for; None: the window was not grouped since it was read."""
         c = t.windows.c
         with self.engine.connect() as conn:
-            asked: int | None = conn.scalar(sa.select(c.min_agents).where(c.window_id == str(window)))
-        return asked
+            min_agents: int | None = conn.scalar(sa.select(c.min_agents).where(c.window_id == str(window)))
+        return min_agents
 
     def is_stale(self, window: HourWindow) -> bool:
         """Whether the window's rows or outcomes changed since its group was made: it must be made again first."""
