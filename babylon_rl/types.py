@@ -3,7 +3,8 @@
     SourceRow ─► Trajectory ─► TrajectoryGroup + Hindsight ─► Score ─► Checkpoint ─► Evaluation
 
 What an agent was shown and what it answered (`Turn`) is in `TrajectoryGroup`: this is what trains. What was known
-only afterwards (`Hindsight`) is a separate object that only a judge's prompt is built from: no type here holds both. `None` means unknown; it is never `0.0`. Instants are aware and UTC and end in `_at`.
+only afterwards (`Hindsight`) is a separate object that only a judge's prompt is built from: no type here holds both.
+`None` means unknown; it is never `0.0`. Instants are aware and UTC; their names end in `_at`.
 """
 
 import math
@@ -318,7 +319,8 @@ class Judgment:
     Attributes:
         key: Hash of all that went in (messages, hindsight, rubric, judge, prompt version).
         prompt_tokens: As the server reported them, over all requests that this judgment took.
-        details: Small values for metadata: the prompt's form, its tokens in both forms, passes, position consistency, requests.
+        details: Small values for metadata: the prompt's form, its tokens in both forms, passes, position consistency,
+            requests.
     """
 
     key: str

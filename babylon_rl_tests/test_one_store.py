@@ -1,4 +1,4 @@
-"""Which modules read or write our tables, checked by reading every module: `store/`, and `ingest/` for the few that it fills itself."""
+"""Only `store/` touches our tables, and `ingest/` the few that it fills itself: checked by reading every module."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""One way to turn a value into bytes, and bytes into a hash: the same in every process, whatever its time zone or hash seed."""
+"""One way to turn a value into bytes, and bytes into a hash; neither depends on the time zone or the hash seed."""
 
 import hashlib
 from collections.abc import Iterator

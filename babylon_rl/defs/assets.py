@@ -84,7 +84,7 @@ def market_outcomes(
 def contextualized_groups(
     context: dg.AssetExecutionContext, config: GroupingConfig, workspace: dg.ResourceParam[Workspace]
 ) -> dg.MaterializeResult[None]:
-    """At most one group per window: what its agents were shown and answered and, stored apart, the hindsight for the judge."""
+    """At most one group per window: what its agents were shown and answered; stored apart, hindsight for the judge."""
     min_agents = config.min_agents or workspace.settings.training.min_agents
     with dagster_failures():
         windows = HourWindow.parse_all(context.partition_keys)

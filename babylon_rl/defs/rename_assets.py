@@ -4,9 +4,9 @@ Dagster has no command for this. In 1.13 a key is in columns (`asset_keys`, `eve
 `asset_check_executions`) and inside serialized events and runs, always as `{"__class__": "AssetKey", "path": [...]}`;
 and materializations downstream name it in two tags, from which Dagster tells whether they are stale.
 
-What keeps the old key: step keys, job snapshots and the configuration of old runs, which record what those runs did. Re-executing
-such a run with its old configuration is refused by Dagster; launch a new one. Rename while nothing runs under the old
-key: a run or backfill in flight would go on writing it.
+What keeps the old key: step keys, job snapshots and the configuration of old runs, which record what those runs did.
+Re-executing such a run with its old configuration is refused by Dagster; launch a new one. Rename while nothing runs
+under the old key: a run or backfill in flight would go on writing it.
 """
 
 import json

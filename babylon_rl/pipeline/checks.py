@@ -1,7 +1,8 @@
 """The asset checks, each declared once: what a window must satisfy before it may train.
 
-First the registry, `CHECKS`: from it come Dagster's asset checks (`defs/checks.py`), the list of what training requires
-(`REQUIRED_CHECKS`, the table `required_checks`), and what is checked again after `rejudge`. Below it the rules, on plain values.
+First the registry, `CHECKS`: from it come Dagster's asset checks (`defs/checks.py`), the list of those that training
+requires (`REQUIRED_CHECKS`, the table `required_checks`), and those that `rejudge` runs again. Below it are the rules,
+on plain values.
 
 A window that holds no group passes its group's checks vacuously (its facts say so); it has no judgment, so
 training never sees it.
@@ -72,7 +73,7 @@ def _check(asset: CheckedAsset, *, required: bool) -> Callable[[CheckFunction], 
 
 @_check("contextualized_groups", required=True)
 def groups_have_enough_agents(window: HourWindow, workspace: Workspace) -> CheckResult:
-    """A group has at least as many distinct agents as grouping asked for: BABYLON_MIN_AGENTS, or the run's own min_agents."""
+    """A group has as many distinct agents as grouping asked for: BABYLON_MIN_AGENTS, or the run's own min_agents."""
     store = workspace.store
     at_least = store.min_agents(window) or FEWEST_TO_COMPARE
     return enough_agents(store.group(window), store.trajectories(window), at_least=at_least)

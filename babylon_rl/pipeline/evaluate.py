@@ -1,4 +1,4 @@
-"""Does a checkpoint earn more than its base? Both play the same held-out windows; the difference is reported with its interval.
+"""Does a checkpoint earn more than its base? Both play the same held-out windows; the result is a lift with an interval.
 
 Held-out markets come from a world of their own (`HELD_OUT_WORLD`): no seed of a training window can draw them.
 Every policy plays at the temperature it is served with, through the endpoint it is served from.

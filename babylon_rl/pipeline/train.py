@@ -1,7 +1,7 @@
 """`trained_checkpoint`: goes through the hours in order; each partition trains at most one checkpoint.
 
-Plan (a row) → train (files, written atomically) → record (checkpoint and consumed windows, one transaction). After a kill
-at any point the next run finds the planned batch and makes the same checkpoint from the same parent.
+Plan (a row) → train (files, written atomically) → record (checkpoint and consumed windows, one transaction). After a
+kill at any point the next run finds the planned batch and makes the same checkpoint from the same parent.
 """
 
 import asyncio
