@@ -10,17 +10,13 @@ from babylon_rl.database import tables
 from babylon_rl.database.upsert import upsert
 from babylon_rl.errors import DataError
 
-PriceFact = tuple[str, datetime, float]
-PredictionFact = tuple[str, str, str, str | None, float | None]
-NewsFact = tuple[datetime, str, str | None]
-
 
 def write_facts(
     conn: sa.Connection,
     *,
-    prices: Sequence[PriceFact] = (),
-    predictions: Sequence[PredictionFact] = (),
-    news: Sequence[NewsFact] = (),
+    prices: Sequence[tuple[str, datetime, float]] = (),
+    predictions: Sequence[tuple[str, str, str, str | None, float | None]] = (),
+    news: Sequence[tuple[datetime, str, str | None]] = (),
 ) -> None:
     """Write facts; each replaces an earlier one with the same key. The caller commits.
 
