@@ -1,4 +1,4 @@
-"""Fixtures that all tests share: one PostgreSQL for the session, one migrated database for each test.
+"""Fixtures every room shares: one PostgreSQL for the session, one migrated database for each test.
 
 `BABYLON_RL_TEST_DSN` names another server (its user must be allowed to create databases); unset, the
 embedded one is started in a temporary directory and stopped at the end. Nothing is skipped for want of a server.
@@ -88,7 +88,7 @@ def engine(database_url: str) -> Iterator[sa.Engine]:
 
 @pytest.fixture
 def settings(tmp_path: Path, database_url: str) -> Settings:
-    """Settings with `tmp_path` as home and the test's own database."""
+    """Settings of a house that lives in `tmp_path` and in the test's own database."""
     return Settings.load(BABYLON_HOME=str(tmp_path), DATABASE_URL=database_url, BABYLON_PLATFORM_URL=None)
 
 

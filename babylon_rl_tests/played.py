@@ -1,4 +1,4 @@
-"""Windows that were really played and judged, without Dagster: rows, outcomes, groups, scores and check results."""
+"""Windows that were really played and judged, without Dagster: rows, outcomes, groups, scores and verdicts."""
 
 import asyncio
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def prepare(workspace: Workspace, window: HourWindow, *, min_agents: int = 5) ->
 
 
 def judge(workspace: Workspace, windows: Sequence[HourWindow], *, concurrency: int = 8) -> None:
-    """Scores, then the results of all checks."""
+    """Scores, then the verdict of every required check."""
     asyncio.run(score_windows(windows, workspace.store, HindsightJudge(), concurrency=concurrency))
     for w in windows:
         verify(workspace, w)

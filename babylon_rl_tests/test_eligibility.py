@@ -29,7 +29,7 @@ CHECK = "groups_hold_only_what_was_logged"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """The four answers for one window: whether it trains, and the wording of `check-windows` and `explain`."""
+    """What the four said of one window: whether it trains, and of `check-windows` and `explain` in which words."""
 
     ready: bool
     exported: bool

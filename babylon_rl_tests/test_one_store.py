@@ -1,4 +1,4 @@
-"""Only `store/` touches our tables, and `ingest/` the few that it fills itself: checked by reading every module."""
+"""Who touches our tables, held by reading every module: `store/`, and `ingest/` for the few that it fills itself."""
 
 import ast
 import re
