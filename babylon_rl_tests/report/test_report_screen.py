@@ -119,7 +119,7 @@ def test_on_a_terminal_only_the_line_of_each_phase_stays() -> None:
     with run_progress(console) as run, run.phase("train", "iteration 1 of 1", total=4) as phase:
         phase(3)
         phase(0, note="loss 0.1")
-        run.refresh()
+        run._bar.refresh()
         assert "3/4" in out.getvalue()
         assert "loss 0.1" in out.getvalue()
     assert "✓ train · iteration 1 of 1" in out.getvalue()
