@@ -18,7 +18,7 @@ from babylon_rl.judging.ruler.tokens import _load_encoder, count_tokens, estimat
 
 
 def pieces(seed: int) -> list[str]:
-    """Observations made of few lines, so that everything is shared in every awkward way."""
+    """Observations made of few lines, so that they share text in every awkward way."""
     r = random.Random(seed)
     alphabet = [
         "a long line of the market that all may share\n",

@@ -182,9 +182,9 @@ def test_the_api_key_is_in_no_error_and_no_log(
     with pytest.raises(BabylonRLError) as e:
         judged(server, timeout_s=0.3)
     assert KEY in server.keys[0]  # the server did get it
-    told = "".join(traceback.format_exception(e.value)) + repr(e.value.facts) + repr(e.value.__context__)
+    shown = "".join(traceback.format_exception(e.value)) + repr(e.value.facts) + repr(e.value.__context__)
     ours = "\n".join(r.getMessage() for r in caplog.records if r.name.startswith("babylon_rl"))
-    assert KEY not in told + ours + "\n".join(r.getMessage() for r in caplog.records if r.levelno >= logging.INFO)
+    assert KEY not in shown + ours + "\n".join(r.getMessage() for r in caplog.records if r.levelno >= logging.INFO)
 
 
 def test_tokens_and_cost_of_every_ask_are_in_the_judgment(server: JudgeServer) -> None:
