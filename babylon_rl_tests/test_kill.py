@@ -30,7 +30,8 @@ def train(house: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
         "4",
         "--no-evaluate",
     ]
-    return subprocess.Popen(command, env=house, stdout=log.open("ab"), stderr=subprocess.STDOUT, start_new_session=True)
+    with log.open("ab") as out:  # the process has its own handle of it
+        return subprocess.Popen(command, env=house, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 def wait_until(happened: object, process: subprocess.Popen[bytes], log: Path, timeout_s: float = 120) -> None:
