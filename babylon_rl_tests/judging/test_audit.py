@@ -104,7 +104,7 @@ def test_a_synthetic_group_knows_what_each_behaviour_earns() -> None:
     assert turned.group == synthetic.group
 
 
-def test_audits_are_kept_by_judge_version_and_the_newest_speaks(engine: sa.Engine, server: JudgeServer) -> None:
+def test_audits_are_kept_by_judge_version_and_the_newest_counts(engine: sa.Engine, server: JudgeServer) -> None:
     bad, good = through_http(server, "inverted", groups=2), through_http(server, "honest", groups=2)
     version = (good.judge_model, good.judge_version)
     assert latest_audit(engine, *version) is None

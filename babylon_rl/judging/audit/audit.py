@@ -132,15 +132,13 @@ class _Observations:
         self.fooled.setdefault(name, []).append(fooled)
 
 
-async def audit(judge: Judge, *, groups: int = 8, seed: int = 0, agents: int = 6, steps: int = 4) -> Figures:
+async def audit(judge: Judge, *, groups: int = 8, seed: int = 0) -> Figures:
     """Probe a judge on seeded groups: eight judgments a group (five controls, the base and two retests).
 
     Args:
         judge: Opened and closed here, asked as in a run; its judgments are not stored.
         groups: Base groups; each costs `6 + RETESTS` judgments.
         seed: Same seed, same groups and controls.
-        agents: Members of a group, at least 4.
-        steps: Decisions of each.
 
     Raises:
         TransientError: The judge is out of reach.
@@ -150,7 +148,7 @@ async def audit(judge: Judge, *, groups: int = 8, seed: int = 0, agents: int = 6
     seen = _Observations()
     async with judge:
         for n in range(groups):
-            base = make_synthetic_group(seed * 1000 + n, agents=agents, steps=steps)
+            base = make_synthetic_group(seed * 1000 + n)
             await _probe(judge, base, random.Random(f"{seed}/{n}"), seen)  # noqa: S311  # chooses probes, guards nothing
     if not seen.truth:
         raise DataError(

@@ -126,7 +126,7 @@ def _join_runs(row: Sequence[str], together: dict[str, int]) -> list[tuple[str, 
 
 
 def _mark_worthwhile(row: Sequence[tuple[str, bool]], uses: Counter[str]) -> Iterable[tuple[str, bool]]:
-    """Mark what is worth a reference: text that is long enough, or that joins neighbours which are into one view."""
+    """Mark what is worth a reference: text that is long enough, or that joins such neighbours into one view."""
     long = [shared and uses[text] > 1 and len(text) >= _WORTH_CHARS for text, shared in row]
     for i, (text, shared) in enumerate(row):
         yield text, long[i] or (shared and uses[text] > 1 and any(long[max(0, i - 1) : i + 2]))

@@ -143,7 +143,7 @@ class OpenAIEndpoint:
 
 
 class LiteLlmEndpoint:
-    """Every other provider, through litellm. litellm reads its key and address from the provider's own variables."""
+    """Every other provider, through litellm, which reads key and address from the provider's own variables."""
 
     def __init__(self, model: str, *, timeout_s: float) -> None:
         self._model = model

@@ -23,7 +23,7 @@ from babylon_rl.types import GroupMember, Hindsight, Json, MemberHindsight, Traj
 # Raise it when a field of the user message changes; rubric and PROTOCOL are in the judge's version by their hash.
 PROMPT_VERSION: Final = "2"
 _JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-# The compact form is used at this share of the plain form's tokens or less: the plain form is easier to read.
+# The compact form is preferred at this share of the plain form's tokens or less: the plain form is easier to read.
 COMPACT_BELOW: Final = 0.7
 
 PROTOCOL: Final = """\
@@ -141,7 +141,7 @@ def messages_in(prompt: JudgePrompt) -> Messages:
 
 
 def labels(group: TrajectoryGroup, key: str) -> dict[str, str]:
-    """Each trajectory's id in the prompt, by trajectory id, sorted by the former: a hash, so the order is random."""
+    """Trajectory id → its id in the prompt, sorted by the latter: a hash, so the order is random."""
     return dict(
         sorted(((m.trajectory_id, _make_label(key, m.trajectory_id)) for m in group.members), key=lambda x: x[1])
     )
