@@ -44,7 +44,7 @@ class Lift:
 
     @property
     def includes_zero(self) -> bool:
-        """Whether the interval includes no difference; one that ends at zero does."""
+        """Whether the interval includes a difference of zero; one that ends at zero does."""
         return self.ci95[0] <= 0 <= self.ci95[1]
 
 
