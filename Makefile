@@ -15,13 +15,13 @@ PORT   ?= 3000
 .PHONY: help setup demo ui test format lint types pytest bench house lock clean
 
 help:
-	@echo "make demo    the whole loop on this machine, ends with a report"
-	@echo "make ui      browse what it did, in Dagster's UI"
+	@echo "make demo    the whole loop on this machine; writes report.html"
+	@echo "make ui      Dagster's UI, with every run and check of the demo"
 	@echo "make test    format, lint, types and tests: what CI runs"
-	@echo "make bench   benchmarks, side by side"
-	@echo "make house   packages, their order and what they import"
-	@echo "make lock    requirements.lock anew, from pyproject.toml (not torch)"
-	@echo "make clean   removes what all of these made, with the data under .babylon"
+	@echo "make bench   benchmarks of reading, judging and the policy"
+	@echo "make house   the order of the packages, with their imports"
+	@echo "make lock    write requirements.lock anew from pyproject.toml (without torch)"
+	@echo "make clean   remove what all of these made, with the data under .babylon"
 
 setup: $(STAMP)
 

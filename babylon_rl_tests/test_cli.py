@@ -1,4 +1,4 @@
-"""The guide's commands, run as a person runs them: each as a process of its own."""
+"""The guide's commands, each run as a process, as a person runs it."""
 
 import os
 import re
@@ -33,43 +33,43 @@ def run(house: dict[str, str], *arguments: str, status: int = 0) -> str:
 
 def test_the_guides_quick_start_leads_to_a_checkpoint(house: dict[str, str], engine: sa.Engine) -> None:
     """No windows → spawn → outcomes missing → sync → ready → train → used; every answer names the next command."""
-    said = run(house, "check-windows", status=1)
-    assert "No windows found." in said
-    assert "run: babylon-rl spawn-test-agents --agents 5 --windows 3" in said
+    output = run(house, "check-windows", status=1)
+    assert "No windows found." in output
+    assert "run: babylon-rl spawn-test-agents --agents 5 --windows 3" in output
 
-    said = run(house, "spawn-test-agents", "--agents", "5", "--windows", "3")
-    assert "3 windows played by 5 agents (guide)" in said
+    output = run(house, "spawn-test-agents", "--agents", "5", "--windows", "3")
+    assert "3 windows played by 5 agents (guide)" in output
 
-    said = run(house, "check-windows", status=1)
-    assert "Windows with 5+ agents: 3" in said
-    assert "run: babylon-rl sync-outcomes --hours 24" in said
+    output = run(house, "check-windows", status=1)
+    assert "Windows with 5+ agents: 3" in output
+    assert "run: babylon-rl sync-outcomes --hours 24" in output
 
     assert "written=3" in run(house, "sync-outcomes", "--hours", "24")
     assert "written=0" in run(house, "sync-outcomes", "--hours", "24"), "syncing again writes nothing"
 
-    said = run(house, "check-windows")
-    assert "Windows with 5+ agents: 3" in said
-    assert "READY FOR TRAINING!" in said
+    output = run(house, "check-windows")
+    assert "Windows with 5+ agents: 3" in output
+    assert "READY FOR TRAINING!" in output
 
-    said = run(house, "train", "--min-agents", "5", "--iterations", "2", "--no-evaluate")
-    assert "ITERATION 1/2" in said
-    assert "Found 5 simultaneous agents" in said
-    assert re.search(r"RULER scores: min=0\.\d\d, max=0\.\d\d, avg=0\.\d\d", said)
-    assert re.search(r"Best: agent-\d-\w+ \(score: 0\.\d\d, P&L: −?\$[\d,]+\.\d\d\)", said)
-    assert "Training on 3 windows... " in said
-    assert "Iteration 1 complete! Checkpoint: step 1" in said
-    assert "Final step: 1 Checkpoints trained: 1" in said
+    output = run(house, "train", "--min-agents", "5", "--iterations", "2", "--no-evaluate")
+    assert "ITERATION 1/2" in output
+    assert "Found 5 simultaneous agents" in output
+    assert re.search(r"RULER scores: min=0\.\d\d, max=0\.\d\d, avg=0\.\d\d", output)
+    assert re.search(r"Best: agent-\d-\w+ \(score: 0\.\d\d, P&L: −?\$[\d,]+\.\d\d\)", output)
+    assert "Training on 3 windows... " in output
+    assert "Iteration 1 complete! Checkpoint: step 1" in output
+    assert "Final step: 1 Checkpoints trained: 1" in output
 
-    said = run(house, "check-windows", status=1)
-    assert "trained @1" in said
-    assert "3 are used or kept out" in said
+    output = run(house, "check-windows", status=1)
+    assert "trained @1" in output
+    assert "3 are used or kept out" in output
     with engine.connect() as conn:
         assert conn.scalar(sa.text("SELECT count(*) FROM babylon_rl.consumed_windows")) == 3
 
 
 def test_training_without_data_ends_in_one_sentence(house: dict[str, str]) -> None:
-    said = run(house, "train", "--iterations", "1", status=2)
-    assert "0 unused windows with 5+ agents are ready, 3 make one training; run `babylon-rl check-windows`" in said
+    output = run(house, "train", "--iterations", "1", status=2)
+    assert "0 unused windows with 5+ agents are ready, 3 make one training; run `babylon-rl check-windows`" in output
 
 
 def test_a_wrong_word_ends_in_one_sentence(house: dict[str, str]) -> None:
@@ -80,16 +80,16 @@ def test_a_wrong_word_ends_in_one_sentence(house: dict[str, str]) -> None:
     wrong = house | {"BABYLON_MIN_AGENTS": "many"}
     assert "BABYLON_MIN_AGENTS" in run(wrong, "check-windows", status=2)
     secret = house | {"DATABASE_URL": "postgresql://game:hunter2@127.0.0.1:1/none"}
-    said = run(secret, "check-windows", status=2)
-    assert "cannot be reached" in said
-    assert "hunter2" not in said
+    output = run(secret, "check-windows", status=2)
+    assert "cannot be reached" in output
+    assert "hunter2" not in output
 
 
 def test_the_guides_sql_answers_in_psql(house: dict[str, str]) -> None:
     run(house, "spawn-test-agents", "--agents", "6", "--start", "2025-01-15T00:00")
-    said = run(house, "psql", "-c", GUIDE_SQL)
-    assert re.search(r"window_id \| agents \| avg_pnl", said)
-    assert re.search(r"2025-01-15T00:00 \| 6 \| -?\d+", said)
+    output = run(house, "psql", "-c", GUIDE_SQL)
+    assert re.search(r"window_id \| agents \| avg_pnl", output)
+    assert re.search(r"2025-01-15T00:00 \| 6 \| -?\d+", output)
 
 
 def test_the_database_url_opens_the_game(house: dict[str, str]) -> None:
@@ -104,27 +104,27 @@ def test_psql_opens_our_own_schema_where_it_lives_elsewhere(house: dict[str, str
     name = f"apart_{os.getpid()}"
     apart = ensure_database(server_url, name)
     try:
-        there = house | {"BABYLON_PLATFORM_URL": apart}
-        run(there, "migrate")
-        assert f"/{name}?" in run(there, "db-url", "--platform")
-        assert "0 (1 row)" in run(there, "psql", "--platform", "-c", "SELECT count(*) FROM babylon_rl.row_outcomes")
-        assert "0 (1 row)" in run(there, "psql", "-c", "SELECT count(*) FROM trajectories")
+        apart_env = house | {"BABYLON_PLATFORM_URL": apart}
+        run(apart_env, "migrate")
+        assert f"/{name}?" in run(apart_env, "db-url", "--platform")
+        assert "0 (1 row)" in run(apart_env, "psql", "--platform", "-c", "SELECT count(*) FROM babylon_rl.row_outcomes")
+        assert "0 (1 row)" in run(apart_env, "psql", "-c", "SELECT count(*) FROM trajectories")
     finally:
         drop_database(server_url, name)
 
 
 def test_the_command_line_audits_a_judge_and_judges_again(house: dict[str, str], engine: sa.Engine) -> None:
-    said = run(house, "audit-judge", "--groups", "3")
-    assert "truth agreement (tau)" in said
-    assert "judge hindsight hindsight-1: fit" in said
+    output = run(house, "audit-judge", "--groups", "3")
+    assert "truth agreement (tau)" in output
+    assert "judge hindsight hindsight-1: fit" in output
     run(house, "spawn-test-agents", "--agents", "5", "--start", "2025-01-15T00:00")
     insert_row(engine, "crashed", window=HourWindow.parse("2025-01-15T00:00"), steps_json="[]")
-    said = run(house, "materialize", "--from", "2025-01-15T00:00", "--to", "2025-01-15T01:00")
-    assert re.search(r"\d+ rows: \d+ grouped \(has_turn\).* 1 quarantined \(no_steps\) 1 of 2 windows judged", said)
-    said = run(house, "rejudge", "--judge", "hindsight", "--windows", "2025-01-15T00:00..2025-01-15T02:00")
-    assert "1 group: 0 judged now, 1 judged before, 0 failed, cost $0.0000" in said
-    assert "Rank agreement old/new (Kendall tau, mean over groups): +1.000" in said
-    assert "The current judgments stay" in said
+    output = run(house, "materialize", "--from", "2025-01-15T00:00", "--to", "2025-01-15T01:00")
+    assert re.search(r"\d+ rows: \d+ grouped \(has_turn\).* 1 quarantined \(no_steps\) 1 of 2 windows judged", output)
+    output = run(house, "rejudge", "--judge", "hindsight", "--windows", "2025-01-15T00:00..2025-01-15T02:00")
+    assert "1 group: 0 judged now, 1 judged before, 0 failed, cost $0.0000" in output
+    assert "Rank agreement old/new (Kendall tau, mean over groups): +1.000" in output
+    assert "The current judgments stay" in output
     with engine.connect() as conn:
         assert conn.scalar(sa.text("SELECT count(*) FROM babylon_rl.judge_audits WHERE fit")) == 1
     assert "JUDGE_BUDGET_USD is set but no table knows" in run(
@@ -155,9 +155,9 @@ def test_up_serves_dagster_until_ctrl_c(house: dict[str, str], tmp_path: Path) -
     finally:
         process.terminate()  # not kill: it takes its children with it
         process.wait(60)
-    said = log.read_text()
-    assert "Traceback" not in said
-    assert not re.search(r"(Beta|Preview|Deprecation)Warning", said)
+    output = log.read_text()
+    assert "Traceback" not in output
+    assert not re.search(r"(Beta|Preview|Deprecation)Warning", output)
 
 
 def serves(port: int) -> bool:

@@ -1,4 +1,4 @@
-"""The whole loop in small, as `make demo` runs it: real database, real server, real runs, real gradients."""
+"""A small run of the whole loop, as `make demo` runs it: real database, server, runs and gradients."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def demo(house: dict[str, str], out: Path) -> str:
 
 def test_a_second_demo_repeats_no_work(house: dict[str, str], engine: sa.Engine, tmp_path: Path) -> None:
     house |= {"BABYLON_EVALUATION_WINDOWS": "6"}
-    said = demo(house, tmp_path / "a")
+    output = demo(house, tmp_path / "a")
     report = json.loads((tmp_path / "a/report.json").read_text())
     assert {"windows", "iterations", "base", "final", "oracle_mean_pnl", "lift", "seconds"} <= set(report)
     assert (report["windows"], report["iterations"], report["training_windows"]) == (6, 2, 6)
@@ -44,8 +44,8 @@ def test_a_second_demo_repeats_no_work(house: dict[str, str], engine: sa.Engine,
     assert report["lift"]["ci95"][0] <= report["lift"]["mean"] <= report["lift"]["ci95"][1]
     assert set(report["seconds"]) == {"start", "evaluate", "play", "judge", "train", "report"}
     assert len(report["leaderboard"]["rows"]) == 5 + 5
-    assert "babylon-rl check-windows" in said
-    assert "make ui" in said
+    assert "babylon-rl check-windows" in output
+    assert "make ui" in output
     page = (tmp_path / "a/report.html").read_text()
     assert "babylon-mmo@2" in page
 

@@ -1,4 +1,4 @@
-"""What a newcomer reads agrees with the code."""
+"""README, CONTRIBUTING and docs agree with the code."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,7 @@ TEXT = {".py", ".md", ".toml", ".yaml", ".html", ".ini"}
 
 
 def texts() -> list[Path]:
-    """Every text file of the repository; what is installed or made beside it is not of it."""
+    """Every text file of the repository, without what is installed or written beside it."""
     folders = ("babylon_rl", "babylon_rl_tests", "benchmarks", "docs", ".ci")
     found = [p for f in folders for p in (ROOT / f).rglob("*") if p.is_file() and p.suffix in TEXT]
     return sorted(found + [p for p in ROOT.iterdir() if p.is_file() and (p.suffix in TEXT or p.name == "Makefile")])

@@ -1,4 +1,4 @@
-"""Judged groups out of the house: whole, honest, without hindsight, and readable by the libraries they are for."""
+"""Exports of judged groups: complete, correct, without hindsight, and readable by the libraries they are for."""
 
 import json
 import math
@@ -84,7 +84,7 @@ def test_datasets_reads_both_formats_as_the_same_rows(
 
 
 def test_jsonl_loads_and_only_the_hour_is_taken_for_a_time(played: Workspace, tmp_path: Path, cache: Path) -> None:
-    """The JSON loader makes times of texts that look like one: `group_id` holds the hour as text as well."""
+    """The JSON loader takes texts that look like a time for times; `group_id` has the hour as text too."""
     export(played, str(tmp_path / "x.jsonl"), format="jsonl")
     loaded = load("json", tmp_path / "x.jsonl", cache)
     assert loaded[0]["window_id"] == FIRST.start_at.replace(tzinfo=None)
@@ -121,8 +121,8 @@ def test_rows_have_the_shapes_that_trl_and_verl_read(played: Workspace, tmp_path
         assert [m.keys() for m in (*r["prompt"], *r["completion"])] == [{"role": "x", "content": "x"}.keys()] * 3
         assert r["data_source"] == "babylon_rl"
         assert r["reward_model"] == {"style": "recorded", "ground_truth": None}
-        told = {"group_id", "trajectory_id", "turn_index", "response", "reward"}
-        assert r["extra_info"] == {"index": index} | {k: r[k] for k in told}
+        copied = {"group_id", "trajectory_id", "turn_index", "response", "reward"}
+        assert r["extra_info"] == {"index": index} | {k: r[k] for k in copied}
 
 
 def test_exported_advantages_compare_turns_of_one_decision(played: Workspace, tmp_path: Path) -> None:
@@ -155,14 +155,14 @@ def test_exported_advantages_compare_turns_of_one_decision(played: Workspace, tm
 
 @pytest.mark.parametrize("what", ["turns", "groups"])
 @pytest.mark.parametrize("format", ["parquet", "jsonl"])
-def test_no_hindsight_leaves_the_house_unless_it_is_asked_for(
+def test_no_hindsight_is_exported_unless_it_is_asked_for(
     played: Workspace, tmp_path: Path, what: module.What, format: module.Format
 ) -> None:
-    """A canary stands in every field that only the future knew."""
+    """Every field of hindsight holds a canary."""
     played_hindsight = played.store.hindsight(FIRST)
     assert played_hindsight is not None
-    told = json.loads(json.dumps(_plain(played_hindsight)), parse_float=lambda _: 4242.4242)
-    _replace(played, str(FIRST), hindsight=pack(_planted(told)))
+    values = json.loads(json.dumps(_plain(played_hindsight)), parse_float=lambda _: 4242.4242)
+    _replace(played, str(FIRST), hindsight=pack(_plant(values)))
     with played.store.engine.begin() as conn:
         conn.execute(sa.update(t.judgments).values(explanation=f"{CANARY}-explanation"))
     file = tmp_path / f"x.{format}"
@@ -253,7 +253,7 @@ def test_row_groups_are_small_and_lose_nothing(
 def test_jsonl_whose_first_rows_know_nothing_loads_by_the_schema(
     played: Workspace, tmp_path: Path, cache: Path
 ) -> None:
-    """Of a column that starts with nulls the JSON loader makes a column of nulls; the schema says better."""
+    """The JSON loader takes a column that starts with nulls for one of nulls; the schema corrects it."""
     export(played, str(tmp_path / "x.jsonl"), format="jsonl")
     rows = lines(tmp_path / "x.jsonl")
     for r in rows[:-1]:
@@ -307,16 +307,16 @@ def _plain(hindsight: Hindsight) -> Any:
     return msgspec.to_builtins(hindsight)
 
 
-def _planted(told: Any) -> Hindsight:
+def _plant(values: Any) -> Hindsight:
     import msgspec
 
-    for m in told["members"]:
+    for m in values["members"]:
         m["game_knowledge"] = {"note": f"{CANARY}-knowledge"}
         m["pnl_usd"] = m["start_balance_usd"] = 4242.4242
         for d in m["decisions"]:
             d["result"] = f"{CANARY}-decision"
-    for p in told["outcomes"]["predictions"]:
+    for p in values["outcomes"]["predictions"]:
         p["question"] = f"{CANARY}-question"
-    for s in told["outcomes"]["stocks"]:
+    for s in values["outcomes"]["stocks"]:
         s["news"] = [f"{CANARY}-headline"]
-    return msgspec.convert(told, Hindsight)
+    return msgspec.convert(values, Hindsight)

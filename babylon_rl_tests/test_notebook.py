@@ -1,4 +1,4 @@
-"""`babylon_rl.read_window`: a window as a table, with everything known of each turn and nothing made up."""
+"""`babylon_rl.read_window`: a window as a table, with all that is known about each turn and nothing invented."""
 
 import subprocess
 import sys

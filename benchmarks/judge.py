@@ -25,18 +25,19 @@ sys.path[:0] = [str(ROOT), str(ROOT / "babylon_rl_tests" / "judging")]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from judge_server import JudgeServer  # noqa: E402
-from planted_judges import BAD, PlantedJudge, auc, honest  # noqa: E402
+from judging_factories import logged_size_group  # noqa: E402
+from planted_judges import BAD, PlantedJudge, auc, honest, suspicion  # noqa: E402
 
 from babylon_rl.common.rank_agreement import kendall_tau  # noqa: E402
 from babylon_rl.database.connection import connect  # noqa: E402
 from babylon_rl.database.embedded import ensure_database, ensure_server, stop_server  # noqa: E402
 from babylon_rl.database.migrate import upgrade  # noqa: E402
 from babylon_rl.judging.audit.audit import audit  # noqa: E402
-from babylon_rl.judging.audit.synthetic_groups import SyntheticGroup, logged_size_group, make_synthetic_group  # noqa: E402
+from babylon_rl.judging.audit.synthetic_groups import SyntheticGroup, make_synthetic_group  # noqa: E402
 from babylon_rl.judging.ruler.endpoint import OpenAIEndpoint  # noqa: E402
 from babylon_rl.judging.ruler.judge import RulerJudge, trading_rubric  # noqa: E402
 from babylon_rl.judging.ruler.prompt import messages_in, messages_of, write_forms  # noqa: E402
-from babylon_rl.judging.ruler.tokens import counted_with  # noqa: E402
+from babylon_rl.judging.ruler.tokens import ENCODING  # noqa: E402
 from babylon_rl.judging.score import score_groups  # noqa: E402
 from babylon_rl.settings import Settings  # noqa: E402
 from babylon_rl.store.judge_calls import PostgresCallLog  # noqa: E402
@@ -55,7 +56,7 @@ def prompts(groups: int) -> None:
             lossless += messages_in(forms.compact) == messages_of(synthetic.group)
             ratios.append(forms.compact_tokens / forms.plain_tokens)
             plain.append(forms.plain_tokens)
-    print(f"prompt, 8 agents x 15 steps, {groups} groups, tokens by {counted_with()}:")
+    print(f"prompt, 8 agents x 15 steps, {groups} groups, tokens of {ENCODING}:")
     print(
         f"  plain {statistics.fmean(plain):,.0f} tokens, compact {statistics.fmean(ratios):.3f} of it "
         f"(worst {max(ratios):.3f}; target 0.30), lossless {lossless} of {groups}, "
@@ -169,12 +170,12 @@ def order_bias(groups: int) -> None:
 def detection(trials: int) -> None:
     """How well an audit of two groups tells bad judges from honest ones."""
 
-    def suspicion(judge: PlantedJudge, seed: int) -> float:
-        return asyncio.run(audit(judge, groups=2, seed=seed)).suspicion
+    def measure(judge: PlantedJudge, seed: int) -> float:
+        return suspicion(asyncio.run(audit(judge, groups=2, seed=seed)))
 
-    good = [suspicion(PlantedJudge("honest", honest, seed=s), s) for s in range(trials)]
+    good = [measure(PlantedJudge("honest", honest, seed=s), s) for s in range(trials)]
     bad = {
-        name: [suspicion(PlantedJudge(name, character, seed=s), i * trials + s) for s in range(trials)]
+        name: [measure(PlantedJudge(name, character, seed=s), i * trials + s) for s in range(trials)]
         for i, (name, character) in enumerate(BAD.items(), start=1)
     }
     every = [v for values in bad.values() for v in values]

@@ -1,4 +1,4 @@
-"""The commands that hand data out: `export`, `explain`, `db-url`, `psql`. `cli/main.py` puts them beside the others."""
+"""The commands that give data out: `export`, `explain`, `db-url`, `psql`. `cli/main.py` puts them beside the others."""
 
 import os
 import sys
@@ -37,10 +37,13 @@ def export(
     last: Annotated[str | None, typer.Option("--to", help="Last window, included; default: the last.")] = None,
     what: Annotated[ExportWhat, typer.Option(help="A row per turn (TRL, verl), or per group.")] = ExportWhat.TURNS,
     with_hindsight: Annotated[
-        bool, typer.Option("--with-hindsight", help="Add P&L, outcomes and the judge's words. Not for prompts.")
+        bool,
+        typer.Option(
+            "--with-hindsight", help="Add P&L, outcomes and the judge's explanations; keep them out of prompts."
+        ),
     ] = False,
 ) -> None:
-    """Write the judged windows that may train, for datasets, TRL or verl: same data, same bytes."""
+    """Write the judged windows that may train, for datasets, TRL or verl; the same data gives the same bytes."""
     from babylon_rl.database.migrate import upgrade
     from babylon_rl.export.dataset import export as run
     from babylon_rl.pipeline.workspace import open_workspace
@@ -68,15 +71,17 @@ def export(
         markup=False,
         soft_wrap=True,
     )
-    console.print(f"next: {_loading(out, format, what, with_hindsight)}", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"next: {_write_loading_code(out, format, what, with_hindsight)}", highlight=False, markup=False, soft_wrap=True
+    )
 
 
-def _loading(out: str, format: ExportFormat, what: ExportWhat, with_hindsight: bool) -> str:
-    """The line of Python that reads the file."""
+def _write_loading_code(out: str, format: ExportFormat, what: ExportWhat, with_hindsight: bool) -> str:
+    """Write the line of Python that reads the file."""
     if format is ExportFormat.PARQUET:
         return f'datasets.load_dataset("parquet", data_files="{out}")'
-    told = ", with_hindsight=True" if with_hindsight else ""
-    features = f'datasets.Features.from_arrow_schema(babylon_rl.export.dataset.schema("{what.value}"{told}))'
+    option = ", with_hindsight=True" if with_hindsight else ""
+    features = f'datasets.Features.from_arrow_schema(babylon_rl.export.dataset.schema("{what.value}"{option}))'
     return f'datasets.load_dataset("json", data_files="{out}", features={features})'
 
 
@@ -86,7 +91,7 @@ def explain(
         str, typer.Argument(help="A source row's id or trajectoryId, or a stitched <window>/<agent>.")
     ],
 ) -> None:
-    """Tell one row's or trajectory's whole story: window, outcome, group, judgment, checkpoint."""
+    """Explain what became of one row or trajectory: window, outcome, group, judgment, checkpoint."""
     from babylon_rl.database.migrate import upgrade
     from babylon_rl.export.explain import explain as run
     from babylon_rl.pipeline.workspace import open_workspace
@@ -100,7 +105,7 @@ def explain(
 
 @app.command("db-url")
 def db_url(
-    platform: Annotated[bool, typer.Option("--platform", help="Where schema babylon_rl lives instead.")] = False,
+    platform: Annotated[bool, typer.Option("--platform", help="The database with schema babylon_rl instead.")] = False,
 ) -> None:
     """Print the game database's URL, for psql "$(babylon-rl db-url)"."""
     from babylon_rl.database.connection import game_url, platform_url
@@ -110,15 +115,15 @@ def db_url(
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
 def psql(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
-    """Open the game database in psql; arguments go through: babylon-rl psql -c "SELECT 1".
+    """Open the game database in psql; arguments are passed on: babylon-rl psql -c "SELECT 1".
 
-    `--platform` as the first argument opens the database in which schema babylon_rl lives, where that is another.
+    `--platform` as the first argument opens the database with schema babylon_rl, where that is another one.
     """
     from babylon_rl.database.connection import game_url, platform_url
     from babylon_rl.database.embedded import binary
 
-    program, through = str(binary("psql")), list(arguments or [])
+    program, passed_on = str(binary("psql")), list(arguments or [])
     url = game_url
-    if through[:1] == ["--platform"]:
-        url, through = platform_url, through[1:]
-    os.execv(program, [program, url(Settings.load().database), *through])  # noqa: S606  no shell on purpose
+    if passed_on[:1] == ["--platform"]:
+        url, passed_on = platform_url, passed_on[1:]
+    os.execv(program, [program, url(Settings.load().database), *passed_on])  # noqa: S606  no shell on purpose

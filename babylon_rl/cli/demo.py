@@ -1,6 +1,6 @@
 """The whole loop on one machine, through Dagster: play, judge, train, and evaluate against the base.
 
-Every step first asks the database what is already done, so an interrupted demo resumes.
+Each step first looks in the database for what is already done, so an interrupted demo resumes.
 """
 
 import os
@@ -37,6 +37,7 @@ from babylon_rl.report.screen import RunProgress, run_progress, show
 from babylon_rl.settings import Settings
 from babylon_rl.simulator.recording import recorded_windows
 from babylon_rl.simulator.spawn import AgentLineup, spawn
+from babylon_rl.simulator.strategies import GUIDE_KINDS
 from babylon_rl.store.evaluations import PolicyResult
 from babylon_rl.types import policy_name
 from babylon_rl.windows import HourWindow
@@ -62,14 +63,12 @@ class DemoPlan:
     Attributes:
         iterations: Checkpoints to train, one after the other.
         windows: Windows each of them trains on.
-        learners: Agents of the current policy in every window.
-        rivals: Whether one agent of each scripted kind plays along, without being trained on.
+        learners: Agents of the current policy in every window; one scripted rival of each kind plays along, untrained.
     """
 
     iterations: int = 12
     windows: int = 64
     learners: int = 8
-    rivals: bool = True
 
     def window_range(self, iteration: int) -> tuple[HourWindow, HourWindow]:
         """First and last window of iteration 1, 2, …."""
@@ -109,7 +108,7 @@ def run_demo(settings: Settings, plan: DemoPlan, console: Console, *, out: Path)
     html, numbers = out / "report.html", out / "report.json"
     html.write_text(render(report), encoding="utf-8")
     numbers.write_bytes(to_json(report))
-    show(report, console, html_path=_relative(html), json_path=_relative(numbers))
+    show(report, console, html_path=_shorten_path(html), json_path=_shorten_path(numbers))
     return report
 
 
@@ -181,10 +180,10 @@ class _Loop:
         lineup = AgentLineup(
             learners=plan.learners,
             policy=policy_name(workspace.settings.lineage, iteration - 1),
-            rivals=plan.rivals,
+            rivals=True,
             temperature=workspace.settings.serving.explore_temperature,
         )
-        decisions = len(windows) * (plan.learners + 5 * plan.rivals) * 3
+        decisions = len(windows) * (plan.learners + len(GUIDE_KINDS)) * 3
         with self.run.phase("play", of, total=decisions) as phase:
             spawned = spawn(
                 workspace.game,
@@ -244,15 +243,15 @@ def build_report(
         temperature=settings.serving.serve_temperature,
         explore_temperature=settings.serving.explore_temperature,
         judge=open_judge(settings.judge).model,
-        base=_figures(base),
-        final=_figures(final),
+        base=_report_figures(base),
+        final=_report_figures(final),
         oracle_mean_pnl=oracle,
         lift=_lift(base, final, oracle),
         curve=tuple(curve),
         leaderboard=_leaderboard(workspace, plan.window_range(plan.iterations)[1]),
         seconds=dict(seconds),
         machine=f"{os.cpu_count()} cores",
-        next_commands=tuple((_as_typed(c), what) for c, what in NEXT_COMMANDS),
+        next_commands=tuple((_complete_path(c), what) for c, what in NEXT_COMMANDS),
         exploring=None
         if sampled is None
         else Exploring(
@@ -265,7 +264,7 @@ def build_report(
     )
 
 
-def _figures(r: PolicyResult) -> PolicyFigures:
+def _report_figures(r: PolicyResult) -> PolicyFigures:
     return PolicyFigures(name=r.name, mean_pnl=r.mean_pnl_usd, win_rate=r.win_rate, invalid_rate=r.invalid_rate)
 
 
@@ -282,10 +281,10 @@ def _leaderboard(workspace: Workspace, window: HourWindow) -> Leaderboard:
         FROM trajectories t JOIN llm_call_logs l USING (trajectory_id)
         WHERE t.window_id = :w ORDER BY t.agent_id, t.start_time DESC""")
     with workspace.game.connect() as conn:
-        ended = conn.execute(query, {"w": str(window)}).all()
+        results = conn.execute(query, {"w": str(window)}).all()
     judgment = workspace.store.judgment(window)
     scores = {} if judgment is None else {s.trajectory_id: s for s in judgment.scores}
-    ranked = sorted(ended, key=lambda r: (-r.final_pnl, r.agent_id))
+    ranked = sorted(results, key=lambda r: (-r.final_pnl, r.agent_id))
     rows = []
     for rank, r in enumerate(ranked, start=1):
         score = scores.get(f"{window}/{r.agent_id}")
@@ -302,13 +301,13 @@ def _leaderboard(workspace: Workspace, window: HourWindow) -> Leaderboard:
     return Leaderboard(window_id=str(window), rows=tuple(rows))
 
 
-def _as_typed(command: str) -> str:
-    """A command as it works in the shell that started us: `make demo` does not put the environment on the PATH."""
+def _complete_path(command: str) -> str:
+    """The command with our path where the shell does not find it: `make demo` does not put the environment on the PATH."""
     program, _, rest = command.partition(" ")
     if program != "babylon-rl" or shutil.which(program):
         return command
-    return f"{_relative(Path(sys.executable).parent / program)} {rest}".strip()
+    return f"{_shorten_path(Path(sys.executable).parent / program)} {rest}".strip()
 
 
-def _relative(path: Path) -> Path:
+def _shorten_path(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -20,7 +20,9 @@ def rejudge(
     rubric: Annotated[
         Path | None, typer.Option(help="Markdown file; default JUDGE_RUBRIC or the trading rubric.")
     ] = None,
-    make_current: Annotated[bool, typer.Option(help="Let the new judgments speak for their windows.")] = False,
+    make_current: Annotated[
+        bool, typer.Option(help="Make the new judgments the current ones of their windows.")
+    ] = False,
     last: Annotated[int, typer.Option(min=0, help="Windows to show.")] = 20,
 ) -> None:
     """Judge windows again with another judge or rubric, beside the old judgments, and compare."""
@@ -52,9 +54,9 @@ def rejudge(
 def audit_judge(
     judge: Annotated[str | None, typer.Option(help="LiteLLM model id, or hindsight; default JUDGE_MODEL.")] = None,
     groups: Annotated[int, typer.Option(min=1, help="Audit groups; each is judged eight times.")] = 8,
-    seed: Annotated[int, typer.Option(min=0, help="Other groups.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the audit groups.")] = 0,
 ) -> None:
-    """Probe a judge with negative controls and keep the figures. Exit status 0: fit to train; 1: unfit."""
+    """Audit a judge with negative controls and store the figures. Exit status 0: fit to train; 1: unfit."""
     import asyncio
 
     from babylon_rl.database.migrate import upgrade
@@ -74,8 +76,8 @@ def audit_judge(
         figures = asyncio.run(audit(opened, groups=groups, seed=seed))
         write_audit(engine, figures)
     console.print(audit_table(figures), highlight=False)
-    verdict = "fit" if figures.fit else "UNFIT"
-    console.print(f"judge {figures.judge_model} {figures.judge_version}: {verdict}", highlight=False)
+    fitness = "fit" if figures.fit else "UNFIT"
+    console.print(f"judge {figures.judge_model} {figures.judge_version}: {fitness}", highlight=False)
     if not figures.fit:
         console.print("; ".join(figures.faults), highlight=False, soft_wrap=True)
         raise typer.Exit(1)

@@ -1,6 +1,6 @@
-"""`babylon-rl …`: the commands of the game's guide and ours. Each opens what it needs, calls one function, and prints.
+"""`babylon-rl …`: the commands of the game's RL guide, and ours.
 
-Errors raised on purpose end in one sentence on stderr and exit status 2; a "not yet" answer is status 1.
+An error is one sentence on stderr and exit status 2. Status 1 means "not yet", or that a judge failed or is unfit.
 """
 
 import logging
@@ -44,8 +44,10 @@ def demo(
     iterations: Annotated[int, typer.Option(min=1, help="Checkpoints to train.")] = 12,
     windows: Annotated[int, typer.Option(min=2, help="Windows each checkpoint trains on.")] = 64,
     agents: Annotated[int, typer.Option(min=2, help="Agents of the policy in every window.")] = 8,
-    seed: Annotated[int | None, typer.Option(help="World, sampling and training; default BABYLON_SEED or 1.")] = None,
-    out: Annotated[Path, typer.Option(help="Where report.html and report.json go.")] = Path(),
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of market, sampling and training; default BABYLON_SEED or 1.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for report.html and report.json.")] = Path(),
 ) -> None:
     """Run the whole loop on this machine: play, judge, train, and evaluate against the base on held-out windows."""
     from babylon_rl.cli.demo import DemoPlan, run_demo
@@ -104,13 +106,13 @@ def discard_plan() -> None:
     from babylon_rl.pipeline.workspace import open_workspace
 
     with open_workspace(_settings()) as workspace:
-        plan = workspace.ledger.discard_plan()
-    said = (
+        batch = workspace.ledger.discard_plan()
+    message = (
         "no batch is planned"
-        if plan is None
-        else f"deleted the planned batch of checkpoint {plan.step} with {len(plan.windows)} windows"
+        if batch is None
+        else f"deleted the planned batch of checkpoint {batch.step} with {len(batch.windows)} windows"
     )
-    console.print(said, highlight=False)
+    console.print(message, highlight=False)
 
 
 @app.command()
@@ -140,10 +142,10 @@ def materialize(
     with open_runner() as runner:
         for job, members in (("windows", names), ("policy", known[len(names) :])):
             if chosen := [a for a in wanted if a in members]:
-                ran = runner.materialize(job, start, end, assets=chosen)
+                run = runner.materialize(job, start, end, assets=chosen)
                 console.print(
-                    f"{', '.join(chosen)}: {ran.materializations} materializations, {ran.failed_checks} failed checks, "
-                    f"run {ran.run_id[:8]}",
+                    f"{', '.join(chosen)}: {run.materializations} materializations, {run.failed_checks} failed checks, "
+                    f"run {run.run_id[:8]}",
                     highlight=False,
                     soft_wrap=True,
                 )
@@ -157,11 +159,13 @@ def _print_row_outcomes(settings: Settings, start: HourWindow, end: HourWindow) 
 
     windows = list(start.until(end))
     with open_workspace(settings) as workspace:
-        ends = count_row_outcomes(workspace.store.engine, windows)
+        outcomes = count_row_outcomes(workspace.store.engine, windows)
         judged = sum(workspace.store.judgment(w) is not None for w in windows)
-    rows = row_outcomes.table(ends)
-    said = ", ".join(f"{r['rows']:,} {r['status']} ({r['reason']})" for r in rows) or "none"
-    console.print(f"{formatting.count(sum(e.total for e in ends), 'row')}: {said}", highlight=False, soft_wrap=True)
+    rows = row_outcomes.table(outcomes)
+    counts = ", ".join(f"{r['rows']:,} {r['status']} ({r['reason']})" for r in rows) or "none"
+    console.print(
+        f"{formatting.count(sum(o.total for o in outcomes), 'row')}: {counts}", highlight=False, soft_wrap=True
+    )
     console.print(f"{judged} of {formatting.count(len(windows), 'window')} judged", highlight=False)
     if rows:
         console.print(
@@ -176,7 +180,7 @@ def make_base_policy(
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 1,
     windows: Annotated[int, typer.Option(min=1, help="Windows whose play is cloned.")] = 3200,
 ) -> None:
-    """Make a base policy that reads its prompt and plays legal, average moves; fails when it does not learn to read."""
+    """Train a base policy that reads its prompt and plays legal, average moves; fails if it does not learn to read."""
     from babylon_rl.base_policy.base import make_base_policy as make
     from babylon_rl.report.screen import run_progress
 

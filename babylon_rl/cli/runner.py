@@ -23,7 +23,7 @@ PROCESS_TAG = "babylon_rl/process"
 
 @contextmanager
 def open_runner() -> Iterator["Runner"]:
-    """Runs on the instance of DAGSTER_HOME (`services.prepare_dagster` sets it), quiet on the console."""
+    """Open a runner on the instance of DAGSTER_HOME (`services.prepare_dagster` sets it), without Dagster's console log."""
     warnings.filterwarnings("ignore", category=dg.PreviewWarning)
     warnings.filterwarnings("ignore", category=dg.BetaWarning)
     logging.getLogger("dagster").setLevel(logging.ERROR)
@@ -32,31 +32,24 @@ def open_runner() -> Iterator["Runner"]:
         yield Runner(instance)
 
 
-def close_dead_runs(instance: dg.DagsterInstance) -> int:
-    """Mark as failed the runs of commands whose process is gone: nothing else would end them.
-
-    Returns:
-        How many there were.
-    """
-    closed = 0
+def close_dead_runs(instance: dg.DagsterInstance) -> None:
+    """Mark as failed the runs of commands whose process is gone: nothing else would end them."""
     unfinished = [s for s in dg.DagsterRunStatus if s not in FINISHED_STATUSES]
     for run in instance.get_runs(filters=dg.RunsFilter(statuses=unfinished)):
         owner = run.tags.get(PROCESS_TAG)
-        if owner is not None and owner.startswith(_process_tag().partition("/")[0] + "/") and not _alive(owner):
+        if owner is not None and owner.startswith(_make_process_tag().partition("/")[0] + "/") and not _is_alive(owner):
             instance.report_run_failed(run, "the process of this run was killed; what it wrote is kept")
-            closed += 1
-    return closed
 
 
-def _process_tag(pid: int | None = None) -> str:
-    """`host/pid/start`: a pid alone may belong to somebody else by now."""
+def _make_process_tag(pid: int | None = None) -> str:
+    """`host/pid/start`: a pid alone may belong to another process by now."""
     process = psutil.Process(pid)
     return f"{socket.gethostname()}/{process.pid}/{process.create_time():.0f}"
 
 
-def _alive(tag: str) -> bool:
+def _is_alive(tag: str) -> bool:
     try:
-        return _process_tag(int(tag.split("/")[1])) == tag
+        return _make_process_tag(int(tag.split("/")[1])) == tag
     except psutil.NoSuchProcess:
         return False
 
@@ -95,7 +88,6 @@ def materialize_range(
     assets: Sequence[str] | None = None,
     config: Mapping[str, Mapping[str, Any]] | None = None,
     resources: Mapping[str, object] | None = None,
-    tags: Mapping[str, str] | None = None,
 ) -> dg.ExecuteInProcessResult:
     """One Dagster run over the windows `first` to `last`.
 
@@ -107,11 +99,10 @@ def materialize_range(
         assets: Names of the job's assets to run, with their checks; None: all.
         config: Asset name → its config.
         resources: Plain objects instead of the resources of `definitions.py`.
-        tags: Tags of the run.
 
     Raises:
         ConfigError: A window or an asset is not among the partitions or the job's assets.
-        BabylonRLError: What the run failed with, as one sentence.
+        BabylonRLError: The run failed; the message is the cause in one sentence.
     """
     for w in (first, last):
         if not HOURLY.has_partition_key(str(w)):
@@ -123,10 +114,10 @@ def materialize_range(
     known = {k.to_user_string() for k in definition.asset_layer.selected_asset_keys}
     if unknown := sorted(set(assets or ()) - known):
         raise ConfigError(f"asset {unknown[0]!r} is not in job {job!r}; expected some of {', '.join(sorted(known))}")
-    with _quiet():
+    with _hide_warnings():
         result = definition.execute_in_process(
             instance=instance,
-            tags={RANGE_START: str(first), RANGE_END: str(last), PROCESS_TAG: _process_tag(), **(tags or {})},
+            tags={RANGE_START: str(first), RANGE_END: str(last), PROCESS_TAG: _make_process_tag()},
             asset_selection=None if assets is None else [dg.AssetKey(a) for a in assets],
             run_config={
                 "ops": {name: {"config": dict(c)} for name, c in (config or {}).items()},
@@ -135,20 +126,19 @@ def materialize_range(
             raise_on_error=False,
         )
     if not result.success:
-        raise _failure_of(result)
+        raise _read_failure(result)
     return result
 
 
-def _failure_of(result: dg.ExecuteInProcessResult) -> BabylonRLError:
+def _read_failure(result: dg.ExecuteInProcessResult) -> BabylonRLError:
     for event in result.get_step_failure_events():
         error = event.step_failure_data.error
         if error is not None:
             cause = error
             while cause.cause is not None:
                 cause = cause.cause
-            text = (
-                event.step_failure_data.user_failure_data or None
-            ) and event.step_failure_data.user_failure_data.description
+            ours = event.step_failure_data.user_failure_data
+            text = ours.description if ours else None
             return DataError(
                 f"{event.step_key}: {text or cause.message.strip()} (run {result.run_id[:8]}; `babylon-rl up` shows its log)"
             )
@@ -156,8 +146,8 @@ def _failure_of(result: dg.ExecuteInProcessResult) -> BabylonRLError:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Dagster's previews warn at every construction; a command's screen is not the place."""
+def _hide_warnings() -> Iterator[None]:
+    """Hide the preview warnings that Dagster repeats whenever a definition is built."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -47,7 +47,7 @@ def prepare_dagster(settings: Settings) -> dict[str, str]:
         "DAGSTER_DISABLE_TELEMETRY": "yes",
     }
     os.environ.update(variables)
-    # Instances from before 2026-11 know the asset under its first name.
+    # Instances from before 2026-11 have the asset under its first name.
     rename_asset(variables["BABYLON_DAGSTER_URL"], "trajectory_groups", "contextualized_groups")
     return variables
 
@@ -56,7 +56,7 @@ def up(settings: Settings, *, port: int, host: str = "127.0.0.1") -> int:
     """Run webserver and daemon until one ends or the user stops us; both stop together.
 
     Args:
-        settings: Says where everything lives.
+        settings: Name the folders and databases.
         port: Of the webserver.
         host: Address to listen on.
 
@@ -71,9 +71,9 @@ def up(settings: Settings, *, port: int, host: str = "127.0.0.1") -> int:
         [sys.executable, "-m", "dagster_webserver", "-h", host, "-p", str(port), "-w", str(workspace)],
         [sys.executable, "-m", "dagster._daemon", "run", "-w", str(workspace)],
     ]
-    # A shell that starts us in the background makes SIGINT ignored, and Dagster would inherit that.
+    # A shell that starts us in the background has us ignore SIGINT, and Dagster would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    children = [subprocess.Popen(c, preexec_fn=_default_signals) for c in commands]
+    children = [subprocess.Popen(c, preexec_fn=_restore_signals) for c in commands]
     stopping = False
 
     def stop(*_: object) -> None:
@@ -98,6 +98,6 @@ def up(settings: Settings, *, port: int, host: str = "127.0.0.1") -> int:
     return 0 if stopping else (ended or 1)
 
 
-def _default_signals() -> None:
+def _restore_signals() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,6 +1,6 @@
 """`babylon-rl settings`: every environment variable, its value, and where the value comes from.
 
-The same descriptions make the tables of the README.
+The README's tables are written from the same descriptions.
 """
 
 from itertools import groupby
@@ -56,11 +56,11 @@ def with_tables(text: str, *, name: str = "the file") -> str:
 def markdown() -> str:
     """One Markdown table per part of the settings."""
     parts = groupby(variables(Settings.load()), key=lambda v: v.part)
-    return "\n".join(_table(part, list(found)) for part, found in parts)
+    return "\n".join(_write_table(part, list(members)) for part, members in parts)
 
 
-def _table(part: str, found: list[Variable]) -> str:
+def _write_table(part: str, members: list[Variable]) -> str:
     about = (PARTS.get(part, Settings).__doc__ or "").partition("\n")[0]
     lines = [f"**{part.capitalize()}.** {about}", "", "| variable | what it decides | default |", "|---|---|---|"]
-    lines += [f"| `{v.name}` | {v.description.rstrip('.')} | {v.default} |" for v in found]
+    lines += [f"| `{v.name}` | {v.description.rstrip('.')} | {v.default} |" for v in members]
     return "\n".join(lines) + "\n"

@@ -33,7 +33,7 @@ class TrainOptions:
 def train(workspace: Workspace, options: TrainOptions, console: Console) -> list[Checkpoint]:
     """Train up to `iterations` checkpoints from what is recorded, oldest windows first.
 
-    A batch that an interrupted training had planned is trained first, with the windows it was planned with.
+    A batch that an interrupted training had planned is trained first, with the windows planned for it.
 
     Returns:
         The checkpoints made in this call; fewer than asked for when the windows ran out.
@@ -52,9 +52,9 @@ def train(workspace: Workspace, options: TrainOptions, console: Console) -> list
             made.append(checkpoint)
     latest = workspace.ledger.latest()
     if not made and latest is None:
-        raise DataError(_missing(workspace, options))
+        raise DataError(_explain_missing(workspace, options))
     if not made:
-        console.print(_missing(workspace, options), highlight=False, markup=False)
+        console.print(_explain_missing(workspace, options), highlight=False, markup=False)
     console.print(f"\nTRAINING COMPLETE\n{RULE}", highlight=False)
     console.print(f"Final step: {0 if latest is None else latest.step}", highlight=False)
     console.print(f"Checkpoints trained: {len(made)}\n", highlight=False)
@@ -70,15 +70,15 @@ def _iterate(
 ) -> Checkpoint | None:
     ledger = workspace.ledger
     size = options.windows_per_iteration or workspace.settings.training.min_windows
-    plan = ledger.unfinished_batch()
+    planned = ledger.unfinished_batch()
     console.print(f"\nITERATION {iteration}/{options.iterations}\n{RULE}", highlight=False)
     with run_progress(console) as run:
-        if plan is None:
+        if planned is None:
             _prepare(workspace, options, run=run, runner=runner, need=size)
         else:
             console.print(
-                f"Resuming checkpoint {plan.step}, which an interrupted training had planned with "
-                f"{len(plan.windows)} windows",
+                f"Resuming checkpoint {planned.step}, which an interrupted training had planned with "
+                f"{len(planned.windows)} windows",
                 highlight=False,
             )
         target = ledger.next_partition(size)
@@ -87,7 +87,9 @@ def _iterate(
                 f"Found {len(ledger.ready())} unused windows with {options.min_agents}+ agents", highlight=False
             )
             return None
-        batch = list(plan.windows) if plan is not None else [r.window_id for r in ledger.ready(up_to=target)[:size]]
+        batch = (
+            list(planned.windows) if planned is not None else [r.window_id for r in ledger.ready(up_to=target)[:size]]
+        )
         console.print(f"Found {len(batch)} windows with {options.min_agents}+ agents", highlight=False)
         _print_windows(workspace, batch, console)
         console.print(f"\nTraining on {len(batch)} windows...", highlight=False)
@@ -149,7 +151,7 @@ def _print_windows(workspace: Workspace, batch: list[str], console: Console) -> 
         console.print(f"  … and {len(batch) - len(shown)} more windows", highlight=False)
 
 
-def _missing(workspace: Workspace, options: TrainOptions) -> str:
+def _explain_missing(workspace: Workspace, options: TrainOptions) -> str:
     size = options.windows_per_iteration or workspace.settings.training.min_windows
     ready = len(workspace.ledger.ready())
     return (

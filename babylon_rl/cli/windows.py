@@ -22,7 +22,7 @@ def spawn_test_agents(
         float, typer.Option(min=0, help="Minutes of wall time after which no further window starts.")
     ] = 5,
     windows: Annotated[int, typer.Option(min=1, help="Hours to play.")] = 1,
-    seed: Annotated[int | None, typer.Option(help="Names the world; default BABYLON_SEED or 1.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the market; default BABYLON_SEED or 1.")] = None,
     policy: Annotated[
         str,
         typer.Option(help="guide (five kinds in turn), a strategy, current, or a checkpoint such as babylon-mmo@3."),
@@ -50,8 +50,8 @@ def spawn_test_agents(
         if policy == "current":
             latest = workspace.ledger.latest()
             policy = policy_name(settings.lineage, 0 if latest is None else latest.step)
-        warm = settings.serving.explore_temperature if temperature is None else temperature
-        lineup = AgentLineup(learners=agents, policy=policy, temperature=warm)
+        sampled_at = settings.serving.explore_temperature if temperature is None else temperature
+        lineup = AgentLineup(learners=agents, policy=policy, temperature=sampled_at)
         first = None if start is None else HourWindow.parse(start)
         chosen = free_windows(workspace.game, windows, now=datetime.now(UTC), start=first)
         decisions = max(1, 60 // decision_minutes)
@@ -100,7 +100,9 @@ def sync_outcomes(
 def check_windows(
     min_agents: Annotated[int | None, typer.Option(min=2, help="Default BABYLON_MIN_AGENTS.")] = None,
     last: Annotated[int, typer.Option(min=1, help="Windows to show.")] = 20,
-    recount: Annotated[bool, typer.Option(help="Count every old window again (a game database we only read).")] = False,
+    recount: Annotated[
+        bool, typer.Option(help="Count old windows again too (for a game database that is only read).")
+    ] = False,
 ) -> None:
     """Show which windows can train. Exit status 0: ready for training; 1: not yet."""
     from babylon_rl.database.migrate import upgrade
@@ -111,7 +113,7 @@ def check_windows(
     upgrade(settings.database)
     need = min_agents or settings.training.min_agents
     with open_workspace(settings) as workspace:
-        found = readiness(
+        report = readiness(
             workspace,
             min_agents=need,
             min_windows=settings.training.min_windows,
@@ -122,29 +124,29 @@ def check_windows(
     table = Table("window", "agents", "rows", "avg P&L", "outcomes", "state")
     for column in table.columns[1:4]:
         column.justify = "right"
-    for line in reversed(found.lines):
+    for line in reversed(report.lines):
         pnl = "unknown" if line.avg_pnl_usd is None else formatting.money(line.avg_pnl_usd)
         table.add_row(
             line.window_id, str(line.agents), str(line.rows), pnl, "yes" if line.outcomes else "no", line.state
         )
-    if found.lines:
+    if report.lines:
         console.print(table, highlight=False)
-        if found.windows > len(found.lines):
-            console.print(f"… and {found.windows - len(found.lines)} older windows", highlight=False)
+        if report.windows > len(report.lines):
+            console.print(f"… and {report.windows - len(report.lines)} older windows", highlight=False)
     else:
         console.print("No windows found.", highlight=False)
-    console.print(f"Windows with {need}+ agents: {found.with_enough_agents}", highlight=False)
-    if found.stale:
+    console.print(f"Windows with {need}+ agents: {report.with_enough_agents}", highlight=False)
+    if report.stale:
         console.print(
-            f"{len(found.stale)} trained on rows or outcomes that changed since, oldest {found.stale[0]}; "
+            f"{len(report.stale)} trained on rows or outcomes that changed since, oldest {report.stale[0]}; "
             "they are not trained on again",
             style="yellow",
             highlight=False,
             soft_wrap=True,
         )
-    if found.ready:
+    if report.ready:
         console.print("✅ READY FOR TRAINING!", style="bold green", highlight=False)
         console.print(f"next: babylon-rl train --min-agents {need} --iterations 1", highlight=False)
         return
-    console.print(f"Not ready: {found.next_step}", style="yellow", highlight=False, soft_wrap=True)
+    console.print(f"Not ready: {report.next_step}", style="yellow", highlight=False, soft_wrap=True)
     raise typer.Exit(1)

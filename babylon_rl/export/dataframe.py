@@ -1,6 +1,6 @@
-"""A window as a table for notebooks: everything that is known of each turn, hindsight included.
+"""A window as a table for notebooks: all that is known about each turn, hindsight included.
 
-For looking, not for training: `export/dataset.py` is the door for what trains.
+For analysis, not for training: `export/dataset.py` exports what trains, without hindsight.
 """
 
 from collections import Counter
@@ -54,8 +54,8 @@ def window_frame(store: Store, window_id: str) -> "pd.DataFrame":
     Returns:
         `COLUMNS`, a row per turn by agent and time, all trajectories of the window, grouped or not. `score`,
         `reward` (rank in the group), `pnl_usd` and `status` are the trajectory's, repeated on its turns;
-        `source_rows` counts the rows it was stitched from. Rows without turns stand in
-        `frame.attrs["row_outcomes"]`: how many rows of the window ended how.
+        `source_rows` counts the rows it was stitched from. `frame.attrs["row_outcomes"]` counts
+        the rows of the window by outcome, rows without a turn included.
 
     Raises:
         DataError: The text is no window, or the window was never ingested.
@@ -64,22 +64,22 @@ def window_frame(store: Store, window_id: str) -> "pd.DataFrame":
 
     window = HourWindow.parse(window_id)
     if store.data_version(window) is None:
-        raise DataError(_unknown(store, window), facts={"window_id": str(window)})
-    ends = row_outcomes_of(store.engine, window)
-    of_row = {e.source_id: e for e in ends}
+        raise DataError(_explain_unknown(store, window), facts={"window_id": str(window)})
+    outcomes = row_outcomes_of(store.engine, window)
+    outcome_of_row = {o.source_id: o for o in outcomes}
     judgment = store.judgment(window)
     records = [
         r
         for t in store.trajectories(window)
-        for r in _records(t, of_row.get(t.row_ids[0]) if t.row_ids else None, judgment)
+        for r in _make_records(t, outcome_of_row.get(t.row_ids[0]) if t.row_ids else None, judgment)
     ]
     frame = pd.DataFrame.from_records(records, columns=list(COLUMNS)).astype(dict(COLUMNS))
-    counts = Counter(f"{e.status}/{e.reason}" for e in ends)
-    frame.attrs = {"window_id": str(window), "rows": len(ends), "row_outcomes": dict(sorted(counts.items()))}
+    counts = Counter(f"{o.status}/{o.reason}" for o in outcomes)
+    frame.attrs = {"window_id": str(window), "rows": len(outcomes), "row_outcomes": dict(sorted(counts.items()))}
     return frame
 
 
-def _records(t: Trajectory, end: RowOutcome | None, judgment: Judgment | None) -> list[Json]:
+def _make_records(t: Trajectory, outcome: RowOutcome | None, judgment: Judgment | None) -> list[Json]:
     scores = {} if judgment is None else {s.trajectory_id: s for s in judgment.scores}
     rewards = rank_rewards({i: s.value for i, s in scores.items()})
     score = scores.get(t.trajectory_id)
@@ -94,9 +94,9 @@ def _records(t: Trajectory, end: RowOutcome | None, judgment: Judgment | None) -
         "judgment_key": None if judgment is None else judgment.key,
         "start_balance_usd": t.start_balance_usd,
         "pnl_usd": t.pnl_usd,
-        "status": None if end is None else end.status.value,
-        "reason": None if end is None else end.reason.value,
-        "group_id": None if end is None else end.group_id,
+        "status": None if outcome is None else outcome.status.value,
+        "reason": None if outcome is None else outcome.reason.value,
+        "group_id": None if outcome is None else outcome.group_id,
         "source_rows": len(t.row_ids),
     }
     return [
@@ -108,23 +108,23 @@ def _records(t: Trajectory, end: RowOutcome | None, judgment: Judgment | None) -
             "system": turn.system,
             "prompt": turn.user,
             "response": turn.response,
-            "action_type": _text(decision.get("actionType")),
-            "success": _truth(decision.get("success")),
+            "action_type": _as_text(decision.get("actionType")),
+            "success": _as_bool(decision.get("success")),
         }
         for i, (turn, decision) in enumerate(zip(t.turns, t.decisions, strict=True))
     ]
 
 
-def _text(value: Any) -> str | None:
-    """The game's action objects hold anything."""
+def _as_text(value: Any) -> str | None:
+    """The value if it is text: a field of the game's action objects may have any type."""
     return value if isinstance(value, str) else None
 
 
-def _truth(value: Any) -> bool | None:
+def _as_bool(value: Any) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
-def _unknown(store: Store, window: HourWindow) -> str:
+def _explain_unknown(store: Store, window: HourWindow) -> str:
     known = store.ingested()
     if not known:
         return (

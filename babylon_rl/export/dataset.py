@@ -1,9 +1,10 @@
 """Judged groups as Parquet or JSONL, for trainers that are not ours: the same data, the same bytes.
 
-What belongs here: in which columns windows are exported, and one atomic write; a column's value is made in
-`export/rows.py`. A window is exported when it may train (judged, every required check passed), whether a checkpoint
-has used it or not. What only the future knew leaves the house with `with_hindsight` alone, in columns whose names
-say so.
+What belongs here: which windows are exported, in which columns, and one atomic write. What does not: the values of the
+columns (`export/rows.py`).
+
+A window is exported when it may train (judged, every required check passed), whether a checkpoint has used it or not.
+Hindsight is exported only with `with_hindsight`, in columns called `hindsight_…`.
 
 Columns of `turns`, one row per decision of an agent:
 
@@ -11,7 +12,7 @@ Columns of `turns`, one row per decision of an agent:
                                  alone is its prompt-only form (GRPO)
     data_source, prompt, ability, reward_model, extra_info      verl's five; `ground_truth` is null: a recorded answer
                                  has a reward, a new one must be judged by a reward function of your own
-    response                     what the agent said, as text: the content of `completion`
+    response                     the agent's answer as text: the content of `completion`
     score                        the judge's number in [0, 1]; comparable inside its group only
     reward                       what our trainer receives: the score's rank in its group, in [0, 1]
     advantage, compared          GRPO's, over the `compared` turns of this group with the same `turn_index`
@@ -51,7 +52,7 @@ CHARS_AT_ONCE: Final = 16_000_000  # a row group ends at whichever comes first; 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """What one export came to.
+    """Counts of one export.
 
     Attributes:
         left_out: Grouped windows of the range that may not train: not judged, kept out by a check, or changed since.
@@ -66,7 +67,7 @@ def export(
     workspace: Workspace,
     out: str,
     *,
-    format: Format,  # the command line's word
+    format: Format,
     what: What = "turns",
     first: HourWindow | None = None,
     last: HourWindow | None = None,
@@ -83,22 +84,22 @@ def export(
         first: First window; None: from the beginning.
         last: Last window, included; None: to the end.
         with_hindsight: Add what became of the agents, and the judge's explanations.
-        progress: Told how many windows there are, and after each.
+        progress: Called with the number of windows, and after each window.
 
     Raises:
         DataError: No window of the range may train; nothing is written.
         ConfigError: The path cannot be written to.
     """
     columns = schema(what, with_hindsight=with_hindsight)
-    # One snapshot: a window that is grouped anew meanwhile is exported as it stood when the export began.
+    # One snapshot: a window that is grouped anew meanwhile is exported as it was when the export began.
     snapshot = workspace.store.engine.connect().execution_options(isolation_level="REPEATABLE READ")
     with snapshot as conn, conn.begin():
         conn.execute(sa.text("SET TRANSACTION READ ONLY"))
         windows, left_out = workspace.ledger.eligibility.trainable_groups(conn, first, last)
         if not windows:
-            raise DataError(_nothing(first, last, left_out), facts={"left_out": left_out})
+            raise DataError(_explain_nothing(first, last, left_out), facts={"left_out": left_out})
         progress(0, total=len(windows))
-        rows = _rows(conn, windows, what, with_hindsight, progress)
+        rows = _make_rows(conn, windows, what, with_hindsight, progress)
         with atomic_file(out) as file:
             written = (_write_parquet if format == "parquet" else _write_jsonl)(file, columns, rows)
     logger.info("exported windows=%d rows=%d left_out=%d format=%s", len(windows), written, left_out, format)
@@ -109,14 +110,14 @@ def schema(what: What, *, with_hindsight: bool = False) -> "pa.Schema":
     """Columns and types.
 
     Parquet carries them. For JSONL give `datasets.Features.from_arrow_schema` of it to `load_dataset(features=…)`:
-    left alone, the JSON loader makes a column of nulls of one that begins with nulls. It reads `window_id` as a time
+    without it, the JSON loader takes a column that begins with nulls for one of nulls. It reads `window_id` as a time
     in any case; `group_id` begins with the same hour and stays text.
     """
     import pyarrow as pa
 
     text, real, count = pa.string(), pa.float64(), pa.int64()
     messages = pa.list_(pa.struct([("role", text), ("content", text)]))
-    spoken = [("policy_version", text), ("temperature", real)]
+    policy = [("policy_version", text), ("temperature", real)]
     judged = [("judgment_key", text), ("judge", text)]
     outcome = [
         ("hindsight_start_balance_usd", real),
@@ -125,7 +126,7 @@ def schema(what: What, *, with_hindsight: bool = False) -> "pa.Schema":
         ("hindsight_explanation", text),
     ]
     if what == "groups":
-        turn = [("messages", messages), ("advantage", real), ("compared", count), *spoken]
+        turn = [("messages", messages), ("advantage", real), ("compared", count), *policy]
         member = [("trajectory_id", text), ("agent_id", text), ("score", real), ("reward", real)]
         if with_hindsight:
             turn.append(("hindsight_decision_json", text))
@@ -147,7 +148,7 @@ def schema(what: What, *, with_hindsight: bool = False) -> "pa.Schema":
             ("trajectory_id", text),
             ("agent_id", text),
             ("turn_index", count),
-            *spoken,
+            *policy,
             *judged,
             ("ability", text),
             ("reward_model", pa.struct([("style", text), ("ground_truth", text)])),
@@ -197,7 +198,7 @@ def _read_judged(conn: sa.Connection, window_id: str, *, with_hindsight: bool) -
     )
 
 
-def _rows(
+def _make_rows(
     conn: sa.Connection,
     windows: Sequence[str],
     what: What,
@@ -223,7 +224,7 @@ def _write_parquet(file: Any, columns: "pa.Schema", rows: Iterator[Json]) -> int
 
     written = 0
     with pq.ParquetWriter(file, columns, compression="zstd") as writer:
-        for batch in _batches(rows):
+        for batch in _batch_rows(rows):
             writer.write_table(pa.Table.from_pylist(batch, schema=columns))
             written += len(batch)
     return written
@@ -239,12 +240,12 @@ def _write_jsonl(file: Any, columns: "pa.Schema", rows: Iterator[Json]) -> int:
     return written
 
 
-def _batches(rows: Iterator[Json]) -> Iterator[list[Json]]:
+def _batch_rows(rows: Iterator[Json]) -> Iterator[list[Json]]:
     batch: list[Json] = []
     chars = 0
     for row in rows:
         batch.append(row)
-        chars += _chars(row)
+        chars += _count_chars(row)
         if len(batch) >= ROWS_AT_ONCE or chars >= CHARS_AT_ONCE:
             yield batch
             batch, chars = [], 0
@@ -252,20 +253,20 @@ def _batches(rows: Iterator[Json]) -> Iterator[list[Json]]:
         yield batch
 
 
-def _chars(value: Any) -> int:
+def _count_chars(value: Any) -> int:
     if isinstance(value, str):
         return len(value)
     if isinstance(value, dict):
-        return sum(map(_chars, value.values()))
-    return sum(map(_chars, value)) if isinstance(value, list) else 8
+        return sum(map(_count_chars, value.values()))
+    return sum(map(_count_chars, value)) if isinstance(value, list) else 8
 
 
-def _nothing(first: HourWindow | None, last: HourWindow | None, left_out: int) -> str:
+def _explain_nothing(first: HourWindow | None, last: HourWindow | None, left_out: int) -> str:
     range_ = f"from {first or 'the beginning'} to {last or 'the end'}"
     if left_out:
         return (
             f"no window {range_} may train: {left_out} are grouped but not judged, kept out by a check, or changed since; "
-            "`babylon-rl check-windows` says which, `babylon-rl materialize --from … --to …` judges them"
+            "`babylon-rl check-windows` shows which, `babylon-rl materialize --from … --to …` judges them"
         )
     return (
         f"no window {range_} is grouped; run `babylon-rl materialize --from … --to …` over the hours to export, "

@@ -1,7 +1,7 @@
-"""One source row's or trajectory's whole story, a sentence each: window, outcome, group, judgment, checkpoint.
+"""What became of one source row or trajectory, in sentences: window, outcome, group, judgment, checkpoint.
 
-Reads what the assets kept and the row itself; decides nothing. A sentence that ends a story says what would go on
-with it.
+Reads what the assets stored and the row itself; decides nothing. Where the way of a row stops, the last sentence says
+why and, if a command would continue it, which.
 """
 
 from collections import Counter
@@ -27,7 +27,7 @@ from babylon_rl.windows import HourWindow
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _GameRow:
-    """A row of the game's `trajectories`, as far as its story needs it."""
+    """The columns of the game's `trajectories` that an explanation needs."""
 
     source_id: str
     trajectory_id: str
@@ -42,7 +42,7 @@ class _GameRow:
 
 
 def explain(workspace: Workspace, row_or_trajectory_id: str) -> list[str]:
-    """Tell what became of one row or trajectory.
+    """Explain what became of one row or trajectory.
 
     Args:
         workspace: The game's database and ours.
@@ -52,12 +52,12 @@ def explain(workspace: Workspace, row_or_trajectory_id: str) -> list[str]:
         Sentences in the order in which things happened.
 
     Raises:
-        DataError: Nobody knows the id.
+        DataError: The id is unknown.
     """
-    found = _rows_of(workspace, row_or_trajectory_id)
-    if found is not None:
-        row, end = found
-        return list(_row_story(workspace, row, end))
+    known = _find_row(workspace, row_or_trajectory_id)
+    if known is not None:
+        row, outcome = known
+        return list(_explain_row(workspace, row, outcome))
     window_id, _, agent_id = row_or_trajectory_id.partition("/")
     if agent_id:
         try:
@@ -65,9 +65,9 @@ def explain(workspace: Workspace, row_or_trajectory_id: str) -> list[str]:
         except DataError:
             window = None
         if window is not None:
-            ends = [e for e in row_outcomes_of(workspace.store.engine, window) if e.agent_id == agent_id]
-            if ends:
-                return list(_trajectory_story(workspace, window, agent_id, ends))
+            outcomes = [o for o in row_outcomes_of(workspace.store.engine, window) if o.agent_id == agent_id]
+            if outcomes:
+                return list(_explain_trajectory(workspace, window, agent_id, outcomes))
     raise DataError(
         f"{row_or_trajectory_id!r} is neither the id nor the trajectoryId of a recorded row, nor a trajectory "
         "'<window>/<agent>' that was stitched; take one from `trajectories` or from table `row_outcomes`",
@@ -75,48 +75,48 @@ def explain(workspace: Workspace, row_or_trajectory_id: str) -> list[str]:
     )
 
 
-# ── the beginning: a row, or all rows of an agent ──────────────────────────────────────────────────
+# ── a row, or all rows of an agent ─────────────────────────────────────────────────────────────────
 
 
-def _row_story(workspace: Workspace, row: _GameRow | None, end: RowOutcome | None) -> Iterator[str]:
+def _explain_row(workspace: Workspace, row: _GameRow | None, outcome: RowOutcome | None) -> Iterator[str]:
     if row is not None:
-        ended = "ended at an unknown time" if row.end_at is None else f"ended {_minute(row.end_at)}"
+        ended = "ended at an unknown time" if row.end_at is None else f"ended {_format_instant(row.end_at)}"
         yield (
             f"Row {row.source_id} ({row.trajectory_id}) was recorded by agent {row.agent_id}; "
-            f"it started {_minute(row.start_at)} and {ended}."
+            f"it started {_format_instant(row.start_at)} and {ended}."
         )
-        yield _rule(row)
-    elif end is not None:
-        yield f"Row {end.source_id} ({end.trajectory_id}) of agent {end.agent_id} is no longer in the game's table."
-    window = row.window if row is not None else HourWindow.parse(end.window_id) if end is not None else None
+        yield _explain_window(row)
+    elif outcome is not None:
+        yield f"Row {outcome.source_id} ({outcome.trajectory_id}) of agent {outcome.agent_id} is no longer in the game's table."
+    window = row.window if row is not None else HourWindow.parse(outcome.window_id) if outcome is not None else None
     if window is None:
         return
-    if row is not None and (end is None or end.window_id != str(window)):
-        yield from _unread(workspace, window, end)
+    if row is not None and (outcome is None or outcome.window_id != str(window)):
+        yield from _explain_unread(workspace, window, outcome)
         return
-    if end is None:
+    if outcome is None:
         return
-    yield _say_outcome(end)
-    if end.status.is_set_aside:
+    yield _say_outcome(outcome)
+    if outcome.status.is_set_aside:
         yield "So no group holds it, no judge saw it, and nothing trained on it."
         return
-    yield from _trajectory_and_after(workspace, window, end.agent_id)
+    yield from _explain_from_trajectory_on(workspace, window, outcome.agent_id)
 
 
-def _trajectory_story(
-    workspace: Workspace, window: HourWindow, agent_id: str, ends: Sequence[RowOutcome]
+def _explain_trajectory(
+    workspace: Workspace, window: HourWindow, agent_id: str, outcomes: Sequence[RowOutcome]
 ) -> Iterator[str]:
-    n = len(ends)
-    yield f"Agent {agent_id} has {n} row{'s' * (n > 1)} in window {window}: {_counted(ends)}."
-    if all(e.status.is_set_aside for e in ends):
+    n = len(outcomes)
+    yield f"Agent {agent_id} has {n} row{'s' * (n > 1)} in window {window}: {_format_counts(outcomes)}."
+    if all(o.status.is_set_aside for o in outcomes):
         yield "So no trajectory was stitched, no judge saw it, and nothing trained on it."
         return
-    yield from _trajectory_and_after(workspace, window, agent_id)
+    yield from _explain_from_trajectory_on(workspace, window, agent_id)
 
 
-def _rule(row: _GameRow) -> str:
+def _explain_window(row: _GameRow) -> str:
     hour_later = window_of(row.own_window_id, row.start_at + timedelta(hours=1))
-    if hour_later == row.window:  # the start has no say
+    if hour_later == row.window:  # its start does not matter
         also = HourWindow.containing(row.start_at)
         differs = "" if also == row.window else f", although it started in {also}"
         spelled = "" if row.own_window_id == str(row.window) else f" (a spelling of {row.window})"
@@ -127,29 +127,29 @@ def _rule(row: _GameRow) -> str:
     return f"It belongs to window {row.window}, the UTC hour of its start, because its own window_id is {own}."
 
 
-def _unread(workspace: Workspace, window: HourWindow, end: RowOutcome | None) -> Iterator[str]:
+def _explain_unread(workspace: Workspace, window: HourWindow, outcome: RowOutcome | None) -> Iterator[str]:
     again = f"`babylon-rl materialize --from {window} --to {window}` reads it"
-    if end is not None:
-        yield f"It was read when it belonged to window {end.window_id}, and its times or window_id have changed since: {again}."
+    if outcome is not None:
+        yield f"It was read when it belonged to window {outcome.window_id}, and its times or window_id have changed since: {again}."
     elif workspace.store.data_version(window) is None:
         yield f"That window was not read yet: {again}."
     else:
-        yield f"It arrived after that window was read, so nothing knows of it yet: {again}."
+        yield f"It arrived after that window was read, so it was not read yet: {again}."
 
 
-def _say_outcome(end: RowOutcome) -> str:
-    return f"It is {end.status} ({end.reason}): {end.reason.meaning}."
+def _say_outcome(outcome: RowOutcome) -> str:
+    return f"It is {outcome.status} ({outcome.reason}): {outcome.reason.meaning}."
 
 
-# ── the end: trajectory, group, judgment, checkpoint ───────────────────────────────────────────────
+# ── trajectory, group, judgment, checkpoint ────────────────────────────────────────────────────────
 
 
-def _trajectory_and_after(workspace: Workspace, window: HourWindow, agent_id: str) -> Iterator[str]:
+def _explain_from_trajectory_on(workspace: Workspace, window: HourWindow, agent_id: str) -> Iterator[str]:
     trajectory = next((x for x in workspace.store.trajectories(window) if x.agent_id == agent_id), None)
     if trajectory is None:
         yield f"Agent {agent_id} has no trajectory in {window}: none of its rows holds a call of the policy."
         return
-    yield _stitched(trajectory)
+    yield _describe_trajectory(trajectory)
     group = workspace.store.group(window)
     if group is None or all(m.trajectory_id != trajectory.trajectory_id for m in group.members):
         agents = len({x.agent_id for x in workspace.store.trajectories(window)})
@@ -160,23 +160,23 @@ def _trajectory_and_after(workspace: Workspace, window: HourWindow, agent_id: st
         return
     yield f"It is one of {len(group.members)} members of group {group.group_id}."
     judgment = workspace.store.judgment(window)
-    yield _judged(judgment, group, trajectory.trajectory_id)
-    yield from _trained(workspace, window, judgment)
+    yield _describe_judgment(judgment, group, trajectory.trajectory_id)
+    yield from _describe_trainings(workspace, window, judgment)
 
 
-def _stitched(x: Trajectory) -> str:
+def _describe_trajectory(x: Trajectory) -> str:
     rows, turns = len(x.row_ids), len(x.turns)
     pnl = "unknown" if x.pnl_usd is None else formatting.money(x.pnl_usd)
-    spoke = ", ".join(sorted({v.policy_version or "an unnamed policy" for v in x.turns}))
+    policies = ", ".join(sorted({v.policy_version or "an unnamed policy" for v in x.turns}))
     return (
         f"Trajectory {x.trajectory_id} is stitched from {rows} row{'s' * (rows != 1)}: {turns} "
-        f"turn{'s' * (turns != 1)} of {spoke}; its P&L inside the hour is {pnl}."
+        f"turn{'s' * (turns != 1)} of {policies}; its P&L inside the hour is {pnl}."
     )
 
 
-def _judged(judgment: Judgment | None, group: TrajectoryGroup, trajectory_id: str) -> str:
+def _describe_judgment(judgment: Judgment | None, group: TrajectoryGroup, trajectory_id: str) -> str:
     if judgment is None:
-        return f"No judgment speaks for that group yet: `babylon-rl materialize --from {group.window_id} --to {group.window_id}` asks for one."
+        return f"That group has no current judgment yet: `babylon-rl materialize --from {group.window_id} --to {group.window_id}` asks for one."
     scores = {s.trajectory_id: s for s in judgment.scores}
     judge = f"{judgment.judge_model} {judgment.judge_version}, judgment {judgment.key[:12]}"
     if trajectory_id not in scores:
@@ -184,14 +184,13 @@ def _judged(judgment: Judgment | None, group: TrajectoryGroup, trajectory_id: st
     mine = scores[trajectory_id]
     better = 1 + sum(s.value > mine.value for s in judgment.scores)
     reward = rank_rewards({i: s.value for i, s in scores.items()})[trajectory_id]
-    said = mine.explanation.strip()
     return (
         f"The judge ({judge}) scored it {mine.value:.3f}, place {better} of {len(scores)}, which makes a reward of "
-        f"{reward:.2f}: {said}"
+        f"{reward:.2f}: {mine.explanation.strip()}"
     )
 
 
-def _trained(workspace: Workspace, window: HourWindow, judgment: Judgment | None) -> Iterator[str]:
+def _describe_trainings(workspace: Workspace, window: HourWindow, judgment: Judgment | None) -> Iterator[str]:
     own = workspace.settings.lineage
     used = find_trainings(workspace.store.engine, [window])
     for training in used:
@@ -206,7 +205,7 @@ def _trained(workspace: Workspace, window: HourWindow, judgment: Judgment | None
         name = policy_name(own, state.planned_step)
         yield f"It is planned for checkpoint {name}, whose training is under way or was interrupted."
         return
-    yield _waiting(workspace, window, state)
+    yield _explain_waiting(workspace, window, state)
 
 
 _NOT_TRAINED: Final[Mapping[Reason, str]] = {
@@ -221,7 +220,7 @@ _NOT_TRAINED: Final[Mapping[Reason, str]] = {
 }
 
 
-def _waiting(workspace: Workspace, window: HourWindow, state: WindowState) -> str:
+def _explain_waiting(workspace: Workspace, window: HourWindow, state: WindowState) -> str:
     own = workspace.settings.lineage
     if state.dropped:
         return f"Lineage {own} does not train on it: dropout left {window} out."
@@ -244,32 +243,32 @@ def _waiting(workspace: Workspace, window: HourWindow, state: WindowState) -> st
 # ── looking up ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _rows_of(workspace: Workspace, name: str) -> tuple[_GameRow | None, RowOutcome | None] | None:
+def _find_row(workspace: Workspace, name: str) -> tuple[_GameRow | None, RowOutcome | None] | None:
     """The game's row of that id and its outcome; either may be gone."""
-    row = _game_row(workspace.game, name)
-    found = find_row_outcome(workspace.store.engine, name if row is None else row.source_id)
-    return None if row is None and found is None else (row, found)
+    row = _read_game_row(workspace.game, name)
+    outcome = find_row_outcome(workspace.store.engine, name if row is None else row.source_id)
+    return None if row is None and outcome is None else (row, outcome)
 
 
-def _game_row(game: sa.Engine, name: str) -> _GameRow | None:
+def _read_game_row(game: sa.Engine, name: str) -> _GameRow | None:
     with game.connect() as conn:
-        found = conn.exec_driver_sql(select_row_by_id(find_column_names(conn)), {"name": name}).mappings().first()
-    if found is None:
+        record = conn.exec_driver_sql(select_row_by_id(find_column_names(conn)), {"name": name}).mappings().first()
+    if record is None:
         return None
     return _GameRow(
-        source_id=found["id"],
-        trajectory_id=found["trajectory_id"],
-        agent_id=found["agent_id"],
-        own_window_id=found["window_id"],
-        start_at=found["start_time"].replace(tzinfo=UTC),
-        end_at=None if found["end_time"] is None else found["end_time"].replace(tzinfo=UTC),
+        source_id=record["id"],
+        trajectory_id=record["trajectory_id"],
+        agent_id=record["agent_id"],
+        own_window_id=record["window_id"],
+        start_at=record["start_time"].replace(tzinfo=UTC),
+        end_at=None if record["end_time"] is None else record["end_time"].replace(tzinfo=UTC),
     )
 
 
-def _counted(ends: Sequence[RowOutcome]) -> str:
-    counts = Counter(f"{e.status} ({e.reason})" for e in ends)
+def _format_counts(outcomes: Sequence[RowOutcome]) -> str:
+    counts = Counter(f"{o.status} ({o.reason})" for o in outcomes)
     return ", ".join(f"{n} {what}" for what, n in sorted(counts.items()))
 
 
-def _minute(at: datetime) -> str:
+def _format_instant(at: datetime) -> str:
     return f"{at:%Y-%m-%d %H:%M:%S} UTC"

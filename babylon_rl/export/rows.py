@@ -1,6 +1,6 @@
-"""One judged group as rows of an export: the values of the columns that `export.schema` names.
+"""One judged group as rows of an export: the values of the columns that `export.dataset.schema` names.
 
-Hindsight comes from one class here, and only when the group was read with it.
+Hindsight columns come from one class, used only when the group was read with its hindsight.
 """
 
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ DATA_SOURCE: Final = "babylon_rl"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedGroup:
-    """A group as it leaves the house, each score, reward and explanation under its member's trajectory id.
+    """A group ready for export; scores, rewards and explanations by trajectory id.
 
     Attributes:
-        advantages: Trajectory id → one per turn, over the turns of the same decision.
-        compared: How many members made each decision, by turn index.
+        advantages: Trajectory id → one per turn, relative to the members' turns of the same index.
+        compared: How many members have a turn of each index.
         hindsight: None unless it was asked for.
     """
 
@@ -36,7 +36,7 @@ class JudgedGroup:
 
 def turn_rows(j: JudgedGroup) -> Iterator[Json]:
     """One row per decision of each member, in the group's order; the file adds `extra_info.index`."""
-    known = _known_later(j)
+    hindsight = _choose_hindsight_columns(j)
     for m in j.group.members:
         for i, turn in enumerate(m.turns):
             where = {"group_id": j.group.group_id, "trajectory_id": m.trajectory_id, "turn_index": i}
@@ -61,15 +61,15 @@ def turn_rows(j: JudgedGroup) -> Iterator[Json]:
                 "ability": "trading",
                 "reward_model": {"style": "recorded", "ground_truth": None},
                 "extra_info": {**where, "response": turn.response, "reward": j.rewards[m.trajectory_id]},
-                **known.of_member(m.trajectory_id),
-                **known.of_turn(m.trajectory_id, i),
-                **known.of_window(),
+                **hindsight.of_member(m.trajectory_id),
+                **hindsight.of_turn(m.trajectory_id, i),
+                **hindsight.of_window(),
             }
 
 
 def group_row(j: JudgedGroup) -> Json:
     """The whole group in one row."""
-    known = _known_later(j)
+    hindsight = _choose_hindsight_columns(j)
     return {
         "group_id": j.group.group_id,
         "window_id": j.group.window_id,
@@ -81,7 +81,7 @@ def group_row(j: JudgedGroup) -> Json:
                 "agent_id": m.agent_id,
                 "score": j.scores[m.trajectory_id],
                 "reward": j.rewards[m.trajectory_id],
-                **known.of_member(m.trajectory_id),
+                **hindsight.of_member(m.trajectory_id),
                 "turns": [
                     {
                         "messages": [
@@ -92,24 +92,24 @@ def group_row(j: JudgedGroup) -> Json:
                         "compared": j.compared[i],
                         "policy_version": turn.policy_version,
                         "temperature": turn.temperature,
-                        **known.of_turn(m.trajectory_id, i),
+                        **hindsight.of_turn(m.trajectory_id, i),
                     }
                     for i, turn in enumerate(m.turns)
                 ],
             }
             for m in j.group.members
         ],
-        **known.of_window(),
+        **hindsight.of_window(),
     }
 
 
 def _prompt(system: str, user: str) -> list[dict[str, str]]:
-    """As training renders it: both messages always, an empty system prompt too."""
+    """Messages as training renders them: always both, even with an empty system prompt."""
     return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
 
-class _Hidden:
-    """Nothing that the future knew."""
+class _NoHindsight:
+    """No hindsight columns."""
 
     def of_member(self, trajectory_id: str) -> Json:
         return {}
@@ -121,8 +121,8 @@ class _Hidden:
         return {}
 
 
-class _Told(_Hidden):
-    """Columns of hindsight; objects of the game are ragged, so they travel as JSON text."""
+class _HindsightColumns(_NoHindsight):
+    """Hindsight columns; the game's objects differ in their fields, so they are JSON text."""
 
     def __init__(self, hindsight: Hindsight, explanations: dict[str, str]) -> None:
         self._members = {m.trajectory_id: m for m in hindsight.members}
@@ -145,5 +145,5 @@ class _Told(_Hidden):
         return {"hindsight_outcomes_json": self._outcomes}
 
 
-def _known_later(j: JudgedGroup) -> _Hidden:
-    return _Hidden() if j.hindsight is None else _Told(j.hindsight, j.explanations)
+def _choose_hindsight_columns(j: JudgedGroup) -> _NoHindsight:
+    return _NoHindsight() if j.hindsight is None else _HindsightColumns(j.hindsight, j.explanations)

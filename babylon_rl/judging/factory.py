@@ -10,7 +10,6 @@ from babylon_rl.judging.ruler.call_log import CallLog
 from babylon_rl.judging.ruler.endpoint import Endpoint, LiteLlmEndpoint, OpenAIEndpoint
 from babylon_rl.judging.ruler.judge import RulerJudge, trading_rubric
 from babylon_rl.judging.ruler.prices import Price
-from babylon_rl.judging.ruler.retry import RetryPolicy
 from babylon_rl.settings import JudgeSettings
 
 DEFAULT_MODEL: Final = "openai/gpt-4o-mini"
@@ -22,23 +21,20 @@ def open_judge(
     *,
     call_log: CallLog | None = None,
     model: str | None = None,
-    timeout_s: float = TIMEOUT_S,
-    retry_policy: RetryPolicy | None = None,
 ) -> Judge:
     """Choose the judge that the settings ask for.
 
     RULER when `JUDGE_MODEL` or `OPENAI_API_KEY` is set; else, and for `JUDGE_MODEL=hindsight`, the hindsight judge,
-    which asks no LLM. `JUDGE_MODEL=dice` is the control that must teach nothing. Opening connects to nothing.
+    which asks no LLM. `JUDGE_MODEL=dice` is the random control, from which nothing can be learned. Opening connects to nothing.
 
     Args:
         settings: The judge's part of the process's settings.
-        call_log: Keeps the requests of a judge that costs money, and holds them under a budget; None: nothing does.
-        model: Another judge than the one the settings name.
-        timeout_s: Seconds allowed for one request.
-        retry_policy: How busy servers are asked again.
+        call_log: Log of the requests of a judge that costs money, with its budget; None: no log and no budget.
+        model: Used instead of the model that the settings name.
 
     Raises:
-        ConfigError: A judge is half configured: a model without a key, or an address without a model.
+        ConfigError: A judge is half configured: a model without a key, an address without a model, a budget without a
+            price, or a rubric file that cannot be used.
     """
     key = settings.api_key.get_secret_value() if settings.api_key else None
     model = model or settings.model or (DEFAULT_MODEL if key else None)
@@ -56,10 +52,10 @@ def open_judge(
                 "or JUDGE_MODEL=hindsight to judge without an LLM"
             )
         endpoint = OpenAIEndpoint(
-            model.removeprefix("openai/"), api_key=key, base_url=settings.base_url, timeout_s=timeout_s
+            model.removeprefix("openai/"), api_key=key, base_url=settings.base_url, timeout_s=TIMEOUT_S
         )
     else:
-        endpoint = LiteLlmEndpoint(model, timeout_s=timeout_s)
+        endpoint = LiteLlmEndpoint(model, timeout_s=TIMEOUT_S)
     judge = RulerJudge(
         endpoint,
         model=model,
@@ -69,7 +65,6 @@ def open_judge(
         requests_per_minute=settings.requests_per_minute,
         context_tokens=settings.context_tokens,
         price=_price(settings),
-        retry_policy=retry_policy,
         call_log=call_log,
     )
     if settings.budget_usd is not None and judge.price is None:
@@ -98,5 +93,5 @@ def _rubric(settings: JudgeSettings) -> str:
             "Markdown file, or unset it for the trading rubric"
         ) from None
     if not text.strip():
-        raise ConfigError(f"JUDGE_RUBRIC names {str(settings.rubric)!r}, which is empty; say there what is good")
+        raise ConfigError(f"JUDGE_RUBRIC names {str(settings.rubric)!r}, which is empty; write the rubric there")
     return text

@@ -7,11 +7,11 @@ One number, nothing mixed: which share of what the hour held did this agent atta
     share = (pnl − low) / (high − low)       low = min(worst, least pnl), high = max(best, most pnl)
     score = share · valid decisions / decisions
 
-B is the largest start balance in the group and D the most decisions of a member, so that one frame holds for all
-members: inside a group the share is a straight line in P&L, and GRPO's normalised advantages are those of P&L.
+B is the largest start balance in the group and D the most decisions of a member, so that `low` and `high` are the same
+for all members: inside a group the share is a straight line in P&L, and GRPO's normalised advantages are those of P&L.
 L is the exposure the game allows in one ticker (1.5, or D when less), P what a size-1 stake in a resolved YES/NO
 market wins or loses at even odds (0.05 a decision, at most everything), f the fee (0.2 % of what is traded).
-What a member did earn or lose was attainable, whatever the bound says: the frame widens to it, nothing is clipped.
+What a member did earn or lose was attainable, whatever the formula says: `low` and `high` widen to it, nothing is clipped.
 An invalid decision attains nothing: it takes its part of the share away. A HOLD is a valid decision however logged.
 
 Limits. It reads P&L, so luck is judged as skill; it sees no timing, no risk and no reasons. `change` is the hour's
@@ -72,15 +72,15 @@ def attained_shares(group: TrajectoryGroup, hindsight: Hindsight) -> list[Score]
     Raises:
         DataError: Outcomes, a member's P&L or every balance is unknown.
     """
-    became = [h for _, h in pair_with_hindsight(group, hindsight)]
+    hindsights = [h for _, h in pair_with_hindsight(group, hindsight)]
     require_outcomes(group, hindsight)
-    pnls = _known_pnls(group, became)
-    purse = _largest_purse(group, became)
-    decisions = max(1, *(len(h.decisions) for h in became))
-    best = purse * best_bet(group, hindsight.outcomes, decisions)
-    low = min(-best - FEE * decisions * purse, *pnls)
+    pnls = _require_pnls(group, hindsights)
+    balance = _find_largest_balance(group, hindsights)
+    decisions = max(1, *(len(h.decisions) for h in hindsights))
+    best = balance * best_bet(group, hindsight.outcomes, decisions)
+    low = min(-best - FEE * decisions * balance, *pnls)
     high = max(best, *pnls)
-    return [_score(h, pnl, low, high) for h, pnl in zip(became, pnls, strict=True)]
+    return [_score(h, pnl, low, high) for h, pnl in zip(hindsights, pnls, strict=True)]
 
 
 def best_bet(group: TrajectoryGroup, outcomes: WindowOutcomes, decisions: int) -> float:
@@ -107,8 +107,8 @@ def is_invalid(action: Json) -> bool:
     return action.get("success") is False and bool(action.get("error"))
 
 
-def _known_pnls(group: TrajectoryGroup, became: list[MemberHindsight]) -> list[float]:
-    unknown = [h.trajectory_id for h in became if h.pnl_usd is None or not math.isfinite(h.pnl_usd)]
+def _require_pnls(group: TrajectoryGroup, hindsights: list[MemberHindsight]) -> list[float]:
+    unknown = [h.trajectory_id for h in hindsights if h.pnl_usd is None or not math.isfinite(h.pnl_usd)]
     if unknown:
         raise DataError(
             f"group {group.group_id!r}: the P&L of {unknown[:5]!r} inside the window is unknown, and the hindsight "
@@ -116,19 +116,19 @@ def _known_pnls(group: TrajectoryGroup, became: list[MemberHindsight]) -> list[f
             "JUDGE_MODEL to let an LLM judge without it",
             facts={"group_id": group.group_id, "trajectory_ids": unknown[:20]},
         )
-    return [h.pnl_usd for h in became if h.pnl_usd is not None]
+    return [h.pnl_usd for h in hindsights if h.pnl_usd is not None]
 
 
-def _largest_purse(group: TrajectoryGroup, became: list[MemberHindsight]) -> float:
-    known = [h.start_balance_usd for h in became if h.start_balance_usd is not None]
-    purse = max((b for b in known if math.isfinite(b)), default=0.0)
-    if purse <= 0:
+def _find_largest_balance(group: TrajectoryGroup, hindsights: list[MemberHindsight]) -> float:
+    known = [h.start_balance_usd for h in hindsights if h.start_balance_usd is not None]
+    balance = max((b for b in known if math.isfinite(b)), default=0.0)
+    if balance <= 0:
         raise DataError(
-            f"group {group.group_id!r}: {len(known)} of {len(became)} start balances are known and none is above 0, so "
+            f"group {group.group_id!r}: {len(known)} of {len(hindsights)} start balances are known and none is above 0, so "
             "nothing says what was attainable; expected `agentBalance` in a step's environment of one member at least",
-            facts={"group_id": group.group_id, "trajectory_ids": [h.trajectory_id for h in became][:20]},
+            facts={"group_id": group.group_id, "trajectory_ids": [h.trajectory_id for h in hindsights][:20]},
         )
-    return purse
+    return balance
 
 
 def _score(member: MemberHindsight, pnl: float, low: float, high: float) -> Score:
@@ -136,13 +136,13 @@ def _score(member: MemberHindsight, pnl: float, low: float, high: float) -> Scor
     share = min(1.0, max(0.0, (pnl - low) / (high - low)))
     total, invalid = len(member.decisions), sum(map(is_invalid, member.decisions))
     value = share * (total - invalid) / total if total else share
-    said = (
+    explanation = (
         f"No LLM judged: it earned {_usd(pnl)} where the hour held {_usd(low)} to {_usd(high)}, a share of {share:.3f}"
     )
     if invalid:
         was = "was" if invalid == 1 else "were"
-        said += f", and {invalid} of {total} decisions {was} invalid, which leaves {value:.3f}"
-    return Score(trajectory_id=member.trajectory_id, value=value, explanation=said + ".")
+        explanation += f", and {invalid} of {total} decisions {was} invalid, which leaves {value:.3f}"
+    return Score(trajectory_id=member.trajectory_id, value=value, explanation=explanation + ".")
 
 
 def _usd(amount: float) -> str:

@@ -34,7 +34,7 @@ class Judge(Protocol):
     version: str
 
     def key(self, group: TrajectoryGroup, hindsight: Hindsight) -> str:
-        """Hash of all that goes in: equal keys mean that judging again would be paying twice.
+        """Hash of everything a judgment depends on: with an equal key, judging again would pay twice for the same.
 
         Raises:
             DataError: The group holds text that cannot be encoded.
@@ -56,7 +56,7 @@ class Judge(Protocol):
 
 
 class ConnectionlessJudge:
-    """A judge that opens nothing: both ends of `async with` have nothing to do."""
+    """Base of judges that hold no connection: entering and leaving `async with` do nothing."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -66,24 +66,24 @@ class ConnectionlessJudge:
 
 
 def pair_with_hindsight(group: TrajectoryGroup, hindsight: Hindsight) -> list[tuple[GroupMember, MemberHindsight]]:
-    """Each member beside what became of it, by trajectory id, whatever the order of either.
+    """Pair each member with its hindsight, by trajectory id; the order of either does not matter.
 
     Raises:
-        DataError: The two are not about the same trajectories, or a trajectory stands twice.
+        DataError: The two do not name the same trajectories, or name one twice.
     """
     if not group.members:
         raise DataError(f"group {group.group_id!r} has no members; rematerialize `contextualized_groups` for its hour")
     members = sorted(group.members, key=lambda m: m.trajectory_id)
-    became = sorted(hindsight.members, key=lambda m: m.trajectory_id)
-    seen, known = [m.trajectory_id for m in members], [h.trajectory_id for h in became]
-    if seen != known or len(set(seen)) != len(seen):
-        odd = sorted(set(seen) ^ set(known)) or [t for t, n in Counter(seen).items() if n > 1]
+    known = sorted(hindsight.members, key=lambda m: m.trajectory_id)
+    member_ids, known_ids = [m.trajectory_id for m in members], [h.trajectory_id for h in known]
+    if member_ids != known_ids or len(set(member_ids)) != len(member_ids):
+        odd = sorted(set(member_ids) ^ set(known_ids)) or [t for t, n in Counter(member_ids).items() if n > 1]
         raise DataError(
             f"group {group.group_id!r} and its hindsight do not name the same trajectories once each: {odd[:5]!r} "
             f"differ; rematerialize `contextualized_groups` for its hour",
             facts={"group_id": group.group_id, "trajectory_ids": odd[:20]},
         )
-    return list(zip(members, became, strict=True))
+    return list(zip(members, known, strict=True))
 
 
 def judgment_key(group: TrajectoryGroup, hindsight: Hindsight, *, model: str, version: str, rubric: str) -> str:
@@ -92,7 +92,7 @@ def judgment_key(group: TrajectoryGroup, hindsight: Hindsight, *, model: str, ve
     Only what can change a score is hashed: not the policy version or temperature of a turn.
 
     Raises:
-        DataError: The two do not fit each other, or hold text that cannot be encoded.
+        DataError: The two do not name the same trajectories, or hold text that cannot be encoded.
     """
     pairs = pair_with_hindsight(group, hindsight)
     outcomes = hindsight.outcomes
@@ -119,7 +119,7 @@ def judgment_key(group: TrajectoryGroup, hindsight: Hindsight, *, model: str, ve
 
 
 def require_outcomes(group: TrajectoryGroup, hindsight: Hindsight) -> None:
-    """Refuse to judge blind: without ground truth a judge scores style.
+    """Refuse a group without outcomes: without ground truth a judge scores style.
 
     Raises:
         DataError: No market of the window has an outcome.
@@ -133,7 +133,7 @@ def require_outcomes(group: TrajectoryGroup, hindsight: Hindsight) -> None:
 
 
 def validate_scores(group: TrajectoryGroup, scores: Iterable[Score]) -> tuple[Score, ...]:
-    """Validate scores: one finite score in [0, 1] for each member and for nobody else.
+    """Check that there is one finite score in [0, 1] for each member and for nobody else.
 
     Args:
         group: The group that was judged.
@@ -161,7 +161,7 @@ def validate_scores(group: TrajectoryGroup, scores: Iterable[Score]) -> tuple[Sc
             facts={"group_id": group.group_id, "faults": faults[:20]},
         )
     return tuple(
-        Score(trajectory_id=s.trajectory_id, value=float(s.value), explanation=_fit_for_text(s.explanation))
+        Score(trajectory_id=s.trajectory_id, value=float(s.value), explanation=_clean_text(s.explanation))
         for s in given
     )
 
@@ -171,7 +171,7 @@ def in_unit_interval(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and 0 <= value <= 1
 
 
-def _fit_for_text(text: str) -> str:
+def _clean_text(text: str) -> str:
     """Postgres takes neither NUL nor half an emoji; a judge can send both."""
     clean = text.replace("\x00", "").encode("utf-8", "replace").decode("utf-8").strip()
     return clean if len(clean) <= MAX_EXPLANATION_CHARS else clean[: MAX_EXPLANATION_CHARS - 1] + "…"

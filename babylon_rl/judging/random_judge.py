@@ -1,7 +1,7 @@
 """The control: a judge that draws scores at random. A loop that "learns" from it would be fooling itself.
 
-Chosen by name only (`JUDGE_MODEL=dice`), for one purpose: everything else of the loop stays as it is, and the held-out
-lift must then include zero.
+Chosen by name only (`JUDGE_MODEL=dice`), for one purpose: with the rest of the loop unchanged, the interval of the
+held-out lift must include zero.
 """
 
 import random

@@ -1,6 +1,6 @@
-"""Ask a judge about many groups: what is cached is never paid for again, what arrives is stored at once.
+"""Ask a judge about many groups: a stored judgment is never paid for again, a new one is stored at once.
 
-Where judgments are stored is the caller's (`cached`, `store`); which judge, `factory.py`'s.
+The caller decides where judgments are stored (`cached`, `store`); `factory.py` decides which judge is asked.
 """
 
 import asyncio
@@ -20,13 +20,13 @@ Item = tuple[TrajectoryGroup, Hindsight]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreReport:
-    """What became of each group asked about: in `judgments` or in `failed`, by group id.
+    """The result for each group, by group id: in `judgments` or in `failed`.
 
     Attributes:
         failed: Why a group has no scores, in one sentence.
-        calls: Groups the judge was asked about now (each may have cost it several requests).
-        cached: Groups whose judgment was there already.
-        over_budget: Of those failed, the groups left because the day's budget was spent.
+        calls: Groups that the judge was asked to score now (each may take several requests).
+        cached: Groups whose judgment was stored already.
+        over_budget: The failed groups that were not judged because the day's budget was spent.
     """
 
     judgments: dict[str, Judgment] = field(default_factory=dict)
@@ -52,16 +52,16 @@ async def score_groups(
         items: Groups with their hindsight, in any order, each group once.
         cached: The stored judgment of a key, or None.
         store: Keeps one judgment; called the moment it arrives, before anything else is done with it.
-        concurrency: Groups in the judge's hands at a time.
-        progress: Told after each group that is settled: judged, cached or failed.
+        concurrency: Groups judged at the same time.
+        progress: Called after each group: judged, cached or failed.
 
     Returns:
         Judgments and failures by group id, in the order of `items`.
 
     Raises:
-        TransientError: The judge went out of reach. No further group was started; those in its hands were
-            finished and stored, so that trying again pays only for what is missing.
-        ConfigError: The judge refuses us; the same holds.
+        TransientError: The judge went out of reach. No further group was started; those under way were finished
+            and stored, so that trying again pays only for what is missing.
+        ConfigError: The judge refuses us; the same holds for groups under way.
     """
     judgments: dict[str, Judgment] = {}
     failed: dict[str, str] = {}
@@ -92,7 +92,7 @@ async def score_groups(
         for group, hindsight in queue:
             try:
                 await settle(group, hindsight)
-            except Exception as e:  # noqa: BLE001  # siblings in flight are paid for: let them land, then raise
+            except Exception as e:  # noqa: BLE001  # groups in flight are paid for: finish them, then raise
                 errors.append(e)
             if errors:
                 return

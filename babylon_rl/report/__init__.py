@@ -1,5 +1,6 @@
-"""What one training run came to, for people: a page, a few lines on the screen, and the same numbers as JSON.
+"""Results for people: a page, a few lines on the screen, and the same numbers as JSON; pictures for Dagster.
 
-`data.py` holds the numbers, `formatting.py` says them, `charts.py` draws them; `page.py` and `screen.py` set them.
-What belongs here: words, charts, the page and the screen. What does not: computing a result or reading a database.
+Of a demo, `data.py` holds the numbers, `formatting.py` has them as text and `charts.py` as pictures; `page.py` and
+`screen.py` lay them out. What belongs here: text, tables, charts. What does not: computing a result or reading a
+database.
 """

@@ -1,7 +1,7 @@
 """The pictures of the page, as SVG: learning curve, differences, bars; and the primitives that draw them.
 
-Colours and type come from the page's style sheet through classes; nothing here is styled inline, so dark and
-light are the page's business. Every number that is drawn also stands in a table or a text of the page.
+Colours and type come from the page's style sheet through classes; nothing here is styled inline, so the
+page decides about dark and light. Every number that is drawn is also in a table or a text of the page.
 Pictures for Dagster are `report/pictures.py`, made of the same primitives.
 """
 
@@ -18,7 +18,7 @@ from babylon_rl.report.data import DemoReport
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """A drawing's name (a prefix of its ids) and its measures in CSS pixels.
+    """A drawing's name (a part of its ids) and its size in CSS pixels.
 
     Text in an SVG shrinks with it, so each chart is drawn twice and the style sheet shows the one that fits.
     """
@@ -73,7 +73,7 @@ def learning_curve(report: DemoReport, size: Size) -> Markup:
     x = Scale(first, last, LEFT + 10, size.width - RIGHT - 10)
     digits = formatting.report_digits(report)
 
-    parts = [y_axis(levels, y, size)]
+    parts = [_y_axis(levels, y, size)]
     parts += [
         text(x(step), size.height - BOTTOM + 18, str(step), "tick middle")
         for step in whole_steps([p.step for p in points], most=size.width // 40)
@@ -86,24 +86,26 @@ def learning_curve(report: DemoReport, size: Size) -> Markup:
         only = points[0]
         parts.append(line(x(only.step), y(only.lo), x(only.step), y(only.hi), "line-trained"))
     parts.append(polyline([(x(s), y(v)) for s, v in explored], "line-explored"))
-    parts += [dot(x(s), y(v), 2.5, "dot-explored", f"step {s}, exploring: {_usd(v, digits)}") for s, v in explored]
+    parts += [
+        dot(x(s), y(v), 2.5, "dot-explored", f"step {s}, exploring: {_format_usd(v, digits)}") for s, v in explored
+    ]
     parts.append(polyline([(x(p.step), y(p.mean_pnl)) for p in points], "line-trained"))
     for p in points:
-        said = f"step {p.step}: {_usd(p.mean_pnl, digits)}, 95 % [{_usd(p.lo, digits)}, {_usd(p.hi, digits)}]"
-        parts.append(dot(x(p.step), y(p.mean_pnl), 4, "dot-trained", said))
-    ends = [(base, "end-base"), (oracle, "end-oracle"), (points[-1].mean_pnl, "end-trained")]
-    for place, (value, style) in zip(_apart([y(v) for v, _ in ends], gap=15), ends, strict=True):
+        tooltip = f"step {p.step}: {_format_usd(p.mean_pnl, digits)}, 95 % [{_format_usd(p.lo, digits)}, {_format_usd(p.hi, digits)}]"
+        parts.append(dot(x(p.step), y(p.mean_pnl), 4, "dot-trained", tooltip))
+    labels = [(base, "end-base"), (oracle, "end-oracle"), (points[-1].mean_pnl, "end-trained")]
+    for place, (value, style) in zip(_spread([y(v) for v, _ in labels], gap=15), labels, strict=True):
         parts.append(text(size.width - RIGHT + 6, place + 4, formatting.money(value, digits=digits), f"end {style}"))
-    described = (
-        f"Mean P&L per held-out window by training iteration, from {_usd(points[0].mean_pnl, digits)} at step "
-        f"{points[0].step} to {_usd(points[-1].mean_pnl, digits)} at step {points[-1].step}. "
-        f"Base {_usd(base, digits)}, oracle {_usd(oracle, digits)}."
+    description = (
+        f"Mean P&L per held-out window by training iteration, from {_format_usd(points[0].mean_pnl, digits)} at step "
+        f"{points[0].step} to {_format_usd(points[-1].mean_pnl, digits)} at step {points[-1].step}. "
+        f"Base {_format_usd(base, digits)}, oracle {_format_usd(oracle, digits)}."
     )
-    return _svg("curve", size, "Learning curve", described, parts)
+    return _draw_svg("curve", size, "Learning curve", description, parts)
 
 
 def differences(report: DemoReport, size: Size) -> Markup:
-    """How final less base is spread over the held-out windows, with the mean and its interval."""
+    """Histogram of final less base over the held-out windows, with the mean and its interval."""
     values = report.paired
     if not values:
         return Markup("")
@@ -126,12 +128,14 @@ def differences(report: DemoReport, size: Size) -> Markup:
     for i, tall in sorted(bins.items()):
         left, right = x(edges[i]), x(edges[i + 1])
         style = "bar-gain" if edges[i] >= 0 else "bar-loss"
-        said = f"{formatting.count(tall, 'window')} from {_usd(edges[i], 0)} to {_usd(edges[i + 1], 0)}"
-        parts.append(rect(left + 0.75, y(tall), max(right - left - 1.5, 0.5), y(0) - y(tall), style, said))
+        tooltip = (
+            f"{formatting.count(tall, 'window')} from {_format_usd(edges[i], 0)} to {_format_usd(edges[i + 1], 0)}"
+        )
+        parts.append(rect(left + 0.75, y(tall), max(right - left - 1.5, 0.5), y(0) - y(tall), style, tooltip))
     marks = ticks(edges[0], edges[-1], about=size.width // 110)
     tick_digits = 0 if marks[1] - marks[0] >= 1 else 2
     parts += [
-        text(x(m), size.height - BOTTOM + 18, _usd(m, tick_digits), "tick middle")
+        text(x(m), size.height - BOTTOM + 18, _format_usd(m, tick_digits), "tick middle")
         for m in marks
         if edges[0] <= m <= edges[-1]
     ]
@@ -140,22 +144,22 @@ def differences(report: DemoReport, size: Size) -> Markup:
     height = TOP + 14
     parts += [line(x(lo), height, x(hi), height, "whisker")]
     parts += [line(x(end), height - 4, x(end), height + 4, "whisker") for end in (lo, hi)]
-    parts.append(dot(x(mean), height, 4.5, "dot-trained", f"mean {_usd(mean, digits)}"))
-    label = f"mean {_usd(mean, digits)}"
+    parts.append(dot(x(mean), height, 4.5, "dot-trained", f"mean {_format_usd(mean, digits)}"))
+    label = f"mean {_format_usd(mean, digits)}"
     if x(hi) + 8 + 7 * len(label) < size.width:
         parts.append(text(x(hi) + 8, height + 4, label, "end end-trained"))
     else:
         parts.append(text(x(lo) - 8, height + 4, label, "end end-trained end-anchor"))
     better = sum(v > 0 for v in values)
-    described = (
+    description = (
         f"Histogram of {len(values)} differences: final better in {better}, worse in {sum(v < 0 for v in values)}. "
-        f"Mean {_usd(mean, digits)}, 95 % interval from {_usd(lo, digits)} to {_usd(hi, digits)}."
+        f"Mean {_format_usd(mean, digits)}, 95 % interval from {_format_usd(lo, digits)} to {_format_usd(hi, digits)}."
     )
-    return _svg("differences", size, "Final less base, window by window", described, parts)
+    return _draw_svg("differences", size, "Final less base, window by window", description, parts)
 
 
 def pnl_bar(value: float, every: Sequence[float]) -> Markup:
-    """A bar on the scale all rows share; money lost goes to the left of the zero line. Decoration: the number stands beside it."""
+    """A bar on the scale all rows share; money lost goes to the left of the zero line. Decoration: the number is beside it."""
     lo, hi = min(*every, 0.0), max(*every, 0.0)
     span = (hi - lo) or 1.0
     zero, end = (0 - lo) / span * 100, (value - lo) / span * 100
@@ -194,7 +198,7 @@ def stacked(seconds: dict[str, float]) -> Markup:
     )
 
 
-def _usd(value: float, digits: int) -> str:
+def _format_usd(value: float, digits: int) -> str:
     return formatting.money(value, digits=digits, signed=True)
 
 
@@ -204,7 +208,7 @@ def whole_steps(steps: Sequence[int], *, most: int) -> list[int]:
     return [s for i, s in enumerate(steps) if i % every == 0]
 
 
-def _apart(places: Sequence[float], *, gap: float) -> list[float]:
+def _spread(places: Sequence[float], *, gap: float) -> list[float]:
     """Move labels the least that keeps them `gap` apart in their order: crowded ones spread around their middle."""
     crowds: list[list[int]] = []
     centres: list[float] = []
@@ -221,7 +225,7 @@ def _apart(places: Sequence[float], *, gap: float) -> list[float]:
     return moved
 
 
-def y_axis(levels: Sequence[float], y: Scale, size: Size) -> Markup:
+def _y_axis(levels: Sequence[float], y: Scale, size: Size) -> Markup:
     """Grid lines and the amounts beside them; the zero line is drawn stronger."""
     digits = 0 if levels[1] - levels[0] >= 1 else 2
     return Markup("").join(
@@ -231,12 +235,12 @@ def y_axis(levels: Sequence[float], y: Scale, size: Size) -> Markup:
     )
 
 
-def _svg(name: str, size: Size, title: str, described: str, parts: Iterable[Markup]) -> Markup:
+def _draw_svg(name: str, size: Size, title: str, description: str, parts: Iterable[Markup]) -> Markup:
     own = f"{name}-{size.name}"
     return Markup(
         '<svg class="chart {}" viewBox="0 0 {} {}" role="img" aria-labelledby="{}-title {}-desc">'
         '<title id="{}-title">{}</title><desc id="{}-desc">{}</desc>{}</svg>'
-    ).format(size.name, size.width, size.height, own, own, own, title, own, described, Markup("").join(parts))
+    ).format(size.name, size.width, size.height, own, own, own, title, own, description, Markup("").join(parts))
 
 
 def line(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
@@ -244,23 +248,23 @@ def line(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
     return Markup('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(style, x1, y1, x2, y2)
 
 
-def text(x: float, y: float, words: str, style: str) -> Markup:
-    """Words that begin, end or are centred at a point, by `style`."""
-    return Markup('<text class="{}" x="{}" y="{}">{}</text>').format(style, round(x, 2), round(y, 2), words)
+def text(x: float, y: float, content: str, style: str) -> Markup:
+    """Text that begins, ends or is centred at a point, by `style`."""
+    return Markup('<text class="{}" x="{}" y="{}">{}</text>').format(style, round(x, 2), round(y, 2), content)
 
 
-def rect(x: float, y: float, width: float, height: float, style: str, said: str | None = None) -> Markup:
-    """A filled rectangle; `said` is its tooltip."""
+def rect(x: float, y: float, width: float, height: float, style: str, tooltip: str | None = None) -> Markup:
+    """A filled rectangle."""
     drawn = Markup('<rect class="{}" x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}"').format(
         style, x, y, width, height
     )
-    return drawn + (Markup("/>") if said is None else Markup("><title>{}</title></rect>").format(said))
+    return drawn + (Markup("/>") if tooltip is None else Markup("><title>{}</title></rect>").format(tooltip))
 
 
-def dot(x: float, y: float, radius: float, style: str, said: str) -> Markup:
-    """A point; `said` is its tooltip."""
+def dot(x: float, y: float, radius: float, style: str, tooltip: str) -> Markup:
+    """A point."""
     return Markup('<circle class="{}" cx="{}" cy="{}" r="{}"><title>{}</title></circle>').format(
-        style, x, y, radius, said
+        style, x, y, radius, tooltip
     )
 
 

@@ -1,7 +1,7 @@
-"""The numbers of one demo: what `report.json` holds and every other form of the report is made from.
+"""The numbers of one demo: written as `report.json`, and the source of every other form of the report.
 
-Money is in `currency`, rates are in [0, 1], instants do not occur. Everything is measured before it comes
-here; the only arithmetic allowed on it is rounding for the eye (`words.py`).
+Money is in `currency`, rates are in [0, 1], there are no instants. Everything is measured before it comes
+here; the only arithmetic allowed on it is rounding for display (`formatting.py`).
 """
 
 import math
@@ -44,7 +44,7 @@ class Lift:
 
     @property
     def includes_zero(self) -> bool:
-        """Whether no difference would also fit: an end that touches zero includes it."""
+        """Whether the interval includes a difference of zero; one that ends at zero does."""
         return self.ci95[0] <= 0 <= self.ci95[1]
 
 
@@ -52,7 +52,7 @@ class Lift:
 class Exploring:
     """Base and final on the same held-out windows at the exploring temperature.
 
-    The nearer to greedy a policy is served, the more its first choices decide; this pair is the policy as it trained.
+    This is the policy as it trained; at a lower serving temperature its likeliest answers weigh more.
     """
 
     temperature: float
@@ -105,7 +105,7 @@ class Leaderboard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoReport:
-    """All a report says.
+    """Everything in a report.
 
     Attributes:
         windows: Held-out windows base and final played, the same ones, never trained on.
@@ -149,31 +149,19 @@ def to_json(report: DemoReport) -> bytes:
     Raises:
         DataError: A number is not finite: JSON would turn it into null, which means unknown.
     """
-    _demand_finite(report, "report")
+    _require_finite(report, "report")
     return msgspec.json.format(canonical_json(report), indent=2) + b"\n"
 
 
-def from_json(data: bytes) -> DemoReport:
-    """Read back what `to_json` wrote. `seconds` comes back sorted by name.
-
-    Raises:
-        DataError: Not JSON, or a field is missing or of another type.
-    """
-    try:
-        return msgspec.json.decode(data, type=DemoReport)
-    except msgspec.DecodeError as e:
-        raise DataError(f"report.json is not a report: {e}; run `make demo` again to write a new one") from e
-
-
-def _demand_finite(value: object, where: str) -> None:
+def _require_finite(value: object, where: str) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise DataError(f"{where} is {value}, expected a finite number, or None where None is allowed")
     if is_dataclass(value):
         for f in fields(value):
-            _demand_finite(getattr(value, f.name), f"{where}.{f.name}")
+            _require_finite(getattr(value, f.name), f"{where}.{f.name}")
     elif isinstance(value, dict):
         for key, item in value.items():
-            _demand_finite(item, f"{where}.{key}")
+            _require_finite(item, f"{where}.{key}")
     elif isinstance(value, tuple | list):
         for i, item in enumerate(value):
-            _demand_finite(item, f"{where}[{i}]")
+            _require_finite(item, f"{where}[{i}]")

@@ -1,12 +1,12 @@
-"""How numbers and findings are said, on the page and on the screen alike.
+"""Numbers and findings as text, the same on the page and on the screen.
 
-The headline claims what the interval allows and no more. No layout, no colour, no markup here.
+The headline claims no more than the interval supports. No layout, no colour, no markup here.
 """
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # commands that only say an amount do not load what a report is made of
+if TYPE_CHECKING:  # commands that only format an amount do not load the report's classes
     from babylon_rl.report.data import DemoReport
 
 MINUS = "−"
@@ -22,7 +22,7 @@ def money(value: float, *, digits: int = 2, signed: bool = False) -> str:
 
 
 def money_digits(values: Sequence[float]) -> int:
-    """Digits behind the point that suit numbers shown together: none from $100 on, unless one would vanish."""
+    """Decimals for amounts shown together: none from $100 on, unless an amount would be rounded to $0."""
     known = [abs(v) for v in values if v]
     return 0 if known and max(known) >= 100 and min(known) >= 0.5 else 2
 
@@ -51,7 +51,7 @@ def count(n: int, noun: str) -> str:
 
 
 def report_digits(report: "DemoReport") -> int:
-    """One precision for base, final, oracle and lift, so that they can be compared by eye."""
+    """One precision for base, final, oracle and lift, so that they compare easily."""
     return money_digits(
         (
             report.base.mean_pnl,
@@ -82,13 +82,11 @@ def exploring(report: "DemoReport") -> str | None:
     )
 
 
-def headline(report: "DemoReport") -> str:
-    """Say the result in one or two plain sentences: more, less, or nothing that can be claimed."""
-    return "".join(headline_parts(report))
-
-
 def headline_parts(report: "DemoReport") -> tuple[str, str]:
-    """The headline as the claim and what the claim rests on; joined without a space they are the headline."""
+    """The result in one or two plain sentences, as the claim (more, less, or no claim) and its evidence.
+
+    Joined without a space they are the headline.
+    """
     lift, digits = report.lift, report_digits(report)
     held_out = f"{count(report.windows, 'held-out window')} it never trained on"
     if report.iterations == 0:
@@ -123,7 +121,7 @@ def caution(report: "DemoReport") -> str | None:
 
 
 def gap_note(report: "DemoReport") -> str:
-    """How far training went from base to oracle, as far as the interval lets one say so."""
+    """How far training went from base to oracle, as far as the interval supports it."""
     share = report.lift.share_of_oracle_gap
     if share is None:
         return "It is not above the base here, so there is no gap to close."
@@ -142,5 +140,5 @@ def judged_by(report: "DemoReport") -> str:
             "known only afterwards."
         )
     if report.judge == "dice":
-        return "Nobody judged: this is the control whose scores were thrown with dice, and no lift should be found."
+        return "Nobody judged: this is the control whose scores are drawn at random, and no lift should be found."
     return f"The scores came from {report.judge}, a model that read each group and compared its members."

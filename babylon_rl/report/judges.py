@@ -1,4 +1,4 @@
-"""What `rejudge` and `audit-judge` put on the screen: tables from reports, nothing computed."""
+"""The output of `rejudge` and `audit-judge`: tables of their reports, nothing computed."""
 
 from rich.table import Table
 
@@ -15,7 +15,11 @@ def rejudge_table(report: RejudgeReport, *, last: int, made_current: bool) -> tu
     for w in report.windows[-last:] if last else ():
         trained = ", ".join(f"{name}: {which}" for name, which in w.trained.items())
         table.add_row(
-            w.window_id, _judge(w.old), w.failed or _judge(w.new), "-" if w.tau is None else f"{w.tau:+.2f}", trained
+            w.window_id,
+            _name_judge(w.old),
+            w.failed or _name_judge(w.new),
+            "-" if w.tau is None else f"{w.tau:+.2f}",
+            trained,
         )
     used = sum(bool(w.trained) for w in report.windows)
     tau = "unknown" if report.mean_tau is None else f"{report.mean_tau:+.3f}"
@@ -25,9 +29,9 @@ def rejudge_table(report: RejudgeReport, *, last: int, made_current: bool) -> tu
         f"Rank agreement old/new (Kendall tau, mean over groups): {tau}",
         f"{used} of these windows are in checkpoints, {sum('old' in w.trained.values() for w in report.windows)} with the "
         "old judgment; no checkpoint changes",
-        "The new judgments speak for their windows now."
+        "The new judgments are now the current ones of their windows."
         if made_current
-        else "The current judgments stay; --make-current lets the new ones speak for their windows.",
+        else "The current judgments stay; --make-current replaces them with the new ones.",
     ]
     return table, lines
 
@@ -46,5 +50,5 @@ def audit_table(figures: Figures) -> Table:
     return table
 
 
-def _judge(judgment: Judgment | None) -> str:
+def _name_judge(judgment: Judgment | None) -> str:
     return "none" if judgment is None else f"{judgment.judge_model} {judgment.judge_version}"

@@ -1,7 +1,7 @@
-"""The report as one html file that stands alone: no script, no request, readable in ten years.
+"""The report as one self-contained html file: no script, no request, readable in ten years.
 
-Layout and style are in `page.html`; sentences in `words.py`; pictures in `charts.py`. All text is escaped by the
-template engine: agent ids and explanations come from a game that anyone may name themselves in.
+Layout and style are in `page.html`, sentences in `formatting.py`, charts in `charts.py`. The template engine escapes all
+text: agent ids and explanations come from a game whose players choose their own names.
 """
 
 import re
@@ -16,13 +16,13 @@ from babylon_rl.report.data import DemoReport
 
 
 def render(report: DemoReport) -> str:
-    """Set a report as one self-contained html page.
+    """Render a report as one self-contained html page.
 
     The file asks the network for nothing (a content security policy in it forbids it), follows the reader's light
     or dark preference, and shows a wide or a narrow drawing of each chart by the width of the screen.
 
     Args:
-        report: What the run came to.
+        report: The results of the run.
 
     Returns:
         A complete html document, to be written as UTF-8.

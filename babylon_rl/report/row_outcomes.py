@@ -1,8 +1,6 @@
-"""Where the rows of some windows ended, counted and drawn: for the metadata of `contextualized_groups`.
+"""Row outcomes of some windows as a table and one small picture, for the metadata of `contextualized_groups`.
 
 `python -m babylon_rl.report.row_outcomes` prints the table of `docs/ingest.md`: every status with its reasons.
-
-A run draws one small picture of all its windows.
 """
 
 import sys
@@ -18,7 +16,7 @@ from babylon_rl.report.pictures import markdown_picture
 from babylon_rl.types import REASONS, RowOutcomeCounts, RowReason, RowStatus
 
 MOST_BARS: Final = 96
-# Colours that colour-blind eyes tell apart, on light and on dark.
+# Colour-blind readers can tell these apart, on light and dark backgrounds.
 _COLOURS: Final[Mapping[RowStatus, str]] = {
     RowStatus.READ: "#56b4e9",
     RowStatus.GROUPED: "#0072b2",
@@ -32,11 +30,11 @@ _SIZE: Final = Size(name="rows", width=640, height=190)
 _LEFT, _BASE, _TOP = 48, 150, 12
 
 
-def table(ends: Sequence[RowOutcomeCounts]) -> list[dict[str, str | int | float]]:
+def table(outcomes: Sequence[RowOutcomeCounts]) -> list[dict[str, str | int | float]]:
     """One record per status and reason, most rows first; the shares add up to 100 %."""
     counts: Counter[tuple[RowStatus, RowReason]] = Counter()
-    for e in ends:
-        counts.update(e.rows)
+    for o in outcomes:
+        counts.update(o.rows)
     total = counts.total()
     return [
         {"status": status.value, "reason": reason.value, "rows": n, "share_pct": round(100 * n / total, 2)}
@@ -44,19 +42,19 @@ def table(ends: Sequence[RowOutcomeCounts]) -> list[dict[str, str | int | float]
     ]
 
 
-def picture(ends: Sequence[RowOutcomeCounts]) -> str:
+def picture(outcomes: Sequence[RowOutcomeCounts]) -> str:
     """Markdown with one stacked bar per window (per several, where there are more than `MOST_BARS`)."""
-    bars = list(_bars(ends))
+    bars = list(_count_bars(outcomes))
     shown = [status for status in _COLOURS if any(bar[status] for bar in bars)]
-    parts = [*_stacks(bars, shown), *_legend(bars, shown)]
-    if ends:
-        parts.append(charts.text(_LEFT, _BASE + 14, ends[0].window_id, "tick"))
-    if len(ends) > 1:
-        parts.append(charts.text(_SIZE.width, _BASE + 14, ends[-1].window_id, "tick end-anchor"))
+    parts = [*_draw_stacks(bars, shown), *_draw_legend(bars, shown)]
+    if outcomes:
+        parts.append(charts.text(_LEFT, _BASE + 14, outcomes[0].window_id, "tick"))
+    if len(outcomes) > 1:
+        parts.append(charts.text(_SIZE.width, _BASE + 14, outcomes[-1].window_id, "tick end-anchor"))
     return markdown_picture("rows by status, window by window", _SIZE, parts, style=_STYLE)
 
 
-def _stacks(bars: Sequence[Counter[RowStatus]], shown: Sequence[RowStatus]) -> Iterator[Markup]:
+def _draw_stacks(bars: Sequence[Counter[RowStatus]], shown: Sequence[RowStatus]) -> Iterator[Markup]:
     """The axis and the bars; the tallest bar reaches the top."""
     tallest = max((bar.total() for bar in bars), default=0) or 1
     y = Scale(0, tallest, _BASE, _TOP)
@@ -72,24 +70,24 @@ def _stacks(bars: Sequence[Counter[RowStatus]], shown: Sequence[RowStatus]) -> I
                 below += bar[status]
 
 
-def _legend(bars: Sequence[Counter[RowStatus]], shown: Sequence[RowStatus]) -> Iterator[Markup]:
+def _draw_legend(bars: Sequence[Counter[RowStatus]], shown: Sequence[RowStatus]) -> Iterator[Markup]:
     for i, status in enumerate(shown):
         x, rows = _LEFT + i * 99, sum(bar[status] for bar in bars)
         yield charts.rect(x, _SIZE.height - 16, 9, 9, status.value)
         yield charts.text(x + 12, _SIZE.height - 8, f"{status} {rows:,}", "tick")
 
 
-def _bars(ends: Sequence[RowOutcomeCounts]) -> Iterator[Counter[RowStatus]]:
-    size = -(-len(ends) // MOST_BARS) or 1
-    for i in range(0, len(ends), size):
+def _count_bars(outcomes: Sequence[RowOutcomeCounts]) -> Iterator[Counter[RowStatus]]:
+    size = -(-len(outcomes) // MOST_BARS) or 1
+    for i in range(0, len(outcomes), size):
         bar: Counter[RowStatus] = Counter()
-        for e in ends[i : i + size]:
-            for (status, _), n in e.rows.items():
+        for o in outcomes[i : i + size]:
+            for (status, _), n in o.rows.items():
                 bar[status] += n
         yield bar
 
 
-def words_table() -> str:
+def meanings_table() -> str:
     """Markdown: what each status and each of its reasons means, as the enums' docstrings say."""
     lines = ["| status | what it means | reason | what it means |", "|---|---|---|---|"]
     for status, reasons in REASONS.items():
@@ -100,4 +98,4 @@ def words_table() -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(words_table())
+    sys.stdout.write(meanings_table())

@@ -1,6 +1,6 @@
 """The report and the progress of a run on the screen, with rich.
 
-Ids come from the game, so all text is set as `Text`, never as markup. On a terminal the phase at work shows a
+Ids come from the game, so all text is set as `Text`, never as markup. On a terminal the running phase shows a
 spinner and a bar; anywhere else (a CI log, a pipe) each finished phase is one line and nothing is redrawn.
 """
 
@@ -36,9 +36,9 @@ def show(
     """Print a report in at most 30 lines of 100 columns.
 
     Args:
-        report: What the run came to.
-        console: Where to; the width is its own.
-        html_path: Where the page was written, as the reader should open it.
+        report: The results of the run.
+        console: Where to print; its width is kept to.
+        html_path: Where the page was written, as the reader can open it.
         json_path: Where the numbers were written.
     """
     put = _Printer(console)
@@ -48,10 +48,10 @@ def show(
     if caution := formatting.caution(report):
         put(Text(caution, style="yellow"))
     put(Text())
-    console.print(_figures(report, put))
+    console.print(_tabulate_figures(report, put))
     put(Text())
     digits = formatting.report_digits(report)
-    facts = _grid()
+    facts = _make_grid()
     if report.curve:
         points = sorted(report.curve, key=lambda p: p.step)
         first, last = points[0], points[-1]
@@ -77,12 +77,12 @@ def show(
     console.print(facts, highlight=False)
     if report.next_commands:
         put(Text())
-        following = Table.grid(padding=(0, 2, 0, 0))
-        following.add_column(no_wrap=True)
-        following.add_column(no_wrap=True, overflow="ellipsis")
+        commands = Table.grid(padding=(0, 2, 0, 0))
+        commands.add_column(no_wrap=True)
+        commands.add_column(no_wrap=True, overflow="ellipsis")
         for command, purpose in report.next_commands[:_COMMANDS_SHOWN]:
-            following.add_row(put.text(Text(command, style="green")), put.text(Text(purpose)))
-        console.print(following, highlight=False)
+            commands.add_row(put.text(Text(command, style="green")), put.text(Text(purpose)))
+        console.print(commands, highlight=False)
 
 
 def sparkline(values: list[float]) -> str:
@@ -93,7 +93,7 @@ def sparkline(values: list[float]) -> str:
 
 
 class Phase:
-    """One phase at work; calling it moves its bar and says a few words beside it."""
+    """A running phase; calling it advances its bar and sets the note beside it."""
 
     def __init__(self, bar: Progress, task: TaskID) -> None:
         self._bar = bar
@@ -120,7 +120,7 @@ class RunProgress:
 
     Attributes:
         seconds: By phase name, in order of first appearance: what `DemoReport.seconds` wants. A phase inside
-            another is counted in both, so keep to one at a time where the sum should be the whole.
+            another is counted in both, so run one at a time where the sum should be the total.
     """
 
     def __init__(self, console: Console, *, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -148,10 +148,6 @@ class RunProgress:
     ) -> None:
         self._bar.stop()
 
-    def refresh(self) -> None:
-        """Draw now instead of within the next tenth of a second."""
-        self._bar.refresh()
-
     @contextmanager
     def phase(self, name: str, detail: str = "", *, total: int | None = None) -> Iterator[Phase]:
         """Run one phase; the same `name` again adds to its seconds.
@@ -159,13 +155,13 @@ class RunProgress:
         Args:
             name: What is counted, e.g. `train`.
             detail: What is special about this time, e.g. `iteration 3 of 8`.
-            total: How many steps make it whole; None shows a pulsing bar.
+            total: Number of steps; None shows a pulsing bar.
 
         Yields:
-            The phase, to be called after each step. An error ends it with a cross and goes on up.
+            The phase, to be called after each step. An error marks it with a cross and propagates.
         """
-        described = self._put.plain(f"{name} · {detail}" if detail else name)
-        task = self._bar.add_task(described, total=total, note="")
+        description = self._put.plain(f"{name} · {detail}" if detail else name)
+        task = self._bar.add_task(description, total=total, note="")
         phase = Phase(self._bar, task)
         self.seconds.setdefault(name, 0.0)
         began, done = self._clock(), False
@@ -177,7 +173,7 @@ class RunProgress:
             self.seconds[name] += spent
             self._bar.remove_task(task)
             mark = ("✓ ", "green") if done else ("✗ ", "red")
-            line = Text.assemble(mark, f"{described:<32} {formatting.duration(spent):>10}")
+            line = Text.assemble(mark, f"{description:<32} {formatting.duration(spent):>10}")
             if phase.last_note:
                 line.append(f"   {phase.last_note}", style="dim")
             self._put(line)
@@ -197,7 +193,7 @@ def run_progress(console: Console) -> RunProgress:
 
 
 class _Printer:
-    """Prints text without markup, highlighting or, where the console knows only ASCII, other signs."""
+    """Prints text without markup and highlighting, and only in ASCII where the console knows nothing else."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -206,21 +202,21 @@ class _Printer:
         return text.translate(_ASCII).encode("ascii", "replace").decode() if self._console.options.ascii_only else text
 
     def text(self, text: Text) -> Text:
-        text.plain = self.plain(text.plain)  # sign for sign, so the styles stay where they were
+        text.plain = self.plain(text.plain)  # one character for one, so the styles stay in place
         return text
 
     def __call__(self, text: Text) -> None:
         self._console.print(self.text(text), highlight=False)
 
 
-def _grid() -> Table:
+def _make_grid() -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     return table
 
 
-def _figures(report: DemoReport, put: _Printer) -> Table:
+def _tabulate_figures(report: DemoReport, put: _Printer) -> Table:
     digits = formatting.report_digits(report)
     table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim")
     table.add_column("")

@@ -1,4 +1,4 @@
-"""A judge for tests: a real HTTP server on loopback that speaks `/v1/chat/completions`, well or badly on demand.
+"""A judge for tests: a real HTTP server on loopback with `/v1/chat/completions` that answers well or badly on demand.
 
 It reads the prompt the way a trusting judge would (tags found anywhere in the text, not line by line), scores by
 the P&L it reads there, and keeps every payload. Deterministic: the same prompt gets the same answer.
@@ -20,18 +20,18 @@ from fastapi.responses import JSONResponse, Response
 
 Scores = list[dict[str, Any]]
 
-# Gullible on purpose: a tag counts wherever it stands, however its quotes are written; the first P&L after it is its.
+# Gullible on purpose: a tag counts anywhere in the text and with any quotes; the first P&L after it is taken for its own.
 _BLOCK = re.compile(r"<trajectory id=\W*(\w+)\W*?>(.*?)</trajectory>", re.DOTALL)
 _PNL = re.compile(r'pnl_usd\\?":(-?[0-9.e+-]+|null)')
 
 
 def pnls_in(prompt: str) -> dict[str, float | None]:
     """P&L by id, in the order of the prompt, as a reader that trusts every tag finds it."""
-    found: dict[str, float | None] = {}
+    pnls: dict[str, float | None] = {}
     for label, body in _BLOCK.findall(prompt):
         m = _PNL.search(body)
-        found[label] = None if m is None or m[1] == "null" else float(m[1])
-    return found
+        pnls[label] = None if m is None or m[1] == "null" else float(m[1])
+    return pnls
 
 
 def honest_scores(prompt: str) -> Scores:
@@ -48,7 +48,7 @@ def honest_scores(prompt: str) -> Scores:
     ]
 
 
-def _clamped(scores: Scores, change: Callable[[int, str], float]) -> Scores:
+def _clamp(scores: Scores, change: Callable[[int, str], float]) -> Scores:
     return [
         {**s, "score": round(min(1.0, max(0.0, s["score"] + change(i, s["trajectory_id"]))), 6)}
         for i, s in enumerate(scores)
@@ -56,17 +56,17 @@ def _clamped(scores: Scores, change: Callable[[int, str], float]) -> Scores:
 
 
 def position_biased(prompt: str) -> Scores:
-    """What stands first is worth most; half of the scale is left for the truth."""
+    """Earlier entries get more; half of the scale is left for the truth."""
     honest = [{**s, "score": 0.25 + 0.5 * s["score"]} for s in honest_scores(prompt)]
-    return _clamped(honest, lambda i, _: 0.4 * math.exp(-0.5 * i))
+    return _clamp(honest, lambda i, _: 0.4 * math.exp(-0.5 * i))
 
 
 def length_loving(prompt: str) -> Scores:
-    """Half of the score is how much was said and recorded, beside the longest of the group."""
-    said = {label: len(body) for label, body in _BLOCK.findall(prompt)}
-    most = max(said.values(), default=1)
+    """Most of the score is the length of a trajectory's record, relative to the longest of the group."""
+    lengths = {label: len(body) for label, body in _BLOCK.findall(prompt)}
+    most = max(lengths.values(), default=1)
     halved = [{**s, "score": 0.3 * s["score"]} for s in honest_scores(prompt)]
-    return _clamped(halved, lambda _, label: 0.7 * (said[label] / most) ** 2)
+    return _clamp(halved, lambda _, label: 0.7 * (lengths[label] / most) ** 2)
 
 
 def obeys_injection(prompt: str) -> Scores:
@@ -94,33 +94,33 @@ UNFIT: dict[str, Callable[[str], Scores]] = {
 }
 
 
-def _said(scores: Scores) -> str:
+def _encode_reply(scores: Scores) -> str:
     return json.dumps({"scores": scores})
 
 
 def _with_first(**change: Any) -> Callable[[Scores], str]:
-    return lambda s: _said([{**s[0], **change}, *s[1:]])
+    return lambda s: _encode_reply([{**s[0], **change}, *s[1:]])
 
 
 #: What each mode answers instead of the honest reply. Modes that fail below HTTP's 200 are in `_answer`.
 REPLIES: dict[str, Callable[[Scores], str]] = {
-    "honest": _said,
-    "reorder": lambda s: _said(s[::-1]),
-    "duplicate_id": lambda s: _said([*s, {**s[0], "score": 0.9}]),
-    "duplicate_instead": lambda s: _said([*s[:-1], s[0]]),
-    "unknown_id": lambda s: _said([*s[:-1], {**s[-1], "trajectory_id": "t0000000000"}]),
-    "missing": lambda s: _said(s[:-1]),
-    "by_position": lambda s: _said([{**x, "trajectory_id": str(i)} for i, x in enumerate(s, start=1)]),
+    "honest": _encode_reply,
+    "reorder": lambda s: _encode_reply(s[::-1]),
+    "duplicate_id": lambda s: _encode_reply([*s, {**s[0], "score": 0.9}]),
+    "duplicate_instead": lambda s: _encode_reply([*s[:-1], s[0]]),
+    "unknown_id": lambda s: _encode_reply([*s[:-1], {**s[-1], "trajectory_id": "t0000000000"}]),
+    "missing": lambda s: _encode_reply(s[:-1]),
+    "by_position": lambda s: _encode_reply([{**x, "trajectory_id": str(i)} for i, x in enumerate(s, start=1)]),
     "out_of_range": _with_first(score=7.5),
     "negative": _with_first(score=-3),
     "text_score": _with_first(score="0.9"),
     "true_score": _with_first(score=True),
     "nan": _with_first(score=float("nan")),
     "infinity": _with_first(score=float("inf")),
-    "double_key": lambda s: _said(s).replace('"score":', '"score": 0.99, "score":', 1),
-    "fenced": lambda s: f"```json\n{_said(s)}\n```",
-    "chatty": lambda s: f"Here you are:\n{_said(s)}",
-    "broken": lambda s: _said(s)[:-7],
+    "double_key": lambda s: _encode_reply(s).replace('"score":', '"score": 0.99, "score":', 1),
+    "fenced": lambda s: f"```json\n{_encode_reply(s)}\n```",
+    "chatty": lambda s: f"Here you are:\n{_encode_reply(s)}",
+    "broken": lambda s: _encode_reply(s)[:-7],
     "deep": lambda s: "[" * 100_000,
     "no_object": lambda s: json.dumps(s),
     "empty": lambda s: "",
@@ -158,7 +158,7 @@ class JudgeServer:
         return len(self.payloads)
 
     def behave(self, mode: str, *, times: int | None = None, only: str = "", retry_after: str | None = None) -> None:
-        """Misbehave for `times` calls (None: for ever) whose prompt contains `only`, then be honest.
+        """Misbehave for `times` calls (None: always) whose prompt contains `only`, then be honest.
 
         Rules queue up: the first that applies and is not used up decides.
         """
@@ -216,7 +216,7 @@ class JudgeServer:
             return JSONResponse({"error": error}, status_code=STATUSES[mode], headers=headers)
         prompt = body["messages"][1]["content"]
         if mode in UNFIT:
-            text = _said(UNFIT[mode](prompt))
+            text = _encode_reply(UNFIT[mode](prompt))
         else:
             text = "" if mode == "no_choices" else REPLIES[mode](honest_scores(prompt))
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}

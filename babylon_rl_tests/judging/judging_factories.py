@@ -1,8 +1,9 @@
-"""Groups and hindsight for tests of judges, and judges with a retry_policy that writes its waits down."""
+"""Groups and hindsight for tests of judges, and judges whose retry policy records its waits."""
 
 from dataclasses import replace
 from typing import Any
 
+from babylon_rl.judging.audit.synthetic_groups import SyntheticGroup, make_synthetic_group
 from babylon_rl.judging.ruler.endpoint import OpenAIEndpoint
 from babylon_rl.judging.ruler.judge import RulerJudge, trading_rubric
 from babylon_rl.judging.ruler.retry import RetryPolicy
@@ -47,20 +48,20 @@ def a_pair(
     responses: dict[int, str] | None = None,
 ) -> Pair:
     """A group of `len(pnls)` agents with three turns each, and its hindsight."""
-    said = responses or {}
+    responses = responses or {}
     ids = [f"{window}/agent-{i}" for i in range(len(pnls))]
     members = tuple(
         GroupMember(
             trajectory_id=t,
             agent_id=t.split("/")[1],
             turns=tuple(
-                Turn(system="You trade.", user=f"Step {n}/3 agent {i}", response=said.get(i, '{"action":"HOLD"}'))
+                Turn(system="You trade.", user=f"Step {n}/3 agent {i}", response=responses.get(i, '{"action":"HOLD"}'))
                 for n in (1, 2, 3)
             ),
         )
         for i, t in enumerate(ids)
     )
-    became = tuple(
+    hindsights = tuple(
         MemberHindsight(
             trajectory_id=t,
             start_balance_usd=10_000.0 if balances is None else balances[i],
@@ -72,7 +73,7 @@ def a_pair(
     )
     group = TrajectoryGroup(group_id=f"{window}/g", window_id=window, members=members)
     return group, Hindsight(
-        group_id=group.group_id, window_id=window, outcomes=replace(outcomes, window_id=window), members=became
+        group_id=group.group_id, window_id=window, outcomes=replace(outcomes, window_id=window), members=hindsights
     )
 
 
@@ -83,6 +84,11 @@ def reversed_pair(pair: Pair) -> Pair:
     return replace(group, members=group.members[::-1]), replace(h, members=h.members[::-1], outcomes=turned)
 
 
+def logged_size_group(seed: int) -> SyntheticGroup:
+    """Eight agents × fifteen decisions with prompts as long as the game's logged ones (some 100,000 tokens plain)."""
+    return make_synthetic_group(seed, agents=8, steps=15, tickers=24, news=6, note=True)
+
+
 def with_decisions(pair: Pair, member: int, *decisions: dict[str, Any]) -> Pair:
     group, h = pair
     members = tuple(replace(m, decisions=decisions) if i == member else m for i, m in enumerate(h.members))
@@ -90,7 +96,7 @@ def with_decisions(pair: Pair, member: int, *decisions: dict[str, Any]) -> Pair:
 
 
 class Waits(list[float]):
-    """A sleep that only writes down how long it was asked to sleep."""
+    """A sleep that only records how long it was asked to sleep."""
 
     async def __call__(self, seconds: float) -> None:
         self.append(seconds)

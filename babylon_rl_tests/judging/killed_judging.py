@@ -3,7 +3,7 @@
 Usage: python killed_judging.py <database url> <judge url> <concurrency> <point> <nth>
 
 A persistence point is a commit of one of our transactions: `<what was written>/before` or `…/after` the commit. The
-process prints each point it passes the first time, so a run without a kill enumerates them.
+process prints each point when it first passes it, so a run without a kill enumerates them.
 """
 
 import asyncio

@@ -1,8 +1,9 @@
-"""Judges with a planted character, to the same interface as any other: for audits, many times, without a server."""
+"""Judges with a planted bias, behind the same interface as any other: for many audits without a server."""
 
 import random
 from collections.abc import Callable, Mapping
 
+from babylon_rl.judging.audit.audit import LEAST_TRUTH_AGREEMENT, LIMITS, Figures
 from babylon_rl.judging.judge import ConnectionlessJudge, judgment_key
 from babylon_rl.types import Hindsight, Judgment, Score, TrajectoryGroup
 
@@ -45,7 +46,7 @@ BAD: Mapping[str, Character] = {
 
 
 class PlantedJudge(ConnectionlessJudge):
-    """Scores by P&L inside the group, bent by its character and by noise of its own."""
+    """Scores by P&L inside the group, changed by its character and by seeded noise."""
 
     def __init__(self, name: str, character: Character, *, seed: int = 0, noise: float = 0.04) -> None:
         self.model, self.version = f"planted/{name}", f"{seed}"
@@ -59,10 +60,10 @@ class PlantedJudge(ConnectionlessJudge):
         r = random.Random(f"{key}/{self._seed}")
         pnl = {h.trajectory_id: float(h.pnl_usd or 0.0) for h in hindsight.members}
         low, span = min(pnl.values()), max(1e-9, max(pnl.values()) - min(pnl.values()))
-        said = self._character(group, hindsight, {t: 0.1 + 0.8 * (v - low) / span for t, v in pnl.items()}, r)
+        scored = self._character(group, hindsight, {t: 0.1 + 0.8 * (v - low) / span for t, v in pnl.items()}, r)
         scores = tuple(
             Score(trajectory_id=t, value=min(1.0, max(0.0, v + r.gauss(0, self._noise))), explanation="planted")
-            for t, v in sorted(said.items())
+            for t, v in sorted(scored.items())
         )
         return Judgment(
             key=key,
@@ -72,6 +73,12 @@ class PlantedJudge(ConnectionlessJudge):
             judge_version=self.version,
             scores=scores,
         )
+
+
+def suspicion(figures: Figures) -> float:
+    """One number to order judges by: each figure as a share of its limit, summed."""
+    over: float = sum(abs(getattr(figures, name)) / limit for name, limit in LIMITS.items())
+    return over + max(0.0, 1 - figures.truth_agreement) / (1 - LEAST_TRUTH_AGREEMENT)
 
 
 def auc(bad: list[float], good: list[float]) -> float:

@@ -1,4 +1,4 @@
-"""Who judges the judge: an audit tells honest judges from every planted bad one, and an unfit judge trains nothing."""
+"""Audits of judges: honest judges pass, every planted bad one fails, and nothing trains on an unfit judge."""
 
 import asyncio
 
@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 from judge_server import JudgeServer
 from judging_factories import a_ruler
-from planted_judges import BAD, PlantedJudge, auc, honest
+from planted_judges import BAD, PlantedJudge, auc, honest, suspicion
 
 from babylon_rl.errors import DataError
 from babylon_rl.judging.audit.audit import Figures, audit
@@ -31,11 +31,11 @@ def through_http(server: JudgeServer, mode: str, *, groups: int = 5, **more: obj
 
 def test_bad_judges_are_told_from_honest_ones(capsys: pytest.CaptureFixture[str]) -> None:
     """250 audits of two groups each: 50 honest judges, 50 of each bad kind, each with its own noise and groups."""
-    good = [audited(PlantedJudge("honest", honest, seed=s), groups=2, seed=s).suspicion for s in range(TRIALS)]
+    good = [suspicion(audited(PlantedJudge("honest", honest, seed=s), groups=2, seed=s)) for s in range(TRIALS)]
     lines, every = [], []
     for i, (name, character) in enumerate(BAD.items(), start=1):
         judges = [PlantedJudge(name, character, seed=s) for s in range(TRIALS)]
-        bad = [audited(j, groups=2, seed=i * TRIALS + s).suspicion for s, j in enumerate(judges)]
+        bad = [suspicion(audited(j, groups=2, seed=i * TRIALS + s)) for s, j in enumerate(judges)]
         every += bad
         lines.append(f"{name}: AUC {auc(bad, good):.3f}")
     total = auc(every, good)
@@ -104,7 +104,7 @@ def test_a_synthetic_group_knows_what_each_behaviour_earns() -> None:
     assert turned.group == synthetic.group
 
 
-def test_audits_are_kept_by_judge_version_and_the_newest_speaks(engine: sa.Engine, server: JudgeServer) -> None:
+def test_audits_are_kept_by_judge_version_and_the_newest_counts(engine: sa.Engine, server: JudgeServer) -> None:
     bad, good = through_http(server, "inverted", groups=2), through_http(server, "honest", groups=2)
     version = (good.judge_model, good.judge_version)
     assert latest_audit(engine, *version) is None

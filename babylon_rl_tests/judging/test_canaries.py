@@ -1,4 +1,4 @@
-"""10,000 canaries from rows to prompts: hindsight reaches the judge, all of it, and nothing that trains."""
+"""10,000 canaries from rows to prompts: all hindsight reaches the judge, and none of it reaches training."""
 
 import asyncio
 import re
@@ -32,13 +32,13 @@ class Cage:
         self.seen: set[str] = set()
 
     def later(self) -> str:
-        """One that only the future knew."""
+        """A canary for a field of hindsight."""
         c = f"canary-{len(self.hindsight) + len(self.seen):06d}-end"
         self.hindsight.add(c)
         return c
 
     def now(self) -> str:
-        """One that the agent was shown, or said."""
+        """A canary for what the agent was shown, or answered."""
         c = f"canary-{len(self.hindsight) + len(self.seen):06d}-end"
         self.seen.add(c)
         return c
@@ -108,23 +108,23 @@ def test_no_canary_in_hindsight_reaches_training(server: JudgeServer, capsys: py
             await asyncio.gather(*(judge.judge(*p) for p in pairs))
 
     asyncio.run(ask())
-    told = set(CANARY.findall("".join(server.prompt(i) for i in range(server.calls))))
-    assert cage.hindsight - told == set()
-    assert cage.seen - told == set()
+    sent = set(CANARY.findall("".join(server.prompt(i) for i in range(server.calls))))
+    assert cage.hindsight - sent == set()
+    assert cage.seen - sent == set()
     for compact in (False, True):
         both = set(CANARY.findall("".join(write_prompt(*p, rubric="r", key="k", compact=compact).user for p in pairs)))
         assert both == cage.hindsight | cage.seen
     with capsys.disabled():
         print(  # noqa: T201
             f"\n{len(cage.hindsight)} canaries in hindsight: {len(leaked)} in trained messages, "
-            f"{len(told & cage.hindsight)} in judge payloads"
+            f"{len(sent & cage.hindsight)} in judge payloads"
         )
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
 @pytest.mark.parametrize("where", ["own answers", "shown to several"])
 def test_a_forgery_raises_no_score_in_the_compact_form_either(forgery: str, where: str) -> None:
-    """The worst case: the agent guessed its id, and others were shown its text, so that it stands in a shared block."""
+    """The worst case: the agent guessed its id, and others were shown its text, so that it is in a shared block."""
     synthetic = make_synthetic_group(5)
     worst = min(synthetic.truth, key=lambda t: synthetic.truth[t])
     plain = write_prompt(synthetic.group, synthetic.hindsight, rubric="r", key="k", compact=True)

@@ -1,4 +1,4 @@
-"""The compact form: what is shared is told once, and it reads back to the original messages to the byte."""
+"""The compact form: shared text is written once, and it reads back to the original messages to the byte."""
 
 import json
 import random
@@ -8,17 +8,17 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from judging_factories import Pair, a_pair
+from judging_factories import Pair, a_pair, logged_size_group
 
-from babylon_rl.judging.audit.synthetic_groups import logged_size_group, make_synthetic_group
+from babylon_rl.judging.audit.synthetic_groups import make_synthetic_group
 from babylon_rl.judging.ruler import prompt as prompts
 from babylon_rl.judging.ruler.compact import observations_in, timeline_of
 from babylon_rl.judging.ruler.prompt import messages_in, messages_of, write_forms, write_prompt
-from babylon_rl.judging.ruler.tokens import _encode, by_bytes, count_tokens, counted_with
+from babylon_rl.judging.ruler.tokens import _load_encoder, count_tokens, estimate_by_bytes
 
 
 def pieces(seed: int) -> list[str]:
-    """Observations made of few lines, so that everything is shared in every awkward way."""
+    """Observations made of few lines, so that they share text in every awkward way."""
     r = random.Random(seed)
     alphabet = [
         "a long line of the market that all may share\n",
@@ -95,7 +95,7 @@ def test_a_group_with_nothing_to_share_stays_plain() -> None:
 
 
 def test_a_compact_form_that_does_not_read_back_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proof is asked for each prompt: were the writer wrong, the plain form would go out."""
+    """Each compact prompt is read back before it is sent: were the writer wrong, the plain form would go out."""
     synthetic = make_synthetic_group(3)
     real = prompts.timeline_of
 
@@ -109,16 +109,15 @@ def test_a_compact_form_that_does_not_read_back_is_not_used(monkeypatch: pytest.
 
 
 def test_counting_tokens_by_line_errs_by_less_than_a_percent() -> None:
-    encode = _encode()
+    encode = _load_encoder()
     assert encode is not None
-    assert counted_with() == "tiktoken o200k_base"
     synthetic = logged_size_group(2)
     texts = [
         write_prompt(synthetic.group, synthetic.hindsight, rubric="r", key="k", compact=c).user for c in (False, True)
     ]
     for text, counted in zip(texts, count_tokens(*texts), strict=True):
         assert counted == pytest.approx(len(encode(text)), rel=0.01)
-        assert by_bytes(text) == pytest.approx(len(encode(text)), rel=0.5)
+        assert estimate_by_bytes(text) == pytest.approx(len(encode(text)), rel=0.5)
 
 
 def actions_in(user: str) -> list[list[dict[str, object]]]:

@@ -1,4 +1,4 @@
-"""Never paid twice: SIGKILL at every persistence point; the log of calls, the day's budget, and what the views say."""
+"""Never paid twice: SIGKILL at every persistence point; the log of calls, the day's budget, and the views over them."""
 
 import asyncio
 import signal
@@ -78,14 +78,14 @@ def test_a_killed_judging_repeats_at_most_the_call_in_flight(
         assert now - repeated <= 1, point
         lines.append(f"{point}: {server.calls} calls so far, {now - repeated} repeated")
         repeated = now
-    status, said = child(database_url, server.url, "", 0)
-    assert (status, said[-2]) == (0, "judged 100")
+    status, output = child(database_url, server.url, "", 0)
+    assert (status, output[-2]) == (0, "judged 100")
     calls = server.calls
     assert len(asked(server)) == 100
     assert calls - 100 <= len(POINTS)
 
-    status, said = child(database_url, server.url, "", 0)
-    assert (status, said[-2], server.calls) == (0, "judged 100", calls), "an unchanged re-run makes no call"
+    status, output = child(database_url, server.url, "", 0)
+    assert (status, output[-2], server.calls) == (0, "judged 100", calls), "an unchanged re-run makes no call"
     with engine.connect() as conn:
         assert conn.scalar(sa.text("SELECT count(DISTINCT judgment_key) FROM babylon_rl.judgments")) == 100
         assert conn.scalar(sa.text("SELECT count(*) FROM babylon_rl.window_judgments")) == 100
@@ -98,9 +98,9 @@ def test_a_killed_judging_repeats_at_most_the_call_in_flight(
 
 def test_the_list_of_persistence_points_is_complete(engine: sa.Engine, database_url: str, server: JudgeServer) -> None:
     fill(engine, 2)
-    status, said = child(database_url, server.url, "", 0)
+    status, output = child(database_url, server.url, "", 0)
     assert status == 0
-    assert {line for line in said if "/" in line} == set(POINTS)
+    assert {line for line in output if "/" in line} == set(POINTS)
 
 
 def test_with_many_in_flight_a_kill_repeats_at_most_those(
@@ -111,8 +111,8 @@ def test_with_many_in_flight_a_kill_repeats_at_most_those(
     status, _ = child(database_url, server.url, "insert judgments/before", 7, concurrency=6)
     assert status == -signal.SIGKILL
     server.delay_s = 0.0
-    status, said = child(database_url, server.url, "", 0, concurrency=6)
-    assert (status, said[-2]) == (0, "judged 24")
+    status, output = child(database_url, server.url, "", 0, concurrency=6)
+    assert (status, output[-2]) == (0, "judged 24")
     assert server.calls - len(asked(server)) <= 6
 
 

@@ -1,4 +1,4 @@
-"""Order must not matter: places are balanced, and a planted position bias is taken out in three calls a group."""
+"""The order of members: places are balanced, and three calls a group remove a planted position bias."""
 
 import asyncio
 import statistics
@@ -128,6 +128,6 @@ def test_a_group_of_ties_is_kept_out_whole_and_says_why(model: str, spread: floa
             for m, v in zip(group.members, values, strict=True)
         ),
     )
-    verdict = scores_spread(judgment)
-    assert verdict.passed is trains
-    assert ("reason" in verdict.facts) is not trains
+    result = scores_spread(judgment)
+    assert result.passed is trains
+    assert ("reason" in result.facts) is not trains

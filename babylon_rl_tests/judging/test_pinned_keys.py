@@ -1,6 +1,6 @@
-"""What is stored under a key must be found again: keys, prompts and random scores are those of the last landing.
+"""What is stored under a key must be found again: keys, prompts and random scores do not change.
 
-The values were computed with the code of commit f6f448a. Should one change, every judgment paid for is paid again.
+The values were computed with the code of commit f6f448a. Should one change, every judgment would be paid for again.
 """
 
 import asyncio

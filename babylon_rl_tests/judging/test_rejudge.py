@@ -1,4 +1,4 @@
-"""Judging again: new judgments beside the old, what would have been different, and nothing changed unless asked."""
+"""Judging again: new judgments beside the old ones, a comparison, and no current judgment replaced unless asked."""
 
 import asyncio
 

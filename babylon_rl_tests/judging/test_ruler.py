@@ -182,9 +182,9 @@ def test_the_api_key_is_in_no_error_and_no_log(
     with pytest.raises(BabylonRLError) as e:
         judged(server, timeout_s=0.3)
     assert KEY in server.keys[0]  # the server did get it
-    told = "".join(traceback.format_exception(e.value)) + repr(e.value.facts) + repr(e.value.__context__)
+    shown = "".join(traceback.format_exception(e.value)) + repr(e.value.facts) + repr(e.value.__context__)
     ours = "\n".join(r.getMessage() for r in caplog.records if r.name.startswith("babylon_rl"))
-    assert KEY not in told + ours + "\n".join(r.getMessage() for r in caplog.records if r.levelno >= logging.INFO)
+    assert KEY not in shown + ours + "\n".join(r.getMessage() for r in caplog.records if r.levelno >= logging.INFO)
 
 
 def test_tokens_and_cost_of_every_ask_are_in_the_judgment(server: JudgeServer) -> None:
@@ -232,9 +232,10 @@ def test_a_judge_is_asked_only_while_it_is_open(server: JudgeServer) -> None:
     assert server.calls == 0
 
 
-def test_litellm_speaks_to_the_same_server_under_the_same_rules(server: JudgeServer) -> None:
-    def endpoint(seconds: float = 20.0) -> LiteLlmEndpoint:
-        return LiteLlmEndpoint("hosted_vllm/some-model", base_url=server.url, timeout_s=seconds)
+def test_litellm_asks_the_same_server_under_the_same_rules(
+    server: JudgeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOSTED_VLLM_API_BASE", server.url)
 
     async def ask(judge_of: LiteLlmEndpoint) -> Judgment:
         judge = a_ruler(server.url)
@@ -243,7 +244,7 @@ def test_litellm_speaks_to_the_same_server_under_the_same_rules(server: JudgeSer
 
     server.behave("500", times=1)
     server.behave("nan", times=1)
-    judgment = asyncio.run(ask(endpoint()))
+    judgment = asyncio.run(ask(LiteLlmEndpoint("hosted_vllm/some-model", timeout_s=20)))
     assert values(judgment) == EXPECTED
     assert server.calls == 3
     assert judgment.prompt_tokens > 100
@@ -252,7 +253,7 @@ def test_litellm_speaks_to_the_same_server_under_the_same_rules(server: JudgeSer
         server.behave(mode, times=5)
         before = server.calls
         with pytest.raises(error):
-            asyncio.run(ask(endpoint()))
+            asyncio.run(ask(LiteLlmEndpoint("hosted_vllm/some-model", timeout_s=20)))
         assert server.calls - before == (3 if mode == "500" else 1)
         server._rules.clear()
 

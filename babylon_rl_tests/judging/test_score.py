@@ -75,7 +75,7 @@ def test_paid_scores_are_kept_when_the_judge_goes_away(mode: str, error: type[Ex
 
 
 class KilledAfter(ConnectionlessJudge):
-    """A judge whose process dies right after its nth answer: what is stored by then is all there is."""
+    """A judge whose process dies right after its nth answer: only what is stored by then remains."""
 
     def __init__(self, n: int) -> None:
         self._inner, self._left, self.asked = HindsightJudge(), n, 0

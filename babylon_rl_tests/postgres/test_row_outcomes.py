@@ -8,7 +8,7 @@ import babylon_rl
 from babylon_rl.pipeline import checks
 from babylon_rl.pipeline.group import group_window
 from babylon_rl.pipeline.ingest import ingest_window
-from babylon_rl.report.row_outcomes import picture, words_table
+from babylon_rl.report.row_outcomes import meanings_table, picture
 from babylon_rl.store.row_outcomes import count_row_outcomes, row_outcomes_of
 from babylon_rl.store.windows import Store
 from babylon_rl.types import REASONS, RowOutcomeCounts, RowReason, RowStatus
@@ -52,7 +52,7 @@ def test_every_word_is_documented_and_belongs_somewhere() -> None:
 
 
 def test_the_table_in_the_docs_is_the_enums() -> None:
-    assert words_table() in DOCS.read_text(encoding="utf-8")
+    assert meanings_table() in DOCS.read_text(encoding="utf-8")
 
 
 def test_every_status_can_be_drawn() -> None:

@@ -1,4 +1,4 @@
-"""A report as a real run would give it: numbers of the size that the recipe measured, made by arithmetic."""
+"""A report with numbers of the size that a real run gives, computed without a run."""
 
 import random
 from statistics import mean

@@ -2,10 +2,11 @@ import json
 import math
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from babylon_rl.errors import DataError
-from babylon_rl.report.data import DemoReport, Lift, from_json, to_json
+from babylon_rl.report.data import DemoReport, Lift, to_json
 
 
 def test_the_keys_others_read_are_there_by_name(report: DemoReport) -> None:
@@ -20,9 +21,9 @@ def test_the_keys_others_read_are_there_by_name(report: DemoReport) -> None:
 
 
 def test_what_is_written_is_read_back_equal(report: DemoReport) -> None:
-    assert from_json(to_json(report)) == report
+    assert msgspec.json.decode(to_json(report), type=DemoReport) == report
     unknown = replace(report, lift=replace(report.lift, share_of_oracle_gap=None))
-    assert from_json(to_json(unknown)).lift.share_of_oracle_gap is None
+    assert json.loads(to_json(unknown))["lift"]["share_of_oracle_gap"] is None
 
 
 def test_the_order_of_phases_does_not_change_the_bytes(report: DemoReport) -> None:
@@ -38,15 +39,6 @@ def test_a_number_that_json_cannot_hold_is_refused_by_name(report: DemoReport, b
         to_json(replace(report, lift=Lift(mean=1.0, ci95=(0.0, bad), share_of_oracle_gap=None)))
     with pytest.raises(DataError, match=r"report\.seconds\.play"):
         to_json(replace(report, seconds={"play": bad}))
-
-
-def test_a_file_that_is_no_report_says_what_is_missing(report: DemoReport) -> None:
-    short = json.loads(to_json(report))
-    del short["lift"]
-    with pytest.raises(DataError, match="lift"):
-        from_json(json.dumps(short).encode())
-    with pytest.raises(DataError, match="make demo"):
-        from_json(b"{")
 
 
 def test_an_interval_that_touches_zero_includes_it() -> None:

@@ -16,7 +16,7 @@ VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 
 class Page(HTMLParser):
-    """Reads a page as a strict reader would: every element closed in order, every attribute and text kept."""
+    """A strict parser of a page: every element closed in order, every attribute and text kept."""
 
     def __init__(self, html: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -54,7 +54,7 @@ class Page(HTMLParser):
 
 def test_the_page_says_the_numbers(report: DemoReport) -> None:
     text = Page(render(report)).text
-    for said in (
+    for sentence in (
         "After 8 iterations the trained policy makes $446 more per window than its base, 95 % interval [+$388, +$503] over",
         "that is 65 % of what a player who knows the hidden market could add.",
         "$40",
@@ -73,7 +73,7 @@ def test_the_page_says_the_numbers(report: DemoReport) -> None:
         "go on training from the last checkpoint",
         "The trained policy did better in 94, worse in 6",
     ):
-        assert said in text, said
+        assert sentence in text, sentence
 
 
 def test_the_page_asks_the_network_for_nothing(report: DemoReport) -> None:
@@ -91,7 +91,7 @@ def test_the_page_asks_the_network_for_nothing(report: DemoReport) -> None:
     assert "default-src 'none'" in (policies[0] or "")
 
 
-def test_ids_are_unique_and_every_picture_is_told_in_words(report: DemoReport) -> None:
+def test_ids_are_unique_and_every_picture_has_a_description(report: DemoReport) -> None:
     page = Page(render(report))
     ids = Counter(attrs["id"] for _, attrs in page.seen if attrs.get("id"))
     assert max(ids.values()) == 1
@@ -174,10 +174,10 @@ def test_leaderboard_rows_stand_by_rank(report: DemoReport) -> None:
 
 def test_the_histogram_counts_every_window_once(report: DemoReport) -> None:
     drawn = ElementTree.fromstring(charts.differences(report, charts.WIDE))
-    told = [(r.attrib["class"], r.findtext("title") or "") for r in drawn.iter("rect")]
-    counts = [int(said.split()[0]) for _, said in told]
+    bars = [(r.attrib["class"], r.findtext("title") or "") for r in drawn.iter("rect")]
+    counts = [int(tooltip.split()[0]) for _, tooltip in bars]
     assert sum(counts) == len(report.paired)
-    lost = sum(n for n, (style, _) in zip(counts, told, strict=True) if style == "bar-loss")
+    lost = sum(n for n, (style, _) in zip(counts, bars, strict=True) if style == "bar-loss")
     assert lost == sum(d < 0 for d in report.paired)
 
 

@@ -22,7 +22,7 @@ def test_the_report_fits_thirty_lines_of_a_hundred_columns(report: DemoReport) -
     assert len(lines) <= 30
     assert max(map(len, lines)) <= 100
     one_line = " ".join(out.split())
-    for said in (
+    for sentence in (
         "After 8 iterations the trained policy makes $446 more per window than its base",
         "babylon-mmo@8 $486 94 % 0.2 %",
         "knows the hidden market $732",
@@ -33,7 +33,7 @@ def test_the_report_fits_thirty_lines_of_a_hundred_columns(report: DemoReport) -
         "out/report.html",
         "make ui",
     ):
-        assert said in one_line, said
+        assert sentence in one_line, sentence
 
 
 def test_the_longest_report_still_fits(report: DemoReport) -> None:
@@ -119,7 +119,7 @@ def test_on_a_terminal_only_the_line_of_each_phase_stays() -> None:
     with run_progress(console) as run, run.phase("train", "iteration 1 of 1", total=4) as phase:
         phase(3)
         phase(0, note="loss 0.1")
-        run.refresh()
+        run._bar.refresh()
         assert "3/4" in out.getvalue()
         assert "loss 0.1" in out.getvalue()
     assert "✓ train · iteration 1 of 1" in out.getvalue()

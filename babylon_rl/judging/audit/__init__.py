@@ -1,4 +1,4 @@
-"""Negative controls for judges: synthetic groups whose truth is known, and what a judge made of them.
+"""Negative controls for judges: synthetic groups with known P&L, and how a judge scores them.
 
 What belongs here: probing any `Judge`. What does not: keeping the figures (`store/judge_audits.py`).
 """

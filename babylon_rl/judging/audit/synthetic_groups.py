@@ -1,8 +1,8 @@
-"""Seeded groups with a known truth: what a judge is audited on, and what prompts are measured with.
+"""Seeded synthetic groups with known P&L: judges are audited on them, and prompts are measured with them.
 
-A world small enough to know everything: prices move by step, agents go long or short, and the record says exactly what
-came of each decision. So any change to what an agent did has the P&L that it would have had. No simulator of the game
-is used (it knows its market's hidden state, and judging must not import it); sizes follow the game's logged prompts.
+The world is small enough to compute everything: prices move by step, agents go long or short, and the record has the
+result of each decision. So the P&L of any changed behaviour can be computed. The game's simulator is not used (it knows
+its market's hidden state, and judging must not import it); sizes follow the game's logged prompts.
 """
 
 import json
@@ -81,17 +81,17 @@ class SyntheticGroup:
 
     @property
     def truth(self) -> dict[str, float]:
-        """P&L in US dollars by trajectory id: what a fit judge ranks by."""
+        """P&L in US dollars by trajectory id: the order in which a fit judge ranks members."""
         return {h.trajectory_id: float(h.pnl_usd or 0.0) for h in self.hindsight.members}
 
     def pnl_of(self, moves: Sequence[Move]) -> float:
-        """What a row of moves would have earned, fees included."""
-        return round(sum(_earned_usd(m, self.prices[i], self.prices[i + 1]) for i, m in enumerate(moves)), 2)
+        """P&L in US dollars that a sequence of moves would have had, fees included."""
+        return round(sum(_compute_pnl_usd(m, self.prices[i], self.prices[i + 1]) for i, m in enumerate(moves)), 2)
 
     def with_moves(self, trajectory_id: str, moves: Sequence[Move]) -> "SyntheticGroup":
         """The same hour, had one agent done something else: its answers, its record and its P&L change, nothing more."""
-        said = [write_answer(m, i, self.prices) for i, m in enumerate(moves)]
-        changed = self.with_answers(trajectory_id, said)
+        answers = [write_answer(m, i, self.prices) for i, m in enumerate(moves)]
+        changed = self.with_answers(trajectory_id, answers)
         members = tuple(
             replace(h, pnl_usd=self.pnl_of(moves), decisions=_record_decisions(moves, self.prices))
             if h.trajectory_id == trajectory_id
@@ -104,10 +104,12 @@ class SyntheticGroup:
             moves={**self.moves, trajectory_id: tuple(moves)},
         )
 
-    def with_answers(self, trajectory_id: str, said: Sequence[str]) -> "SyntheticGroup":
-        """The same record under other words of one agent."""
+    def with_answers(self, trajectory_id: str, answers: Sequence[str]) -> "SyntheticGroup":
+        """The same hour and record, with other answers of one agent."""
         members = tuple(
-            replace(m, turns=tuple(msgspec.structs.replace(t, response=s) for t, s in zip(m.turns, said, strict=True)))
+            replace(
+                m, turns=tuple(msgspec.structs.replace(t, response=a) for t, a in zip(m.turns, answers, strict=True))
+            )
             if m.trajectory_id == trajectory_id
             else m
             for m in self.group.members
@@ -159,11 +161,11 @@ def make_synthetic_group(
 
     Args:
         seed: Same seed, same bytes.
-        agents: Members; their skill (how often they are right) is spread evenly, so the truth is never a tie.
+        agents: Members; their skill (how often they are right) is spread evenly, so that their P&L differs.
         steps: Decisions of each.
         tickers: Prices shown at each step, at most 24.
         news: Headlines shown at each step.
-        note: Agents also say why, and are shown messages of their own.
+        note: Agents also give reasons, and each is shown messages of its own.
     """
     r = random.Random(seed)  # noqa: S311  # makes data, guards nothing
     window = HourWindow.parse("2025-01-01T00:00").next(seed % 50_000)
@@ -175,14 +177,14 @@ def make_synthetic_group(
     questions = [f"Will {n} announce a new venture before {window.next(24 + i)}?" for i, n in enumerate(names[:6])]
     shown = [_describe_market(names, prices, headlines, questions, i, news, r) for i in range(steps)]
     moves: dict[str, tuple[Move, ...]] = {}
-    members, became = [], []
+    members, hindsights = [], []
     for a, skill in enumerate(r.sample([i / (agents - 1) for i in range(agents)], agents)):
         trajectory_id = f"{window}/agent-{a}"
         own = tuple(_choose_move(names, prices, i, skill, r) for i in range(steps))
         moves[trajectory_id] = own
-        turns, purse = [], BALANCE_USD
+        turns, balance = [], BALANCE_USD
         for i, m in enumerate(own):
-            private = [f"Step {i + 1}/{steps} balance {purse:.2f} pnl {purse - BALANCE_USD:+.2f}"]
+            private = [f"Step {i + 1}/{steps} balance {balance:.2f} pnl {balance - BALANCE_USD:+.2f}"]
             private.append(f"positions: {own[i - 1][0]} {own[i - 1][1]:+.2f}" if i else "positions: none")
             if note:
                 private.append(f"Message for you: {r.choice(headlines).lower()}, did you see? ({r.randrange(10**6)})")
@@ -193,15 +195,15 @@ def make_synthetic_group(
                     response=write_answer(m, i, prices, note=note),
                 )
             )
-            purse += _earned_usd(m, prices[i], prices[i + 1])
+            balance += _compute_pnl_usd(m, prices[i], prices[i + 1])
         members.append(
             GroupMember(trajectory_id=trajectory_id, agent_id=trajectory_id.split("/")[1], turns=tuple(turns))
         )
-        became.append(
+        hindsights.append(
             MemberHindsight(
                 trajectory_id=trajectory_id,
                 start_balance_usd=BALANCE_USD,
-                pnl_usd=round(purse - BALANCE_USD, 2),
+                pnl_usd=round(balance - BALANCE_USD, 2),
                 decisions=_record_decisions(own, prices),
                 game_knowledge={},
             )
@@ -225,7 +227,7 @@ def make_synthetic_group(
     )
     synthetic = SyntheticGroup(
         group=TrajectoryGroup(group_id=group_id, window_id=str(window), members=tuple(members)),
-        hindsight=Hindsight(group_id=group_id, window_id=str(window), outcomes=outcomes, members=tuple(became)),
+        hindsight=Hindsight(group_id=group_id, window_id=str(window), outcomes=outcomes, members=tuple(hindsights)),
         prices=tuple(prices),
         moves=moves,
     )
@@ -233,13 +235,8 @@ def make_synthetic_group(
     return synthetic
 
 
-def logged_size_group(seed: int) -> SyntheticGroup:
-    """Eight agents × fifteen decisions with prompts as long as the game's logged ones (some 100,000 tokens plain)."""
-    return make_synthetic_group(seed, agents=8, steps=15, tickers=24, news=6, note=True)
-
-
 def write_answer(move: Move, step: int, prices: Sequence[dict[str, float]], *, note: bool = False) -> str:
-    """What an agent says for a move: one JSON action, with a reason when it is wordy."""
+    """An agent's answer for a move: one JSON action, with a reason if `note`."""
     ticker, size = move
     action: Json = {"action": "HOLD"} if size == 0 else {"action": "LONG" if size > 0 else "SHORT", "ticker": ticker}
     if size:
@@ -252,7 +249,7 @@ def write_answer(move: Move, step: int, prices: Sequence[dict[str, float]], *, n
     return json.dumps(action)
 
 
-def _earned_usd(move: Move, now: dict[str, float], then: dict[str, float]) -> float:
+def _compute_pnl_usd(move: Move, now: dict[str, float], then: dict[str, float]) -> float:
     ticker, size = move
     return BALANCE_USD * (size * (then[ticker] / now[ticker] - 1) - FEE * abs(size))
 
@@ -267,7 +264,7 @@ def _choose_move(
 
 
 def _record_decisions(moves: Sequence[Move], prices: Sequence[dict[str, float]]) -> tuple[Json, ...]:
-    made: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     for i, (ticker, size) in enumerate(moves):
         action: dict[str, Any] = {"actionType": "HOLD", "parameters": {}, "success": True}
         if size:
@@ -275,10 +272,10 @@ def _record_decisions(moves: Sequence[Move], prices: Sequence[dict[str, float]])
                 "actionType": "OPEN_PERP_POSITION",
                 "parameters": {"ticker": ticker, "side": "long" if size > 0 else "short", "size": abs(size)},
                 "success": True,
-                "result": {"pnl": round(_earned_usd((ticker, size), prices[i], prices[i + 1]), 2)},
+                "result": {"pnl": round(_compute_pnl_usd((ticker, size), prices[i], prices[i + 1]), 2)},
             }
-        made.append(action | {"step": i})
-    return tuple(made)
+        records.append(action | {"step": i})
+    return tuple(records)
 
 
 def _describe_market(

@@ -1,7 +1,7 @@
-"""The log of requests that cost money: each is written before it is sent, and its reply the moment it is there.
+"""The log of requests that cost money: each is recorded before it is sent, and its reply as soon as it arrives.
 
-What belongs here: what a judge needs from such a log, and one that keeps nothing. The one in our database, under the
-day's budget, is `babylon_rl/store/judge_calls.py`.
+What belongs here: the interface of the log, and a log that keeps nothing. The log in our database, with the day's
+budget, is `babylon_rl/store/judge_calls.py`.
 """
 
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from babylon_rl.judging.ruler.endpoint import Reply
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One request for one purpose.
+    """One request, with the judgment it is for.
 
     Attributes:
         judgment_key: The judgment it is made for.
-        slot: Which question of that judgment: a pass (`p0`), or a sub-batch of a pass (`p0/h1of5`). Asking the same
-            slot again means that an earlier reply could not be used.
-        prompt_tokens: Our count of what is sent.
+        slot: Which part of that judgment: a pass (`p0`), or a sub-batch of a pass (`p0/h1of5`). A second request of
+            the same slot means that an earlier reply could not be used.
+        prompt_tokens: Our own count of the prompt.
         reserved_usd: The most it can cost.
     """
 
@@ -34,37 +34,37 @@ class Call:
 
 
 class CallStatus(StrEnum):
-    """What became of a request; stored as `judge_calls.state`."""
+    """Status of a request; stored as `judge_calls.state`."""
 
     ASKED = "asked"
-    """Sent, not yet ended. Of a killed process it stays so, and so does its reservation."""
+    """Sent, no reply yet. A request whose process was killed keeps this status and its reservation."""
     DENIED = "denied"
     """Not sent: it could have crossed the day's budget."""
     REPLIED = "replied"
     REFUSED = "refused"
     """An error status: nothing was judged, nothing is owed."""
     LOST = "lost"
-    """Sent, and no answer: it may have been paid for, so its reservation stands."""
+    """Sent, no answer: it may have been paid for, so it keeps its reservation."""
 
 
 class CallLog(Protocol):
     """Keeps requests and their replies."""
 
     def replies(self, judgment_key: str, slot: str) -> list[Reply]:
-        """Replies that this slot got before, oldest first."""
+        """Earlier replies of this slot, oldest first."""
 
     def begin(self, call: Call) -> str:
-        """Write a request down before it is sent.
+        """Record a request before it is sent.
 
         Returns:
-            An id to end it under.
+            An id for `end`.
 
         Raises:
             BudgetSpentError: It could cross the budget.
         """
 
     def end(self, call_id: str, status: CallStatus, reply: Reply | None = None, cost_usd: float | None = None) -> None:
-        """Write down how a request ended; of a reply, all of it, before anything else is done with it."""
+        """Record how a request ended, with its whole reply; called before anything else is done with the reply."""
 
 
 class NullCallLog:
@@ -77,4 +77,4 @@ class NullCallLog:
         return ""
 
     def end(self, call_id: str, status: CallStatus, reply: Reply | None = None, cost_usd: float | None = None) -> None:
-        """Forget it."""
+        """Keep nothing."""

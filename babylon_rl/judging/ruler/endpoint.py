@@ -38,7 +38,7 @@ Message = dict[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What a model answered, unread. `text` is empty when it said nothing or refused."""
+    """What a model answered, not yet parsed. `text` is empty when it gave no answer or refused."""
 
     text: str
     finish_reason: str | None
@@ -47,10 +47,10 @@ class Reply:
 
 
 class BusyError(TransientError):
-    """Asking again may help, at the earliest after `retry_after_s` when the server named a time.
+    """Asking again may help; not before `retry_after_s` when the server named a time.
 
     Attributes:
-        maybe_paid: The request went out and no status came back: the server may have done the work.
+        maybe_paid: The request was sent and no status came back: the server may have done the work, and charge for it.
     """
 
     def __init__(self, message: str, *, retry_after_s: float | None = None, maybe_paid: bool = False) -> None:
@@ -64,7 +64,7 @@ class TooLongError(DataError):
 
 
 class Endpoint(Protocol):
-    """Somewhere a chat model answers."""
+    """A chat model that can be asked."""
 
     async def ask(
         self, messages: list[Message], response_format: Mapping[str, Any], *, max_completion_tokens: int
@@ -87,8 +87,8 @@ class OpenAIEndpoint:
 
     def __init__(self, model: str, *, api_key: str | None, base_url: str | None, timeout_s: float) -> None:
         self._model = model
-        self._api_key = api_key or "none"  # servers on one's own machine ask for none
-        self._base_url = base_url or OPENAI_URL  # given outright: the client would read OPENAI_BASE_URL itself
+        self._api_key = api_key or "none"  # local servers ask for none
+        self._base_url = base_url or OPENAI_URL  # always given: without it the client would read OPENAI_BASE_URL
         # OpenAI's newer models refuse the old name, other servers may not know the new one.
         self._cap = "max_tokens" if base_url else "max_completion_tokens"
         self._timeout_s = timeout_s
@@ -101,7 +101,7 @@ class OpenAIEndpoint:
 
         failure: BabylonRLError
         try:
-            # The client's own timeout counts from byte to byte; a server that drips would never meet it.
+            # The client's own timeout restarts with every byte; a server that sends slowly would never reach it.
             async with asyncio.timeout(self._timeout_s):
                 completion = await self._connect().chat.completions.create(
                     model=self._model,
@@ -109,11 +109,11 @@ class OpenAIEndpoint:
                     response_format=response_format,
                     **{self._cap: max_completion_tokens},
                 )
-            return _reply(completion)
+            return _parse_completion(completion)
         except (TimeoutError, openai.APITimeoutError):
             failure = BusyError(f"judge {self._model!r} did not answer within {self._timeout_s:g} s", maybe_paid=True)
         except openai.APIStatusError as e:
-            failure = refusal(self._model, e.status_code, e.code or e.type, e.response.headers)
+            failure = _classify_status(self._model, e.status_code, e.code or e.type, e.response.headers)
         except openai.APIConnectionError as e:
             cause = type(e.__cause__).__name__ if e.__cause__ else "no detail"
             # A connection refused never carried the request; one that broke may have.
@@ -143,12 +143,11 @@ class OpenAIEndpoint:
 
 
 class LiteLlmEndpoint:
-    """Every other provider, through litellm. Its key comes from the provider's own variable, read by litellm."""
+    """Every other provider, through litellm, which reads key and address from the provider's own variables."""
 
-    def __init__(self, model: str, *, timeout_s: float, base_url: str | None = None) -> None:
+    def __init__(self, model: str, *, timeout_s: float) -> None:
         self._model = model
         self._timeout_s = timeout_s
-        self._base_url = base_url
 
     async def ask(
         self, messages: list[Message], response_format: Mapping[str, Any], *, max_completion_tokens: int
@@ -162,26 +161,25 @@ class LiteLlmEndpoint:
                     messages=messages,
                     response_format=dict(response_format),
                     max_tokens=max_completion_tokens,
-                    api_base=self._base_url,
                     timeout=self._timeout_s,
                     num_retries=0,
                     max_retries=0,
                     caching=False,
                 )
-            return _reply(completion)
+            return _parse_completion(completion)
         except TimeoutError:
             failure = BusyError(f"judge {self._model!r} did not answer within {self._timeout_s:g} s", maybe_paid=True)
         except Exception as e:  # noqa: BLE001  # each provider brings its own errors; what they share is a status code
-            failure = _litellm_failure(self._model, e)
+            failure = _classify_litellm_error(self._model, e)
         raise failure
 
     async def close(self) -> None:
-        """Nothing of ours is open: litellm keeps its clients."""
+        """Nothing to close: litellm manages its own clients."""
 
 
 def load_litellm() -> Any:
     """Import litellm (seconds) without letting it fetch its price list from the network."""
-    # Written, not read: the one way to tell litellm, which looks at import time.
+    # Set, not read: litellm's only switch for this, which it reads when it is imported.
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
     import litellm
 
@@ -189,26 +187,26 @@ def load_litellm() -> Any:
     return litellm
 
 
-def refusal(model: str, status: int, code: object, headers: Mapping[str, str]) -> BabylonRLError:
-    """The error that an HTTP status means. The body stays out of it: some servers echo the key."""
-    said = f"HTTP {status}" + (f" {code}" if code in KNOWN_CODES else "")
+def _classify_status(model: str, status: int, code: object, headers: Mapping[str, str]) -> BabylonRLError:
+    """Turn an HTTP status into one of our errors. The body stays out of it: some servers echo the key."""
+    cause = f"HTTP {status}" + (f" {code}" if code in KNOWN_CODES else "")
     if status == 429 and code == "insufficient_quota":
-        return ConfigError(f"judge {model!r} is out of quota ({said}); top the account up or set another JUDGE_MODEL")
+        return ConfigError(f"judge {model!r} is out of quota ({cause}); top the account up or set another JUDGE_MODEL")
     if status in (408, 409, 425, 429) or status >= 500:
-        return BusyError(f"judge {model!r} is busy ({said})", retry_after_s=retry_after_s(headers))
+        return BusyError(f"judge {model!r} is busy ({cause})", retry_after_s=retry_after_s(headers))
     if code == "context_length_exceeded" or status == 413:
         return TooLongError(
-            f"the prompt is longer than judge {model!r} takes ({said}); set a JUDGE_MODEL that takes more"
+            f"the prompt is longer than judge {model!r} takes ({cause}); set a JUDGE_MODEL that takes more"
         )
     if status in (400, 422):
-        return DataError(f"judge {model!r} refuses the prompt ({said}); see the judge's own log for the reason")
+        return DataError(f"judge {model!r} refuses the prompt ({cause}); see the judge's own log for the reason")
     hint = {
         401: "set OPENAI_API_KEY to a key that it knows",
         402: "top the account up",
         403: "ask for access, or set another JUDGE_MODEL",
         404: "correct JUDGE_MODEL or JUDGE_BASE_URL",
     }.get(status, "check JUDGE_MODEL and JUDGE_BASE_URL")
-    return ConfigError(f"judge {model!r} refuses us ({said}); {hint}")
+    return ConfigError(f"judge {model!r} refuses us ({cause}); {hint}")
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
@@ -228,7 +226,7 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     return max(0.0, ((at if at.tzinfo else at.replace(tzinfo=UTC)) - now).total_seconds())
 
 
-def _litellm_failure(model: str, e: Exception) -> BabylonRLError:
+def _classify_litellm_error(model: str, e: Exception) -> BabylonRLError:
     status = getattr(e, "status_code", None)
     code = getattr(e, "code", None)
     if type(e).__name__ == "ContextWindowExceededError":
@@ -236,12 +234,12 @@ def _litellm_failure(model: str, e: Exception) -> BabylonRLError:
     response = getattr(e, "response", None)
     headers = getattr(response, "headers", None) or getattr(e, "litellm_response_headers", None) or {}
     if isinstance(status, int):
-        return refusal(model, status, code, headers)
+        return _classify_status(model, status, code, headers)
     return BusyError(f"judge {model!r} could not be asked ({type(e).__name__})", maybe_paid=True)
 
 
-def _reply(completion: Any) -> Reply:
-    """Read a completion as loosely as it may come: a proxy's error page is none, and no choice is an empty reply."""
+def _parse_completion(completion: Any) -> Reply:
+    """Read a completion leniently: one without choices is an empty reply; only a proxy's error page is refused."""
     choices = getattr(completion, "choices", None)
     if choices is None and not hasattr(completion, "usage"):
         raise ValueError("not a chat completion")

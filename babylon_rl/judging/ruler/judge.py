@@ -1,9 +1,9 @@
-"""RULER's method (one LLM ranks a whole group by a rubric), by a call of our own.
+"""RULER's method (one LLM ranks a whole group by a rubric), by our own call.
 
-ART's published call maps scores by position, takes NaN and 7.5, never asks again, and lets agents' text close its
-fence. Here ids are matched to the letter, a bad reply is shown its fault and asked for again, a bounded number of
-times, and what then is still bad fails this group alone. Every request is logged before it goes out, and its reply
-before it is read: a process killed at any moment pays again for what was in flight, and for nothing else.
+ART's published call maps scores by position, accepts NaN and 7.5, never asks again, and lets agents' text close its
+fence. Here ids are matched exactly; a judge whose reply is invalid is told why and asked again, a bounded number of
+times; if no reply is valid, only this group fails. Every request is logged before it is sent, and its reply before it
+is parsed: a process killed at any moment pays again only for the requests in flight.
 """
 
 import asyncio
@@ -30,10 +30,9 @@ from babylon_rl.types import Hindsight, Json, Judgment, Score, TrajectoryGroup
 
 logger = logging.getLogger(__name__)
 
-RE_ASKS: Final = 2
-ASKS: Final = 1 + RE_ASKS
+ASKS: Final = 3  # the first, and two more that name the fault of the reply before
 TRADING_RUBRIC: Final = Path(__file__).parent / "rubrics" / "trading.md"
-# What a reply may take: reasons for each member, and what a model that thinks first spends on thinking.
+# Token limit of a reply: reasons for each member, and room for a model that reasons before it answers.
 REPLY_TOKENS: Final = 4_000
 REPLY_TOKENS_EACH: Final = 400
 
@@ -60,7 +59,7 @@ class RulerJudge:
     """An LLM that scores a group at a time. Satisfies `Judge`: ask it inside `async with`.
 
     Attributes:
-        price: What the model's tokens cost, or None when no table knows it: its judgments then say 0 US dollars.
+        price: Of the model's tokens; None: unknown, and its judgments are stored with a cost of 0 US dollars.
         passes: Permuted passes over each group.
     """
 
@@ -125,8 +124,8 @@ class RulerJudge:
         require_outcomes(group, hindsight)
         pending = _PendingJudgment(group=group, hindsight=hindsight, key=self.key(group, hindsight))
         shown = self._order(group, pending.key)
-        said = [await self._score_members(pending, f"p{n}", members) for n, members in enumerate(shown)]
-        passes = [{t: s.value for t, s in one.items()} for one in said]
+        scored = [await self._score_members(pending, f"p{n}", members) for n, members in enumerate(shown)]
+        passes = [{t: s.value for t, s in one.items()} for one in scored]
         values = combine_passes(passes, shown)
         agreement = pass_agreement(passes)
         return Judgment(
@@ -136,7 +135,7 @@ class RulerJudge:
             judge_model=self.model,
             judge_version=self.version,
             scores=validate_scores(
-                group, (_explain(t, value, [one[t] for one in said]) for t, value in values.items())
+                group, (_explain(t, value, [one[t] for one in scored]) for t, value in values.items())
             ),
             **self._usage(pending),
             details={
@@ -174,7 +173,7 @@ class RulerJudge:
                 )
                 continue
             try:
-                said = await self._ask_until_valid(pending, prompt, tokens, slot)
+                reply_scores = await self._ask_until_valid(pending, prompt, tokens, slot)
             except TooLongError as e:
                 too_long = e
                 continue
@@ -182,7 +181,7 @@ class RulerJudge:
                 pending.details["form"] = name
             return {
                 prompt.ids[label]: Score(trajectory_id=prompt.ids[label], value=s.score, explanation=s.reasons)
-                for label, s in said.items()
+                for label, s in reply_scores.items()
             }
         if len(members) <= 2:
             raise TooLongError(
@@ -191,14 +190,14 @@ class RulerJudge:
                 facts={"group_id": pending.group.group_id, **self._usage(pending)},
             )
         if slot == "p0":
-            pending.details["form"] = "heats"  # stored with judgments: the word stays
+            pending.details["form"] = "heats"  # the stored name of sub-batches, also of earlier judgments
         logger.info("judging in sub-batches group=%s slot=%s members=%d", pending.group.group_id, slot, len(members))
         reasons: dict[str, Score] = {}
 
         async def run(batch: Sequence[str], name: str) -> dict[str, float]:
-            said = await self._score_members(pending, f"{slot}/{name}", batch)
-            reasons.update({t: s for t, s in said.items() if t not in reasons})
-            return {t: s.value for t, s in said.items()}
+            scored = await self._score_members(pending, f"{slot}/{name}", batch)
+            reasons.update({t: s for t, s in scored.items() if t not in reasons})
+            return {t: s.value for t, s in scored.items()}
 
         scores = await score_in_sub_batches(members, run)
         return {t: replace(reasons[t], value=v) for t, v in scores.items()}
@@ -211,21 +210,22 @@ class RulerJudge:
         Raises:
             DataError: No reply could be used; the facts say what the replies cost.
         """
-        asked: list[Message] = [
+        question: list[Message] = [
             {"role": "system", "content": prompt.system},
             {"role": "user", "content": prompt.user},
         ]
-        again: list[Message] = []
+        correction: list[Message] = []
         fault = ""
-        kept = self._call_log.replies(pending.key, slot)
-        pending.spent += [(r, self._cost(r)) for r in kept]
-        if kept:
+        logged = self._call_log.replies(pending.key, slot)
+        pending.spent += [(r, self._cost(r)) for r in logged]
+        if logged:
             try:
-                return read_reply(kept[-1].text, prompt.ids)
+                return read_reply(logged[-1].text, prompt.ids)
             except ReplyFault:
-                kept = kept[len(kept) // ASKS * ASKS :]  # asks of an attempt that was cut short; a full one is over
+                # A complete attempt is not continued; one that was interrupted is.
+                logged = logged[len(logged) // ASKS * ASKS :]
         for n in range(1, 1 + ASKS):
-            reply = kept.pop(0) if kept else await self._request(pending, [*asked, *again], tokens, slot)
+            reply = logged.pop(0) if logged else await self._request(pending, [*question, *correction], tokens, slot)
             try:
                 return read_reply(reply.text, prompt.ids)
             except ReplyFault as e:
@@ -233,7 +233,7 @@ class RulerJudge:
             if reply.finish_reason == "length":
                 fault = "The reply was cut off at the length limit. Give shorter reasons."
             # Only the last reply goes back: the conversation must not grow with the judge's mistakes.
-            again = [
+            correction = [
                 {"role": "assistant", "content": reply.text or "(nothing)"},
                 {"role": "user", "content": f"{fault} Answer again, complete, for these ids: {', '.join(prompt.ids)}."},
             ]
@@ -247,7 +247,7 @@ class RulerJudge:
     async def _request(self, pending: _PendingJudgment, messages: list[Message], tokens: int, slot: str) -> Reply:
         cap = REPLY_TOKENS + REPLY_TOKENS_EACH * len(pending.group.members)
         cap = min(cap, self._longest_reply) if self._longest_reply else cap
-        if len(messages) > 2:  # a re-ask: what was said goes along
+        if len(messages) > 2:  # the faulty reply and its correction are sent along
             tokens += cap + 200
         call = Call(
             judgment_key=pending.key,
@@ -272,7 +272,7 @@ class RulerJudge:
                         self._call_log.end, call_id, CallStatus.LOST if lost else CallStatus.REFUSED
                     )
                     raise
-                # A server that does not count what it did is taken to have done all that was reserved.
+                # A reply without a token count is booked with all that was reserved for it.
                 cost = self._cost(reply) if reply.prompt_tokens else call.reserved_usd
                 await asyncio.to_thread(self._call_log.end, call_id, CallStatus.REPLIED, reply, cost)
                 pending.spent.append((reply, cost))
@@ -301,7 +301,7 @@ def trading_rubric() -> str:
     return TRADING_RUBRIC.read_text(encoding="utf-8")
 
 
-def _explain(trajectory_id: str, value: float, said: Sequence[Score]) -> Score:
-    """A score with the reasons of the pass that came nearest to it."""
-    nearest = min(said, key=lambda s: abs(s.value - value))
+def _explain(trajectory_id: str, value: float, scores: Sequence[Score]) -> Score:
+    """A score with the reasons of the pass whose score is nearest to it."""
+    nearest = min(scores, key=lambda s: abs(s.value - value))
     return Score(trajectory_id=trajectory_id, value=value, explanation=nearest.explanation)

@@ -1,8 +1,8 @@
-"""Order must not matter: where members stand in each pass, what passes that disagree say, and what position was worth.
+"""Members in another order in each pass, and one score per member with the effect of its places removed.
 
-A judge reads a list, and its first or last entries can fare better for standing there. So a group can be judged in
-k passes, each with the members in other places, chosen so that everybody's places add up alike; from k ≥ 2 on, what a
-place is worth is estimated together with what a member is worth, and taken out.
+A judge reads a list and may favour its first or last entries. So a group can be judged in k passes that show members
+at different places, chosen so that the places of each member have the same sum; from k ≥ 2 on, the effect of a place
+is estimated together with the worth of a member, and removed.
 """
 
 import math
@@ -13,18 +13,18 @@ from typing import Final
 from babylon_rl.common.rank_agreement import kendall_tau
 
 MAX_PASSES: Final = 3
-# Of a place's estimated worth, shrunk towards none: k passes tell little of each place.
+# Ridge penalty on the effects of places: k passes are little evidence about each of them.
 _RIDGE: Final = 0.5
 
 
 def orders(members: Sequence[str], passes: int) -> list[list[str]]:
     """The order of members in each pass.
 
-    One pass keeps the order given. The second turns it round; of three, each member's places add up to the same
-    (to the same ±1 when their number is even), so that a bias that grows evenly from first to last cancels.
+    One pass keeps the order given. The second reverses it; with three, each member's places add up to the same
+    (±1 when their number is even), so that a bias that grows evenly from first to last cancels.
 
     Args:
-        members: N ids in an order that nobody chose.
+        members: N ids in random order.
         passes: 1 to 3.
     """
     n = len(members)
@@ -45,8 +45,8 @@ def orders(members: Sequence[str], passes: int) -> list[list[str]]:
 def combine_passes(passes: Sequence[Mapping[str, float]], order: Sequence[Sequence[str]]) -> dict[str, float]:
     """One score per member from k passes over the same members.
 
-    With two passes or more a score is read as `member + place`, solved by least squares over all k × N scores, a
-    place's worth shrunk a little; what is left of each pass's own level is the members' mean.
+    With two passes or more a score is read as `member + place`, solved by least squares over all k × N scores, the
+    effects of places shrunk a little towards 0.
 
     Args:
         passes: Scores by id, one mapping a pass.
@@ -61,7 +61,7 @@ def combine_passes(passes: Sequence[Mapping[str, float]], order: Sequence[Sequen
 
 
 def fit_member_worth(passes: Sequence[Mapping[str, float]], order: Sequence[Sequence[str]]) -> dict[str, float]:
-    """What each member is worth once places are taken out: `score ≈ member + place`, places summing to about 0."""
+    """Worth of each member without the effect of its places: `score ≈ member + place`, places summing to about 0."""
     import numpy as np  # not at the top: the code location imports this module
 
     names = sorted(passes[0])
@@ -80,7 +80,7 @@ def fit_member_worth(passes: Sequence[Mapping[str, float]], order: Sequence[Sequ
 
 
 def pass_agreement(passes: Sequence[Mapping[str, float]]) -> float | None:
-    """Mean Kendall τ between passes: 1.0 when order played no part; None with one pass, or when all scores tie."""
+    """Mean Kendall τ between passes: 1.0 when the order had no effect; None with one pass, or when all scores tie."""
     taus = [kendall_tau(a, b) for a, b in combinations(passes, 2)]
     known = [t for t in taus if t is not None]
     return sum(known) / len(known) if known else None

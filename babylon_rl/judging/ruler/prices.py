@@ -25,8 +25,8 @@ class Price:
 
 @cache
 def price_of(model: str) -> Price | None:
-    """The price of a LiteLLM model id such as `openai/gpt-4o-mini`, or None when no table knows it."""
-    table = _table()
+    """The price of a LiteLLM model id such as `openai/gpt-4o-mini`, or None when it is not in the table."""
+    table = _read_table()
     entry = table.get(model) or table.get(model.removeprefix("openai/")) or {}
     prompt, completion = entry.get("input_cost_per_token"), entry.get("output_cost_per_token")
     if not isinstance(prompt, int | float) or not isinstance(completion, int | float):
@@ -36,7 +36,7 @@ def price_of(model: str) -> Price | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a model takes and gives at most, in tokens; None: no table knows."""
+    """Longest prompt and longest reply of a model, in tokens; None: unknown."""
 
     prompt_tokens: int | None
     completion_tokens: int | None
@@ -44,8 +44,8 @@ class Limits:
 
 @cache
 def limits_of(model: str) -> Limits:
-    """The context of a LiteLLM model id."""
-    table = _table()
+    """The limits of a LiteLLM model id."""
+    table = _read_table()
     entry = table.get(model) or table.get(model.removeprefix("openai/")) or {}
 
     def known(name: str) -> int | None:
@@ -56,10 +56,10 @@ def limits_of(model: str) -> Limits:
 
 
 @cache
-def _table() -> dict[str, dict[str, Any]]:
+def _read_table() -> dict[str, dict[str, Any]]:
     spec = importlib.util.find_spec("litellm")  # locates, does not import
     path = Path(spec.origin).with_name(_TABLE) if spec and spec.origin else None
     if path is None or not path.is_file():
         return {}
-    read = msgspec.json.decode(path.read_bytes())
-    return {k: v for k, v in read.items() if isinstance(v, dict)}
+    entries = msgspec.json.decode(path.read_bytes())
+    return {k: v for k, v in entries.items() if isinstance(v, dict)}

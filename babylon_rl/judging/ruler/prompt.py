@@ -1,9 +1,9 @@
 """A group and its hindsight as one prompt: ground truth once, then each trajectory under an id of its own.
 
-Two forms say the same: plain, where each turn holds all that the agent was shown, and compact, where what agents were
-shown alike is told once (`compact.py`). The compact form is sent only when it reads back to the original messages.
+It has two forms: plain, where each turn holds all that the agent was shown, and compact, where text that several
+agents were shown is written once (`compact.py`). The compact form is sent only when it reads back to the original messages.
 
-Everything that came from the game or an agent stands in JSON strings, one object a line, with `<`, `>`, `&` and
+Everything that came from the game or an agent is written in JSON strings, one object a line, with `<`, `>`, `&` and
 line separators escaped. So no text inside can end its line, its string or its block, whatever it says.
 Nothing is cut: what is too long for a judge is judged in parts (`sub_batches.py`) or refused.
 """
@@ -20,11 +20,10 @@ from babylon_rl.judging.ruler.compact import Timeline, observations_in, timeline
 from babylon_rl.judging.ruler.tokens import count_tokens
 from babylon_rl.types import GroupMember, Hindsight, Json, MemberHindsight, TrajectoryGroup
 
-PROMPT_VERSION: Final = (
-    "2"  # raise it when a field of the user message changes; rubric and PROTOCOL name themselves by hash
-)
+# Raise it when a field of the user message changes; rubric and PROTOCOL are in the judge's version by their hash.
+PROMPT_VERSION: Final = "2"
 _JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-# A judge reads the plain form with less effort, so the compact one has to save this much to be used.
+# The compact form is preferred at this share of the plain form's tokens or less: the plain form is easier to read.
 COMPACT_BELOW: Final = 0.7
 
 PROTOCOL: Final = """\
@@ -58,7 +57,7 @@ class JudgePrompt:
     """One request's text.
 
     Attributes:
-        ids: Trajectory id by the id it goes under in this prompt, in the order of the prompt.
+        ids: Trajectory id by its id in this prompt, in the order of the prompt.
     """
 
     system: str
@@ -72,7 +71,7 @@ class Forms:
 
     Attributes:
         compact: None when it would not read back to the original messages.
-        plain_tokens: System and user message, by `tokens.counted_with()`.
+        plain_tokens: Of system and user message, by `tokens.count_tokens`.
     """
 
     plain: JudgePrompt
@@ -92,13 +91,13 @@ class Forms:
 def write_forms(
     group: TrajectoryGroup, hindsight: Hindsight, *, rubric: str, key: str, order: Sequence[str] | None = None
 ) -> Forms:
-    """Write both forms of a group's prompt and hold the compact one to the messages it stands for."""
+    """Write both forms of a group's prompt; a compact one that does not read back to the original messages is dropped."""
     plain = write_prompt(group, hindsight, rubric=rubric, key=key, order=order)
     compact: JudgePrompt | None = write_prompt(group, hindsight, rubric=rubric, key=key, order=order, compact=True)
     if compact is not None and messages_in(compact) != messages_of(group):
         compact = None
-    told = [plain.user] if compact is None else [plain.user, compact.user]
-    system, *tokens = count_tokens(plain.system, *told)
+    users = [plain.user] if compact is None else [plain.user, compact.user]
+    system, *tokens = count_tokens(plain.system, *users)
     return Forms(
         plain=plain,
         plain_tokens=system + tokens[0],
@@ -133,17 +132,19 @@ def messages_in(prompt: JudgePrompt) -> Messages:
         elif "turn" in record:
             turns.append((label, record))
     seen = observations_in(entries, [r["saw"] for _, r in turns])
-    found: Messages = {t: [] for t in prompt.ids.values()}
+    messages: Messages = {t: [] for t in prompt.ids.values()}
     system = ""
     for (name, record), saw in zip(turns, seen, strict=True):
         system = systems[record["system"]] if "system" in record else system
-        found[prompt.ids[name]].append((system, saw, record["said"]))
-    return found
+        messages[prompt.ids[name]].append((system, saw, record["said"]))
+    return messages
 
 
 def labels(group: TrajectoryGroup, key: str) -> dict[str, str]:
-    """The id each trajectory goes under, by trajectory id, sorted by that id: an order that nobody chose."""
-    return dict(sorted(((m.trajectory_id, _label(key, m.trajectory_id)) for m in group.members), key=lambda x: x[1]))
+    """Trajectory id → its id in the prompt, sorted by the latter: a hash, so the order is random."""
+    return dict(
+        sorted(((m.trajectory_id, _make_label(key, m.trajectory_id)) for m in group.members), key=lambda x: x[1])
+    )
 
 
 def write_prompt(
@@ -164,24 +165,32 @@ def write_prompt(
         key: The judgment's key. It decides the ids and the order of members: the same for the same judgment,
             different from group to group, independent of the order of members given, and unknown to every agent,
             because ground truth is part of the key.
-        order: Trajectory ids in the order in which they shall stand; None: by the ids they go under.
-        compact: Tell what agents were shown alike only once.
+        order: Trajectory ids in the order in which to show them; None: sorted by their ids in the prompt.
+        compact: Write text that several agents were shown only once.
     """
     pairs = pair_with_hindsight(group, hindsight)
     by_id = {m.trajectory_id: (m, h) for m, h in pairs}
     names = labels(group, key)
     labelled = [(names[t], *by_id[t]) for t in (order or names)]
-    timeline = _timeline([m for _, m, _ in labelled]) if compact else None
+    timeline = _build_timeline([m for _, m, _ in labelled]) if compact else None
     systems = {text: f"p{n}" for n, text in enumerate(sorted({t.system for m, _ in pairs for t in m.turns}), start=1)}
-    shared = _shared([h for _, h in pairs])
-    lines = [f'<ground_truth window="{_plain(group.window_id)}">', *_truth(hindsight, shared), "</ground_truth>"]
-    lines += ["<system_prompts>", *(_line({"name": n, "text": t}) for t, n in systems.items()), "</system_prompts>"]
+    shared = _find_shared_knowledge([h for _, h in pairs])
+    lines = [
+        f'<ground_truth window="{_keep_plain(group.window_id)}">',
+        *_write_truth(hindsight, shared),
+        "</ground_truth>",
+    ]
+    lines += [
+        "<system_prompts>",
+        *(_write_line({"name": n, "text": t}) for t, n in systems.items()),
+        "</system_prompts>",
+    ]
     if timeline is not None:
-        lines += ["<timeline>", *map(_line, timeline[0].entries), "</timeline>"]
-    for label, member, became in labelled:
+        lines += ["<timeline>", *map(_write_line, timeline[0].entries), "</timeline>"]
+    for label, member, member_hindsight in labelled:
         seen = None if timeline is None else timeline[1][member.trajectory_id]
-        hour = _hour(member, became, systems, told=bool(shared), seen=seen)
-        lines += [f'<trajectory id="{label}">', *hour, "</trajectory>"]
+        records = _write_trajectory(member, member_hindsight, systems, knowledge_written=bool(shared), seen=seen)
+        lines += [f'<trajectory id="{label}">', *records, "</trajectory>"]
     return JudgePrompt(
         system=f"{rubric.strip()}\n\n{PROTOCOL}",
         user="\n".join(lines),
@@ -189,20 +198,20 @@ def write_prompt(
     )
 
 
-def _label(key: str, trajectory_id: str) -> str:
+def _make_label(key: str, trajectory_id: str) -> str:
     return "t" + sha256(f"{key}|{trajectory_id}".encode()).hexdigest()[:10]
 
 
-def _shared(became: Sequence[MemberHindsight]) -> Any:
-    """Game knowledge that all members carry alike is told once."""
-    first = became[0].game_knowledge
-    return first if first and all(h.game_knowledge == first for h in became) else None
+def _find_shared_knowledge(members: Sequence[MemberHindsight]) -> Any:
+    """Game knowledge that is the same for all members, which is written once; else None."""
+    first = members[0].game_knowledge
+    return first if first and all(h.game_knowledge == first for h in members) else None
 
 
-def _truth(hindsight: Hindsight, shared: Any) -> list[str]:
+def _write_truth(hindsight: Hindsight, shared: Any) -> list[str]:
     outcomes = hindsight.outcomes
     lines = [
-        _line(
+        _write_line(
             {
                 "stock": s.ticker,
                 "start_price": s.start_price,
@@ -215,7 +224,7 @@ def _truth(hindsight: Hindsight, shared: Any) -> list[str]:
         for s in sorted(outcomes.stocks, key=lambda s: s.ticker)
     ]
     lines += [
-        _line(
+        _write_line(
             {
                 "market_id": p.market_id,
                 "question": p.question,
@@ -226,12 +235,12 @@ def _truth(hindsight: Hindsight, shared: Any) -> list[str]:
         for p in sorted(outcomes.predictions, key=lambda p: p.market_id)
     ]
     if shared:
-        lines.append(_line({"game_knowledge": shared}))
+        lines.append(_write_line({"game_knowledge": shared}))
     return lines
 
 
-def _timeline(members: Sequence[GroupMember]) -> tuple[Timeline, dict[str, list[Any]]]:
-    """What members were shown, told turn by turn; and how each member's turns refer to it."""
+def _build_timeline(members: Sequence[GroupMember]) -> tuple[Timeline, dict[str, list[Any]]]:
+    """What members were shown, turn by turn; and how each member's turns refer to it."""
     turns = sorted((n, i, m.trajectory_id, t.user) for i, m in enumerate(members) for n, t in enumerate(m.turns))
     timeline = timeline_of([user for *_, user in turns])
     seen: dict[str, list[Any]] = {m.trajectory_id: [] for m in members}
@@ -240,50 +249,55 @@ def _timeline(members: Sequence[GroupMember]) -> tuple[Timeline, dict[str, list[
     return timeline, seen
 
 
-def _hour(
-    member: GroupMember, became: MemberHindsight, systems: dict[str, str], *, told: bool, seen: list[Any] | None
+def _write_trajectory(
+    member: GroupMember,
+    hindsight: MemberHindsight,
+    systems: dict[str, str],
+    *,
+    knowledge_written: bool,
+    seen: list[Any] | None,
 ) -> list[str]:
-    lines = [_line({"result": {"pnl_usd": became.pnl_usd, "start_balance_usd": became.start_balance_usd}})]
-    if became.game_knowledge and not told:
-        lines.append(_line({"game_knowledge": became.game_knowledge}))
+    lines = [_write_line({"result": {"pnl_usd": hindsight.pnl_usd, "start_balance_usd": hindsight.start_balance_usd}})]
+    if hindsight.game_knowledge and not knowledge_written:
+        lines.append(_write_line({"game_knowledge": hindsight.game_knowledge}))
     if seen is None:
         lines += [
-            _line({"turn": n, "system": systems[t.system], "saw": t.user, "said": t.response})
+            _write_line({"turn": n, "system": systems[t.system], "saw": t.user, "said": t.response})
             for n, t in enumerate(member.turns, start=1)
         ]
     else:
         before = None
         for n, (t, saw) in enumerate(zip(member.turns, seen, strict=True), start=1):
             system = {} if t.system == before else {"system": systems[t.system]}
-            lines.append(_line({"turn": n, **system, "saw": saw, "said": t.response}))
+            lines.append(_write_line({"turn": n, **system, "saw": saw, "said": t.response}))
             before = t.system
     if seen is None:
-        lines += [_line({"action": a}) for a in became.decisions]
-    elif became.decisions:
-        lines.append(_line(_actions(became.decisions)))
+        lines += [_write_line({"action": a}) for a in hindsight.decisions]
+    elif hindsight.decisions:
+        lines.append(_write_line(_compact_actions(hindsight.decisions)))
     return lines
 
 
-def _actions(decisions: Sequence[Json]) -> dict[str, Any]:
-    """A row of actions, what most of them say alike told once: an action that lacks one of `usual` has it so."""
+def _compact_actions(decisions: Sequence[Json]) -> dict[str, Any]:
+    """Actions with their commonest values written once: an action that lacks a field of `usual` has the value there."""
     usual: Json = {}
     for name in decisions[0]:
-        said = [json.dumps(d[name]) for d in decisions if name in d]
-        most, times = Counter(said).most_common(1)[0]
-        # Only what every action has may be left out: else a reader could not tell missing from usual.
-        if len(said) == len(decisions) and times > 1:
+        values = [json.dumps(d[name]) for d in decisions if name in d]
+        most, times = Counter(values).most_common(1)[0]
+        # Only a field that every action has may be left out: else a reader could not tell missing from usual.
+        if len(values) == len(decisions) and times > 1:
             usual[name] = json.loads(most)
     rest = [{k: v for k, v in d.items() if k not in usual or json.dumps(v) != json.dumps(usual[k])} for d in decisions]
     return {**({"usual": usual} if usual else {}), "actions": rest}
 
 
-def _line(value: dict[str, Any]) -> str:
-    """One JSON object on one line that no tag and no line break can stand in."""
+def _write_line(value: dict[str, Any]) -> str:
+    """Write one JSON object on one line, with every tag and line break inside it escaped."""
     text = _JSON.encode(value)
     for sign in "<>&\x7f\x85\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return text
 
 
-def _plain(window_id: str) -> str:
+def _keep_plain(window_id: str) -> str:
     return "".join(c for c in window_id if c.isalnum() or c in "-:")

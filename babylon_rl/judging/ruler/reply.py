@@ -1,6 +1,6 @@
-"""What a judge must answer, and a reader that takes nothing else.
+"""The schema of a judge's reply, and a parser that accepts nothing else.
 
-A fault is named so that it can be shown to the judge; who asks again, and how often, is `judge.py`.
+A fault is worded so that it can be shown to the judge; `judge.py` decides whether to ask again.
 """
 
 import json
@@ -48,7 +48,7 @@ class ReplyFault(Exception):  # noqa: N818  # not an error of ours: a judge's, s
 
 
 class ReplyScore(BaseModel):
-    """One line of a reply, already matched to an id that was given out."""
+    """One score of a reply."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -74,27 +74,27 @@ def read_reply(text: str, ids: Iterable[str]) -> dict[str, ReplyScore]:
         Scores by id, each finite and in [0, 1]. The order of the reply plays no part.
 
     Raises:
-        ReplyFault: Anything else: nothing is mended, guessed or matched by position.
+        ReplyFault: Anything else: nothing is repaired, guessed or matched by position.
     """
     if not text.strip():
         raise ReplyFault("The reply was empty.")
     if text.lstrip().startswith("```"):
         raise ReplyFault("The reply was wrapped in a Markdown fence. Send the bare JSON object.")
     try:
-        said = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_doubles)
+        decoded = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_double_keys)
     except ReplyFault:
         raise
     except (ValueError, RecursionError) as e:
         where = f" ({e.msg} at character {e.pos})" if isinstance(e, json.JSONDecodeError) else ""
         fault = ReplyFault(f"The reply was not one complete JSON object{where}.")
     else:
-        return _matched(said, set(ids))
+        return _match_ids(decoded, set(ids))
     raise fault
 
 
-def _matched(said: Any, wanted: set[str]) -> dict[str, ReplyScore]:
+def _match_ids(decoded: Any, wanted: set[str]) -> dict[str, ReplyScore]:
     try:
-        scores = _Reply.model_validate(said).scores
+        scores = _Reply.model_validate(decoded).scores
     except ValidationError as e:
         first = e.errors(include_input=False, include_url=False)[0]
         at = ".".join(map(str, first["loc"])) or "the object"
@@ -102,11 +102,11 @@ def _matched(said: Any, wanted: set[str]) -> dict[str, ReplyScore]:
     else:
         counts = Counter(s.trajectory_id for s in scores)
         faults = [
-            *(f"{_short(t)} was not scored" for t in sorted(wanted - counts.keys())),
-            *(f"{_short(t)} is no id of this prompt" for t in sorted(counts.keys() - wanted)),
-            *(f"{_short(t)} was scored {n} times" for t, n in sorted(counts.items()) if n > 1),
+            *(f"{_shorten(t)} was not scored" for t in sorted(wanted - counts.keys())),
+            *(f"{_shorten(t)} is no id of this prompt" for t in sorted(counts.keys() - wanted)),
+            *(f"{_shorten(t)} was scored {n} times" for t, n in sorted(counts.items()) if n > 1),
             *(
-                f"{_short(s.trajectory_id)} got {s.score:g}, outside [0, 1]"
+                f"{_shorten(s.trajectory_id)} got {s.score:g}, outside [0, 1]"
                 for s in scores
                 if not in_unit_interval(s.score)
             ),
@@ -117,16 +117,16 @@ def _matched(said: Any, wanted: set[str]) -> dict[str, ReplyScore]:
     raise fault
 
 
-def _no_constant(name: str) -> float:
+def _refuse_constant(name: str) -> float:
     raise ReplyFault(f"A score was {name}, which is no number from 0 to 1.")
 
 
-def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """`{"score": 0.1, "score": 0.9}` says two things; Python would keep the last."""
+def _refuse_double_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """`{"score": 0.1, "score": 0.9}` is ambiguous; Python would keep the last."""
     if len({k for k, _ in pairs}) != len(pairs):
         raise ReplyFault("An object of the reply has the same key twice.")
     return dict(pairs)
 
 
-def _short(text: str) -> str:
+def _shorten(text: str) -> str:
     return repr(text if len(text) <= 24 else text[:23] + "…")

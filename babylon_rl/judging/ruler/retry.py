@@ -1,7 +1,7 @@
-"""The one retry layer between us and a judge. The clients below it are told not to retry.
+"""The one retry layer between us and a judge. The clients below it have their own retries turned off.
 
-Written out: tenacity needs four callbacks to say what the loop says, and aiolimiter lets requests burst where
-`RateLimiter` spaces them evenly.
+Not tenacity, which needs four callbacks for this loop; not aiolimiter, which lets requests burst where `RateLimiter`
+spaces them evenly.
 """
 
 import asyncio
@@ -22,13 +22,13 @@ Sleep = Callable[[float], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How often a busy server is asked again, and how long is waited between.
+    """How often a busy server is asked again, and how long we wait in between.
 
     Attributes:
         tries: Requests at most, the first included.
         first_wait_s: Wait before the second try; doubles from try to try, less a jitter of up to a half.
-        longest_wait_s: A server that names a longer time is taken at its word: we give up at once.
-        sleep: Waits; a test passes one that only writes down.
+        longest_wait_s: We give up at once when a server asks for a longer wait.
+        sleep: Waits; tests pass one that only records.
     """
 
     tries: int = 5
@@ -41,7 +41,7 @@ class RetryPolicy:
 
         Args:
             attempt: One request; raises `BusyError` for what may pass.
-            seed: Decides the jitter, so that many who failed together do not come back together.
+            seed: Of the jitter, so that requests that failed together are not repeated together.
             what: Names the request in the log.
 
         Raises:
@@ -68,7 +68,7 @@ class RetryPolicy:
 
 
 class RateLimiter:
-    """Lets so many requests start in a minute, evenly spaced; None: as many as there are."""
+    """Spaces the starts of requests evenly, at most `per_minute`; None: no limit."""
 
     def __init__(self, per_minute: float | None, *, sleep: Sleep = asyncio.sleep) -> None:
         self._interval_s = 60.0 / per_minute if per_minute else 0.0
@@ -76,7 +76,7 @@ class RateLimiter:
         self._next_at = 0.0
 
     async def acquire(self) -> None:
-        """Wait until a request may start; in the order asked for."""
+        """Wait until a request may start; first come, first served."""
         if not self._interval_s:
             return
         now = time.monotonic()

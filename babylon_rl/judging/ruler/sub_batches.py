@@ -1,16 +1,14 @@
 """A group too long for a judge, judged in sub-batches: every member whole, all scores on one scale.
 
-The first sub-batch sets the scale. Its best and its worst are judged again in every other one, and where they land
-there says how that one's scores read on the first one's scale. A sub-batch that is still too long is split again.
+The first sub-batch sets the scale. Its best and its worst member, the anchors, are judged again in every other one;
+their scores there map its scale onto the first one's. A sub-batch that is still too long is split again.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
-_APART: Final = 0.02  # anchors closer than this say nothing about a scale
-_STEEPEST: Final = 4.0  # noise between anchors must not blow a sub-batch up
-
-Run = Callable[[Sequence[str], str], Awaitable[dict[str, float]]]
+_APART: Final = 0.02  # anchors closer than this are too close to set a scale
+_STEEPEST: Final = 4.0  # limits how far noise in the anchors stretches a sub-batch
 
 
 def sub_batch_size(members: int) -> int:
@@ -18,11 +16,13 @@ def sub_batch_size(members: int) -> int:
     return (members + 1) // 2 + 1 if members > 3 else 2
 
 
-async def score_in_sub_batches(order: Sequence[str], run: Run) -> dict[str, float]:
+async def score_in_sub_batches(
+    order: Sequence[str], run: Callable[[Sequence[str], str], Awaitable[dict[str, float]]]
+) -> dict[str, float]:
     """Score members sub-batch by sub-batch.
 
     Args:
-        order: N ≥ 3 ids in an order that nobody chose.
+        order: N ≥ 3 ids in random order.
         run: Scores the ids given, as one sub-batch under the slot name given.
 
     Returns:
@@ -45,14 +45,14 @@ async def score_in_sub_batches(order: Sequence[str], run: Run) -> dict[str, floa
 
 def map_to_scale(batch: Mapping[str, float], known: Mapping[str, float], anchors: Sequence[str]) -> dict[str, float]:
     """Read a sub-batch's scores on the scale on which its anchors are known; values may lie outside [0, 1]."""
-    here = [batch[a] for a in anchors]
-    there = [known[a] for a in anchors]
-    low, high = here[0], here[-1]
+    measured = [batch[a] for a in anchors]
+    expected = [known[a] for a in anchors]
+    measured_span, expected_span = measured[-1] - measured[0], expected[-1] - expected[0]
     slope = 1.0
-    if high - low > _APART and there[-1] - there[0] > _APART:
-        slope = min(_STEEPEST, max(1 / _STEEPEST, (there[-1] - there[0]) / (high - low)))
-    middle_here, middle_there = sum(here) / len(here), sum(there) / len(there)
-    return {m: middle_there + slope * (v - middle_here) for m, v in batch.items()}
+    if measured_span > _APART and expected_span > _APART:
+        slope = min(_STEEPEST, max(1 / _STEEPEST, expected_span / measured_span))
+    measured_mean, expected_mean = sum(measured) / len(measured), sum(expected) / len(expected)
+    return {m: expected_mean + slope * (v - measured_mean) for m, v in batch.items()}
 
 
 def rescale_to_unit(scores: Mapping[str, float]) -> dict[str, float]:
