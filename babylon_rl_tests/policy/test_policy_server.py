@@ -112,9 +112,9 @@ def test_a_stream_is_the_whole_answer_in_one_chunk(client: openai.OpenAI, user_p
     [
         ({"model": "mmo@7"}, 404, "has no finished checkpoint 7; the latest is 'mmo@2'"),
         ({"model": "gpt-4"}, 404, "lineage 'gpt-4' has no checkpoint; known lineages: mmo"),
-        ({"model": "../../etc"}, 404, "is no policy name"),
+        ({"model": "../../etc"}, 404, "is not a policy name"),
         ({"messages": []}, 400, "messages: List should have at least 1 item"),
-        ({"messages": [{"role": "user", "content": "7" * 2100}]}, 400, "tokens and the context 2048"),
+        ({"messages": [{"role": "user", "content": "7" * 2100}]}, 400, "tokens, but the context has 2048"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, 400, "messages.0.role"),
         ({"n": 2}, 400, "n is not supported here; leave it out or send 1"),
         ({"stop": ["}"]}, 400, "stop is not supported"),
@@ -246,7 +246,7 @@ def test_a_named_endpoint_is_used_and_nothing_is_started(settings: Settings) -> 
 
 def test_a_server_that_cannot_start_says_why(settings: Settings) -> None:
     with (
-        pytest.raises(ConfigError, match=r"(?s)ended with status \d.*'/nowhere' has no config.json"),
+        pytest.raises(ConfigError, match=r"(?s)exited with status \d.*'/nowhere' has no config.json"),
         running_policy_server(settings.changed(training={"base_model": "/nowhere"})),
     ):
         pass
