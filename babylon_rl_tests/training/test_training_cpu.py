@@ -248,7 +248,7 @@ def test_a_missing_changed_or_foreign_parent_is_refused(two_steps, tmp_path) -> 
         train(root, third)
 
     assert latest_step(root, LINEAGE) == 2, "a refusal removes nothing"
-    with pytest.raises(DataError, match="stands on base"):
+    with pytest.raises(DataError, match="was trained on base"):
         checkpoint_store.reconcile(root, LINEAGE, 1, base="f" * 64)
 
 

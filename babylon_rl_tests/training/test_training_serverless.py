@@ -110,7 +110,7 @@ def test_a_step_that_the_ledger_does_not_know_is_refused(server, settings) -> No
     second = replace(BATCH, step=2)
 
     assert train(settings, second).path.endswith(":step2")
-    with pytest.raises(DataError, match=rf"stands at {LINEAGE}@2 before training step 2, but the ledger says 1"):
+    with pytest.raises(DataError, match=rf"is at {LINEAGE}@2 before training step 2, but the ledger says 1"):
         train(settings, second)
     assert len(server.jobs) == 2, "nothing was paid for twice"
 
