@@ -42,7 +42,7 @@ class CpuBackend(LocalBackend):  # type: ignore[misc]  # ART is not typed for us
     """A complete `art.backend.Backend`: `await backend.train(model, groups)` works, with or without `set_job`.
 
     Args:
-        root: Where lineages lie: ART's `path`.
+        root: Directory of all lineages, `path` of ART's backend.
         base: Directory of the base policy; a model registered here must name the same.
     """
 

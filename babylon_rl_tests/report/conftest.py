@@ -1,4 +1,4 @@
-"""A report as a real run would give it: numbers of the size that the recipe measured, made by arithmetic."""
+"""An example report: synthetic numbers of about the size that real runs give."""
 
 import random
 from statistics import mean
