@@ -119,7 +119,7 @@ def test_all_four_give_one_answer(
     assert (known.reason, known.trainable) == (reason, reason is None)
 
 
-def test_a_failed_check_that_is_not_required_keeps_nothing_out(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_failed_check_that_is_not_required_counts_for_nothing(workspace: Workspace, tmp_path: Path) -> None:
     bring_to(workspace, None)
     write_check_result(workspace.store.engine, FIRST, "an_opinion", CheckResult(passed=False, facts={}))
     answers = ask_all(workspace, tmp_path / "x.jsonl")

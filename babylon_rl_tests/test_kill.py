@@ -31,9 +31,8 @@ def train(environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
         "4",
         "--no-evaluate",
     ]
-    return subprocess.Popen(
-        command, env=environment, stdout=log.open("ab"), stderr=subprocess.STDOUT, start_new_session=True
-    )
+    with log.open("ab") as out:  # the process has its own handle of it
+        return subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 def wait_until(

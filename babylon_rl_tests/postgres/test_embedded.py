@@ -68,18 +68,18 @@ def test_two_processes_at_once_get_one_server(home: Path) -> None:
 
 
 def test_it_outlives_its_starter_and_a_ctrl_c_in_its_terminal(home: Path) -> None:
-    starter = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", START + ";import time; time.sleep(60)", str(home)],
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
         # A suite run in the background of a shell inherits an ignored SIGINT; a person's terminal does not ignore it.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    assert starter.stdout is not None
-    url = starter.stdout.readline().strip()
-    os.killpg(starter.pid, signal.SIGINT)  # what a terminal sends on Ctrl-C
-    starter.wait(10)
+    ) as starter:
+        assert starter.stdout is not None
+        url = starter.stdout.readline().strip()
+        os.killpg(starter.pid, signal.SIGINT)  # what a terminal sends on Ctrl-C
+        starter.wait(10)
     assert os.getsid(pid_of(home)) != starter.pid
     assert query(url) == 1
 
