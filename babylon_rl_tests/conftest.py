@@ -1,7 +1,7 @@
-"""Fixtures every room shares: one PostgreSQL for the session, one migrated database for each test.
+"""Fixtures that all tests share: one PostgreSQL for the session, one migrated database for each test.
 
-`BABYLON_RL_TEST_DSN` names another server (its user must be allowed to create databases); unset, the
-embedded one is started in a temporary directory and stopped at the end. Nothing is skipped for want of a server.
+`BABYLON_RL_TEST_DSN` names another server (its user must be allowed to create databases); if unset, the
+embedded one is started in a temporary directory and stopped at the end. No test is skipped for lack of a server.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from babylon_rl.database.migrate import upgrade
 from babylon_rl.settings import Settings
 
 _serial = itertools.count(1)
-# What would make a test call out, or read somebody's settings.
+# Variables that would make a test use the network, or read the developer's settings.
 _FOREIGN = ("OPENAI_", "WANDB_", "JUDGE_", "BABYLON_", "DATABASE_URL", "LITELLM_", "DAGSTER_", "ANTHROPIC_", "HF_TOKEN")
 
 
@@ -38,11 +38,11 @@ def server_url() -> Iterator[str]:
     if dsn := os.environ.get("BABYLON_RL_TEST_DSN"):
         yield normalise(dsn, "BABYLON_RL_TEST_DSN")
         return
-    # Not below pytest's own directory: that one is closed to the system user that PostgreSQL runs as for root.
+    # Not below pytest's own directory: it is not readable for the system user that PostgreSQL runs as under root.
     home = Path(tempfile.mkdtemp(prefix="babylon-test-"))
     url = ensure_server(home)
     with psycopg.connect(url, autocommit=True) as conn:
-        # Tests need the rules of the database, not its durability.
+        # Tests need no durability.
         for setting in ("fsync = off", "synchronous_commit = off", "full_page_writes = off"):
             conn.execute(f"ALTER SYSTEM SET {setting}")
         conn.execute("SELECT pg_reload_conf()")
@@ -88,13 +88,13 @@ def engine(database_url: str) -> Iterator[sa.Engine]:
 
 @pytest.fixture
 def settings(tmp_path: Path, database_url: str) -> Settings:
-    """Settings of a house that lives in `tmp_path` and in the test's own database."""
+    """Settings with their home in `tmp_path` and the test's own database."""
     return Settings.load(BABYLON_HOME=str(tmp_path), DATABASE_URL=database_url, BABYLON_PLATFORM_URL=None)
 
 
 @pytest.fixture
-def house(settings: Settings, server_url: str) -> Iterator[dict[str, str]]:
-    """The environment of a command that works on this test's database."""
+def environment(settings: Settings, server_url: str) -> Iterator[dict[str, str]]:
+    """Environment variables of a command that runs on this test's database."""
     assert settings.database.url is not None
     database = f"babylon_test_{os.getpid()}_{next(_serial)}_dagster"
     yield {

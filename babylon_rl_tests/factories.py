@@ -1,4 +1,4 @@
-"""Records for tests: each maker gives something sound, and a test names only what it is about."""
+"""Valid records for tests: a test names only the fields that it is about."""
 
 import itertools
 import json
@@ -183,7 +183,7 @@ def insert_rows(engine: sa.Engine, rows: Sequence[Json]) -> None:
 
 
 def read_rows(conn: sa.Connection, window: HourWindow = WINDOW) -> tuple[list[SourceRow], list[RowOutcome]]:
-    """Every usable row of a window, by start time and id, and the outcomes of the others."""
+    """Every usable row of a window, by start time and id, and the outcomes of those set aside."""
     agents = list(stream_window(conn, window))
     rows = [r for a in agents for r in a.rows]
     return sorted(rows, key=lambda r: (r.start_at, r.source_id)), [o for a in agents for o in a.set_aside]

@@ -1,4 +1,4 @@
-"""Windows that were really played and judged, without Dagster: rows, outcomes, groups, scores and verdicts."""
+"""Windows played and judged by the real code, without Dagster: rows, outcomes, groups, scores and check results."""
 
 import asyncio
 from collections.abc import Sequence
@@ -28,14 +28,14 @@ def play(workspace: Workspace, windows: Sequence[HourWindow], *, agents: int = 6
 
 
 def prepare(workspace: Workspace, window: HourWindow, *, min_agents: int = 5) -> None:
-    """Everything before the judge."""
+    """Run every stage before the judge."""
     ingest_window(window, workspace.game, workspace.store)
     snapshot_outcomes(window, workspace.game, workspace.store, now=NOW, sync=True)
     group_window(window, workspace.store, min_agents=min_agents)
 
 
 def judge(workspace: Workspace, windows: Sequence[HourWindow], *, concurrency: int = 8) -> None:
-    """Scores, then the verdict of every required check."""
+    """Score the windows, then run every check."""
     asyncio.run(score_windows(windows, workspace.store, HindsightJudge(), concurrency=concurrency))
     for w in windows:
         verify(workspace, w)

@@ -1,8 +1,8 @@
-"""`python -m babylon_rl_tests.same_bytes SOURCE TARGET ORDER WORKERS …`: ways to the data set, and its hash.
+"""`python -m babylon_rl_tests.same_bytes SOURCE TARGET ORDER WORKERS …`: hashes of a data set built in several ways.
 
 Copies the game's rows from SOURCE into the empty TARGET in a shuffled order, then reads, groups, judges and exports
-with so many workers over the windows in a shuffled order. Run by `test_same_bytes.py`, each time in an environment
-of its own; each further (ORDER, WORKERS) begins with an empty TARGET again.
+with WORKERS workers over the windows in a shuffled order. ORDER seeds the shuffles; each (ORDER, WORKERS) starts from an
+empty TARGET and prints one line. Run by `test_same_bytes.py`, each time in another environment.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ def copy_rows(source: sa.Engine, target: sa.Engine, r: random.Random) -> None:
             rows = [dict(x) for x in conn.execute(sa.select(table)).mappings()]
         r.shuffle(rows)
         with target.begin() as conn:
-            for row in rows:  # one by one: also their places on disk follow this order
+            for row in rows:  # one by one, so that their places on disk follow this order too
                 conn.execute(sa.insert(table), [row])
 
 
@@ -54,7 +54,7 @@ def build(workspace: Workspace, windows: Sequence[HourWindow], *, workers: int) 
 
 
 def digest_of(workspace: Workspace) -> dict[str, str]:
-    """A hash of each thing that must be the same."""
+    """A hash of each result that must be the same."""
     queries = {
         "data versions": "SELECT window_id, data_version FROM babylon_rl.windows ORDER BY window_id",
         "outcomes": "SELECT window_id, data_version FROM babylon_rl.window_outcomes ORDER BY window_id",
@@ -64,21 +64,21 @@ def digest_of(workspace: Workspace) -> dict[str, str]:
         "judgment keys": "SELECT window_id, judgment_key FROM babylon_rl.window_judgments ORDER BY window_id",
         "scores": "SELECT trajectory_id, score, explanation FROM babylon_rl.judgments ORDER BY trajectory_id",
     }
-    found = {}
+    hashes = {}
     with workspace.store.engine.connect() as conn:
         for name, query in queries.items():
             rows = [tuple(r) for r in conn.execute(sa.text(query))]
             assert {str(r[0])[:16] for r in rows} >= set(map(str, hours(3))) or name == "row outcomes", (
                 f"{name}: a window is missing"
             )
-            found[name] = hashlib.sha256(repr(rows).encode()).hexdigest()
+            hashes[name] = hashlib.sha256(repr(rows).encode()).hexdigest()
     with tempfile.TemporaryDirectory() as directory:
         for format in ("parquet", "jsonl"):
             for what in ("turns", "groups"):
                 file = Path(directory) / f"{what}.{format}"
                 export(workspace, str(file), format=format, what=what, with_hindsight=True)  # type: ignore[arg-type]
-                found[f"{what}.{format}"] = hashlib.sha256(file.read_bytes()).hexdigest()
-    return found
+                hashes[f"{what}.{format}"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return hashes
 
 
 def main(source_url: str, target_url: str, order: str, workers: str) -> dict[str, str]:
@@ -89,9 +89,9 @@ def main(source_url: str, target_url: str, order: str, workers: str) -> dict[str
         windows = hours(3)
         r.shuffle(windows)
         build(workspace, windows, workers=int(workers))
-        found = digest_of(workspace)
+        hashes = digest_of(workspace)
     source.dispose()
-    return found
+    return hashes
 
 
 if __name__ == "__main__":

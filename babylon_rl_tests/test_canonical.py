@@ -1,4 +1,4 @@
-"""A value taken apart is the same value: in bytes, in its hash, and packed."""
+"""A value encoded in pieces has the same bytes, the same hash and the same packed form."""
 
 from dataclasses import replace
 
@@ -23,14 +23,14 @@ VALUES = [
 
 @pytest.mark.parametrize("depth", range(6))
 @pytest.mark.parametrize("value", VALUES)
-def test_taken_apart_or_not_the_bytes_are_the_same(value: object, depth: int) -> None:
+def test_pieces_have_the_bytes_of_the_whole(value: object, depth: int) -> None:
     assert b"".join(pieces(value, depth)) == to_json(value)
     assert digest(value, depth=depth) == digest(value)
     assert pack(value, depth=depth) == pack(value)
     assert pack_with_digest(value) == (pack(value), digest(value))
 
 
-def test_a_group_is_taken_apart_to_its_members() -> None:
+def test_a_group_is_encoded_member_by_member() -> None:
     group = a_group(*(f"agent-{i}" for i in range(500)))
     assert max(map(len, pieces(group, 2))) < len(to_json(group)) / 100
     assert unpack(pack(group, depth=2), TrajectoryGroup) == group

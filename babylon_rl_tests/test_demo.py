@@ -1,4 +1,4 @@
-"""A small run of the whole loop, as `make demo` runs it: real database, server, runs and gradients."""
+"""The whole loop at a small size, as `make demo` runs it: real database, real server, real runs, real gradients."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 
-def demo(house: dict[str, str], out: Path) -> str:
+def demo(environment: dict[str, str], out: Path) -> str:
     out.mkdir(exist_ok=True)
     command = [
         sys.executable,
@@ -25,15 +25,15 @@ def demo(house: dict[str, str], out: Path) -> str:
         "--out",
         str(out),
     ]
-    done = subprocess.run(command, env=house, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout
 
 
-def test_a_second_demo_repeats_no_work(house: dict[str, str], engine: sa.Engine, tmp_path: Path) -> None:
-    house |= {"BABYLON_EVALUATION_WINDOWS": "6"}
-    output = demo(house, tmp_path / "a")
+def test_a_second_demo_repeats_no_work(environment: dict[str, str], engine: sa.Engine, tmp_path: Path) -> None:
+    environment |= {"BABYLON_EVALUATION_WINDOWS": "6"}
+    output = demo(environment, tmp_path / "a")
     report = json.loads((tmp_path / "a/report.json").read_text())
     assert {"windows", "iterations", "base", "final", "oracle_mean_pnl", "lift", "seconds"} <= set(report)
     assert (report["windows"], report["iterations"], report["training_windows"]) == (6, 2, 6)
@@ -62,7 +62,7 @@ def test_a_second_demo_repeats_no_work(house: dict[str, str], engine: sa.Engine,
     assert judged == 2 * 3 * 5
     assert unaccounted == 0
 
-    demo(house, tmp_path / "b")
+    demo(environment, tmp_path / "b")
     again = json.loads((tmp_path / "b/report.json").read_text())
     for key in ("base", "final", "lift", "curve", "leaderboard", "training_windows"):
         assert again[key] == report[key]

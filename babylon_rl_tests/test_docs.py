@@ -1,4 +1,4 @@
-"""README, CONTRIBUTING and docs agree with the code."""
+"""The documents that a newcomer reads agree with the code."""
 
 import re
 from pathlib import Path
@@ -20,10 +20,10 @@ TEXT = {".py", ".md", ".toml", ".yaml", ".html", ".ini"}
 
 
 def texts() -> list[Path]:
-    """Every text file of the repository, without what is installed or written beside it."""
+    """Every text file of the repository; not what is installed or generated beside it."""
     folders = ("babylon_rl", "babylon_rl_tests", "benchmarks", "docs", ".ci")
-    found = [p for f in folders for p in (ROOT / f).rglob("*") if p.is_file() and p.suffix in TEXT]
-    return sorted(found + [p for p in ROOT.iterdir() if p.is_file() and (p.suffix in TEXT or p.name == "Makefile")])
+    files = [p for f in folders for p in (ROOT / f).rglob("*") if p.is_file() and p.suffix in TEXT]
+    return sorted(files + [p for p in ROOT.iterdir() if p.is_file() and (p.suffix in TEXT or p.name == "Makefile")])
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_readmes_settings_are_those_of_the_code() -> None:
-    """A difference: `babylon-rl settings --write README.md`, once the descriptions read well."""
+    """If they differ: `babylon-rl settings --write README.md`, once the descriptions read well."""
     assert with_tables(README) == README
 
 
@@ -56,11 +56,11 @@ def test_settings_without_a_default_say_what_happens_unset() -> None:
 def test_values_in_force_say_where_they_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_BUDGET_USD", "3")
     monkeypatch.setenv("DATABASE_URL", "postgresql://user:secret@host/game")
-    found = {v.name: v for v in variables(Settings.load())}
-    assert (found["JUDGE_BUDGET_USD"].value, found["JUDGE_BUDGET_USD"].is_set) == ("3.0", True)
-    assert (found["BABYLON_SEED"].value, found["BABYLON_SEED"].is_set) == ("1", False)
-    assert "secret" not in found["DATABASE_URL"].value
-    assert {v.name for v in found.values() if v.secret} >= {"DATABASE_URL", "OPENAI_API_KEY", "WANDB_API_KEY"}
+    by_name = {v.name: v for v in variables(Settings.load())}
+    assert (by_name["JUDGE_BUDGET_USD"].value, by_name["JUDGE_BUDGET_USD"].is_set) == ("3.0", True)
+    assert (by_name["BABYLON_SEED"].value, by_name["BABYLON_SEED"].is_set) == ("1", False)
+    assert "secret" not in by_name["DATABASE_URL"].value
+    assert {v.name for v in by_name.values() if v.secret} >= {"DATABASE_URL", "OPENAI_API_KEY", "WANDB_API_KEY"}
 
 
 def test_every_command_of_the_readme_exists() -> None:

@@ -29,7 +29,7 @@ CHECK = "groups_hold_only_what_was_logged"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """What the four said of one window: whether it trains, and of `check-windows` and `explain` in which words."""
+    """The four answers for one window: whether it trains, and the words of `check-windows` and `explain`."""
 
     ready: bool
     exported: bool
@@ -45,7 +45,7 @@ def workspace(settings: Settings) -> Iterator[Workspace]:
 
 
 def ask_all(workspace: Workspace, out: Path, window: HourWindow = FIRST) -> Answers:
-    said = readiness(workspace, min_agents=5, min_windows=1, now=NOW)
+    report = readiness(workspace, min_agents=5, min_windows=1, now=NOW)
     try:
         exported = export(workspace, str(out), format="jsonl", first=window, last=window).windows == 1
     except DataError:
@@ -56,8 +56,8 @@ def ask_all(workspace: Workspace, out: Path, window: HourWindow = FIRST) -> Answ
     return Answers(
         ready=str(window) in {r.window_id for r in workspace.ledger.ready()},
         exported=exported,
-        state=next(line.state for line in said.lines if line.window_id == str(window)),
-        unused=said.unused == 1,
+        state=next(line.state for line in report.lines if line.window_id == str(window)),
+        unused=report.unused == 1,
         story=explain(workspace, str(row))[-1],
     )
 
@@ -88,7 +88,7 @@ def bring_to(workspace: Workspace, reason: Reason | None) -> None:
         refresh(workspace.game, workspace.store.engine)
     elif reason is Reason.STALE:
         group = t.contextualized_groups
-        with workspace.store.engine.begin() as conn:  # as if its outcomes had been other ones
+        with workspace.store.engine.begin() as conn:  # as if it had been grouped with other outcomes
             conn.execute(sa.update(group).values(made_from="another|version"))
 
 
@@ -110,11 +110,11 @@ def test_all_four_give_one_answer(
     workspace: Workspace, tmp_path: Path, reason: Reason | None, state: str, story: str, unused: bool
 ) -> None:
     bring_to(workspace, reason)
-    said = ask_all(workspace, tmp_path / "x.jsonl")
-    assert (said.ready, said.exported) == (reason is None, reason is None)
-    assert said.state.startswith(state)
-    assert story in said.story
-    assert said.unused is unused
+    answers = ask_all(workspace, tmp_path / "x.jsonl")
+    assert (answers.ready, answers.exported) == (reason is None, reason is None)
+    assert answers.state.startswith(state)
+    assert story in answers.story
+    assert answers.unused is unused
     [known] = workspace.ledger.eligibility.states([FIRST], min_agents=5)
     assert (known.reason, known.trainable) == (reason, reason is None)
 
@@ -122,9 +122,9 @@ def test_all_four_give_one_answer(
 def test_a_failed_check_that_is_not_required_counts_for_nothing(workspace: Workspace, tmp_path: Path) -> None:
     bring_to(workspace, None)
     write_check_result(workspace.store.engine, FIRST, "an_opinion", CheckResult(passed=False, facts={}))
-    said = ask_all(workspace, tmp_path / "x.jsonl")
-    assert (said.ready, said.exported, said.state, said.unused) == (True, True, "judged", True)
-    assert "its window is ready" in said.story
+    answers = ask_all(workspace, tmp_path / "x.jsonl")
+    assert (answers.ready, answers.exported, answers.state, answers.unused) == (True, True, "judged", True)
+    assert "its window is ready" in answers.story
 
 
 def test_what_a_lineage_did_with_a_window_is_its_own(workspace: Workspace, tmp_path: Path) -> None:
@@ -136,8 +136,8 @@ def test_what_a_lineage_did_with_a_window_is_its_own(workspace: Workspace, tmp_p
     workspace.ledger.record(batch, trainer="t", base_model="b", path="p", manifest={}, metrics={})
     [used] = workspace.ledger.eligibility.states([FIRST])
     assert (used.planned_step, used.consumed_step, used.trainable) == (None, 1, True)
-    said = ask_all(workspace, tmp_path / "x.jsonl")
-    assert (said.ready, said.exported, said.state, said.unused) == (False, True, "trained @1", False)
+    answers = ask_all(workspace, tmp_path / "x.jsonl")
+    assert (answers.ready, answers.exported, answers.state, answers.unused) == (False, True, "trained @1", False)
 
 
 def test_the_view_names_every_reason_and_no_other(workspace: Workspace) -> None:

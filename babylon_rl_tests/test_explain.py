@@ -1,4 +1,4 @@
-"""What became of one row: each sentence comes from what the database holds, and changes when that does."""
+"""One row's whole story: each sentence follows from the database, and changes when the database does."""
 
 import re
 import subprocess
@@ -56,7 +56,7 @@ def test_a_trained_rows_story_ends_at_its_checkpoint(workspace: Workspace) -> No
     sentences = explain(workspace, row)
 
     with workspace.game.connect() as conn:
-        found = (
+        recorded = (
             conn.execute(sa.select(game_tables.trajectories).where(game_tables.trajectories.c.id == row))
             .mappings()
             .one()
@@ -64,23 +64,23 @@ def test_a_trained_rows_story_ends_at_its_checkpoint(workspace: Workspace) -> No
     judgment, group = workspace.store.judgment(FIRST), workspace.store.group(FIRST)
     assert judgment is not None
     assert group is not None
-    mine = next(s for s in judgment.scores if s.trajectory_id == f"{FIRST}/{found['agent_id']}")
+    mine = next(s for s in judgment.scores if s.trajectory_id == f"{FIRST}/{recorded['agent_id']}")
     assert len(sentences) == 7
     assert sentences[0].startswith(
-        f"Row {row} ({found['trajectory_id']}) was recorded by agent {found['agent_id']}; it started 2025-"
+        f"Row {row} ({recorded['trajectory_id']}) was recorded by agent {recorded['agent_id']}; it started 2025-"
     )
     assert sentences[1] == f"It belongs to window {FIRST}, because its own window_id is '{FIRST}'."
     assert (
         sentences[2]
         == "It is grouped (has_turn): it holds at least one call that decided, each a turn of its trajectory."
     )
-    assert sentences[3].startswith(f"Trajectory {FIRST}/{found['agent_id']} is stitched from 3 rows: 3 turns of ")
+    assert sentences[3].startswith(f"Trajectory {FIRST}/{recorded['agent_id']} is stitched from 3 rows: 3 turns of ")
     assert sentences[4] == f"It is one of 6 members of group {group.group_id}."
     assert f"(hindsight hindsight-1, judgment {judgment.key[:12]}) scored it {mine.value:.3f}, place " in sentences[5]
     assert sentences[5].endswith(mine.explanation)
     assert sentences[6] == "Checkpoint babylon-mmo@1 was trained on it."
-    assert explain(workspace, found["trajectory_id"]) == sentences, "either id of the row tells the same"
-    assert explain(workspace, f"{FIRST}/{found['agent_id']}")[1:] == sentences[3:], (
+    assert explain(workspace, recorded["trajectory_id"]) == sentences, "either id of the row tells the same"
+    assert explain(workspace, f"{FIRST}/{recorded['agent_id']}")[1:] == sentences[3:], (
         "and so does the stitched one from there on"
     )
 
@@ -91,9 +91,9 @@ def test_a_judgment_changed_after_training_is_said(workspace: Workspace) -> None
     assert plan is not None
     workspace.ledger.record(plan, trainer="cpu", base_model="b", path="p", manifest={}, metrics={})
     workspace.store.set_current_judgment(FIRST, "", None)
-    sentences = story(workspace, a_row_of(workspace))
-    assert "That group has no current judgment yet" in sentences
-    assert f"trained on it, with judgment {plan.judgment_keys[0][:12]}, which is not the current one" in sentences
+    text = story(workspace, a_row_of(workspace))
+    assert "No judgment speaks for that group yet" in text
+    assert f"trained on it, with judgment {plan.judgment_keys[0][:12]}, which is not the current one" in text
 
 
 def test_why_nothing_trained_on_it_is_said(workspace: Workspace) -> None:
@@ -139,7 +139,7 @@ def test_the_rule_that_chose_the_window_is_named(
 
 
 @pytest.mark.parametrize(
-    ("changes", "ends"),
+    ("changes", "sentence"),
     [
         ({"steps_json": "[{"}, "It is quarantined (bad_json): its stepsJson is no JSON"),
         ({"steps_json": "[]"}, "It is quarantined (no_steps): it holds no steps"),
@@ -147,11 +147,11 @@ def test_the_rule_that_chose_the_window_is_named(
         ({"is_evaluation": True}, "It is excluded (evaluation)"),
     ],
 )
-def test_a_row_set_aside_ends_there(workspace: Workspace, changes: dict[str, object], ends: str) -> None:
+def test_a_row_set_aside_ends_there(workspace: Workspace, changes: dict[str, object], sentence: str) -> None:
     row = insert_row(workspace.game, "a", window=FIRST, **changes)
     prepare(workspace, FIRST)
     sentences = explain(workspace, row["id"])
-    assert sentences[2].startswith(ends)
+    assert sentences[2].startswith(sentence)
     assert sentences[3:] == ["So no group holds it, no judge saw it, and nothing trained on it."]
     assert "So no trajectory was stitched" in story(workspace, f"{FIRST}/a")
 
@@ -162,9 +162,9 @@ def test_rows_without_a_group_say_what_a_group_needs(workspace: Workspace) -> No
         workspace.game, "b", window=FIRST, steps_json=[a_json_step(llmCalls=[a_json_call(purpose="reasoning")])]
     )
     prepare(workspace, FIRST)
-    sentences = story(workspace, row["id"])
-    assert "It is ineligible (too_few_agents): too few distinct agents" in sentences
-    assert "1 agent of 2025-01-15T00:00 can train, a group needs 5 (BABYLON_MIN_AGENTS)" in sentences
+    text = story(workspace, row["id"])
+    assert "It is ineligible (too_few_agents): too few distinct agents" in text
+    assert "1 agent of 2025-01-15T00:00 can train, a group needs 5 (BABYLON_MIN_AGENTS)" in text
     assert "(no_turns)" in story(workspace, thought["id"])
     assert "Agent b has no trajectory" in story(workspace, thought["id"])
 
@@ -207,10 +207,10 @@ def test_an_unknown_id_is_one_clear_sentence(workspace: Workspace, name: str) ->
         explain(workspace, name)
 
 
-def run(house: dict[str, str], *arguments: str, status: int = 0) -> str:
+def run(environment: dict[str, str], *arguments: str, status: int = 0) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "babylon_rl.cli.main", *arguments],
-        env=house,
+        env=environment,
         capture_output=True,
         text=True,
         timeout=200,
@@ -220,15 +220,17 @@ def run(house: dict[str, str], *arguments: str, status: int = 0) -> str:
     return re.sub(r"\s+", " ", done.stdout + done.stderr)
 
 
-def test_the_commands_export_and_explain(house: dict[str, str], workspace: Workspace) -> None:
+def test_the_commands_export_and_explain(environment: dict[str, str], workspace: Workspace) -> None:
     play_and_judge(workspace, hours(2))
     out = workspace.settings.home / "turns.jsonl"
-    said = run(house, "export", "--format", "jsonl", "--out", str(out), "--from", str(FIRST), "--to", str(FIRST))
-    assert f"18 turns of 1 window in {out}" in said
+    output = run(
+        environment, "export", "--format", "jsonl", "--out", str(out), "--from", str(FIRST), "--to", str(FIRST)
+    )
+    assert f"18 turns of 1 window in {out}" in output
     assert len(out.read_text().splitlines()) == 18
     assert "no window from 2025-01-16T00:00" in run(
-        house, "export", "--out", "x", "--from", "2025-01-16T00:00", status=2
+        environment, "export", "--out", "x", "--from", "2025-01-16T00:00", status=2
     )
     row = a_row_of(workspace)
-    assert run(house, "explain", row) == story(workspace, row) + " "
-    assert "'nobody' is neither" in run(house, "explain", "nobody", status=2)
+    assert run(environment, "explain", row) == story(workspace, row) + " "
+    assert "'nobody' is neither" in run(environment, "explain", "nobody", status=2)

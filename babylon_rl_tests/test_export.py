@@ -1,4 +1,4 @@
-"""Exports of judged groups: complete, correct, without hindsight, and readable by the libraries they are for."""
+"""Exported groups: complete, without hindsight unless asked for, and readable by the libraries they are for."""
 
 import json
 import math
@@ -121,8 +121,8 @@ def test_rows_have_the_shapes_that_trl_and_verl_read(played: Workspace, tmp_path
         assert [m.keys() for m in (*r["prompt"], *r["completion"])] == [{"role": "x", "content": "x"}.keys()] * 3
         assert r["data_source"] == "babylon_rl"
         assert r["reward_model"] == {"style": "recorded", "ground_truth": None}
-        copied = {"group_id", "trajectory_id", "turn_index", "response", "reward"}
-        assert r["extra_info"] == {"index": index} | {k: r[k] for k in copied}
+        repeated = {"group_id", "trajectory_id", "turn_index", "response", "reward"}
+        assert r["extra_info"] == {"index": index} | {k: r[k] for k in repeated}
 
 
 def test_exported_advantages_compare_turns_of_one_decision(played: Workspace, tmp_path: Path) -> None:
@@ -158,11 +158,11 @@ def test_exported_advantages_compare_turns_of_one_decision(played: Workspace, tm
 def test_no_hindsight_is_exported_unless_it_is_asked_for(
     played: Workspace, tmp_path: Path, what: module.What, format: module.Format
 ) -> None:
-    """Every field of hindsight holds a canary."""
+    """A canary is planted in every field that only the future knew."""
     played_hindsight = played.store.hindsight(FIRST)
     assert played_hindsight is not None
-    values = json.loads(json.dumps(_plain(played_hindsight)), parse_float=lambda _: 4242.4242)
-    _replace(played, str(FIRST), hindsight=pack(_plant(values)))
+    hindsight = json.loads(json.dumps(_to_builtins(played_hindsight)), parse_float=lambda _: 4242.4242)
+    _replace(played, str(FIRST), hindsight=pack(_plant_canaries(hindsight)))
     with played.store.engine.begin() as conn:
         conn.execute(sa.update(t.judgments).values(explanation=f"{CANARY}-explanation"))
     file = tmp_path / f"x.{format}"
@@ -211,10 +211,10 @@ def test_an_export_range_includes_both_its_ends(played: Workspace, tmp_path: Pat
         export(played, out, format="jsonl", first=FIRST.next(5))
 
 
-def test_the_same_data_gives_the_same_bytes_whatever_stood_there(played: Workspace, tmp_path: Path) -> None:
+def test_the_same_data_gives_the_same_bytes_over_any_old_file(played: Workspace, tmp_path: Path) -> None:
     for format in ("parquet", "jsonl"):
         a, b = tmp_path / f"a.{format}", tmp_path / f"b.{format}"
-        b.write_text("what stood there before")
+        b.write_text("an old file")
         for file in (a, b):
             export(played, str(file), format=format, with_hindsight=True)  # type: ignore[arg-type]
         assert a.read_bytes() == b.read_bytes()
@@ -223,7 +223,7 @@ def test_the_same_data_gives_the_same_bytes_whatever_stood_there(played: Workspa
     assert (tmp_path / "c.parquet").read_bytes() == (tmp_path / "a.parquet").read_bytes()
 
 
-def test_an_export_that_fails_leaves_what_stood_there(played: Workspace, tmp_path: Path) -> None:
+def test_an_export_that_fails_leaves_the_old_file(played: Workspace, tmp_path: Path) -> None:
     out = tmp_path / "x.jsonl"
     out.write_text("yesterday's")
 
@@ -250,10 +250,8 @@ def test_row_groups_are_small_and_lose_nothing(
     assert [r["index"] for r in file.read(["extra_info"]).column(0).to_pylist()] == list(range(54))
 
 
-def test_jsonl_whose_first_rows_know_nothing_loads_by_the_schema(
-    played: Workspace, tmp_path: Path, cache: Path
-) -> None:
-    """The JSON loader takes a column that starts with nulls for one of nulls; the schema corrects it."""
+def test_jsonl_that_starts_with_nulls_loads_by_the_schema(played: Workspace, tmp_path: Path, cache: Path) -> None:
+    """The JSON loader takes a column that starts with nulls for a column of nulls, unless the schema is given."""
     export(played, str(tmp_path / "x.jsonl"), format="jsonl")
     rows = lines(tmp_path / "x.jsonl")
     for r in rows[:-1]:
@@ -301,22 +299,22 @@ def _replace(workspace: Workspace, window_id: str, **columns: bytes) -> None:
         )
 
 
-def _plain(hindsight: Hindsight) -> Any:
+def _to_builtins(hindsight: Hindsight) -> Any:
     import msgspec
 
     return msgspec.to_builtins(hindsight)
 
 
-def _plant(values: Any) -> Hindsight:
+def _plant_canaries(hindsight: Any) -> Hindsight:
     import msgspec
 
-    for m in values["members"]:
+    for m in hindsight["members"]:
         m["game_knowledge"] = {"note": f"{CANARY}-knowledge"}
         m["pnl_usd"] = m["start_balance_usd"] = 4242.4242
         for d in m["decisions"]:
             d["result"] = f"{CANARY}-decision"
-    for p in values["outcomes"]["predictions"]:
+    for p in hindsight["outcomes"]["predictions"]:
         p["question"] = f"{CANARY}-question"
-    for s in values["outcomes"]["stocks"]:
+    for s in hindsight["outcomes"]["stocks"]:
         s["news"] = [f"{CANARY}-headline"]
-    return msgspec.convert(values, Hindsight)
+    return msgspec.convert(hindsight, Hindsight)

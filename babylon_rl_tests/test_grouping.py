@@ -100,8 +100,8 @@ def test_a_windows_pnl_is_a_difference_of_lifetime_pnl(
 
 @pytest.mark.parametrize(("balance", "expected"), [(0, 0.0), (None, None), ("9500.5", 9500.5), ("?", None)])
 def test_the_start_balance_is_what_the_first_step_saw(balance: Any, expected: float | None) -> None:
-    said = [json.dumps([a_json_step(t, environmentState={"agentBalance": b})]) for t, b in enumerate([balance, 1.0])]
-    rows = [a_source_row("a", *parse_steps(text), tick=t) for t, text in enumerate(said)]
+    texts = [json.dumps([a_json_step(t, environmentState={"agentBalance": b})]) for t, b in enumerate([balance, 1.0])]
+    rows = [a_source_row("a", *parse_steps(text), tick=t) for t, text in enumerate(texts)]
     assert one(*rows).start_balance_usd == expected
 
 
@@ -165,11 +165,11 @@ def test_every_row_ends_in_exactly_one_outcome(ticks: list[tuple[str, bool]], mi
     trajectories = stitch(rows)
     group = make_group(WINDOW, trajectories, min_agents=min_agents)
     read = mark_as_read(rows)
-    ends = decide_row_outcomes(read, group)
+    outcomes = decide_row_outcomes(read, group)
     assert {o.status for o in read} <= {RowStatus.READ}
-    assert [d.source_id for d in ends] == [r.source_id for r in rows]
+    assert [d.source_id for d in outcomes] == [r.source_id for r in rows]
     speakers = {a for a, spoken in ticks if spoken}
-    for d, (agent, spoken) in zip(ends, ticks, strict=True):
+    for d, (agent, spoken) in zip(outcomes, ticks, strict=True):
         if len(speakers) >= min_agents and agent in speakers:
             assert group is not None
             expected = ("grouped", "has_turn") if spoken else ("grouped", "no_turn")
@@ -177,17 +177,17 @@ def test_every_row_ends_in_exactly_one_outcome(ticks: list[tuple[str, bool]], mi
         else:
             assert (d.status, d.group_id) == ("ineligible", None)
             assert d.reason == ("too_few_agents" if spoken else "no_turns")
-    # Made anew, and gone again: what a row is called depends on the group that is there, not on the one before.
-    assert decide_row_outcomes(ends, group) == ends
-    assert decide_row_outcomes(ends, None) == decide_row_outcomes(read, None)
+    # Grouped again, and no longer grouped: a row's outcome depends on the current group alone, not on the one before.
+    assert decide_row_outcomes(outcomes, group) == outcomes
+    assert decide_row_outcomes(outcomes, None) == decide_row_outcomes(read, None)
 
 
 def test_accounting_leaves_what_reading_set_aside() -> None:
     rows = [a_source_row(a) for a in AGENTS]
     aside = replace(mark_as_read(rows[:1])[0], status=RowStatus.QUARANTINED, reason=RowReason.BAD_JSON)
     group = make_group(WINDOW, stitch(rows), min_agents=5)
-    ends = decide_row_outcomes([aside, *mark_as_read(rows[1:])], group)
-    assert Counter(d.reason for d in ends) == {"bad_json": 1, "has_turn": 4}
+    outcomes = decide_row_outcomes([aside, *mark_as_read(rows[1:])], group)
+    assert Counter(d.reason for d in outcomes) == {"bad_json": 1, "has_turn": 4}
 
 
 # ── hindsight ──────────────────────────────────────────────────────────────────────────────────────

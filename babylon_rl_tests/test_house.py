@@ -7,40 +7,40 @@ import ast
 
 import pytest
 
-from babylon_rl_tests.house import MAX_LOOSE_FILES, ORDER, PACKAGE, main, read_house, room
+from babylon_rl_tests.house import MAX_LOOSE_FILES, ORDER, PACKAGE, main, package_of, read_structure
 
-HOUSE = read_house()
+STRUCTURE = read_structure()
 
 
-def test_every_package_stands_in_the_order() -> None:
-    assert {room(m) for m in HOUSE.modules} == set(ORDER)
+def test_every_package_has_a_place_in_the_order() -> None:
+    assert {package_of(m) for m in STRUCTURE.modules} == set(ORDER)
 
 
 def test_packages_use_only_those_before_them() -> None:
-    assert HOUSE.upward() == []
+    assert STRUCTURE.upward() == []
 
 
 def test_no_circle_between_packages() -> None:
-    assert HOUSE.package_circle() == []
+    assert STRUCTURE.package_circle() == []
 
 
 def test_no_circle_between_files() -> None:
-    assert HOUSE.module_circle() == []
+    assert STRUCTURE.module_circle() == []
 
 
 def test_the_root_is_short() -> None:
-    assert len(HOUSE.loose) <= MAX_LOOSE_FILES, HOUSE.loose
+    assert len(STRUCTURE.loose) <= MAX_LOOSE_FILES, STRUCTURE.loose
 
 
 def test_the_command_prints_the_order(capsys: pytest.CaptureFixture[str]) -> None:
     main([])
-    said = capsys.readouterr().out
-    assert f"{len(ORDER)}: {', '.join(ORDER)}" in said
-    assert "arrows back up     0\n" in said
+    output = capsys.readouterr().out
+    assert f"{len(ORDER)}: {', '.join(ORDER)}" in output
+    assert "arrows back up     0\n" in output
 
 
 def test_a_back_arrow_and_a_circle_are_found(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    """What the tests above rest on: the same reading of a package that is wrong in both ways."""
+    """The tests above can fail: the same reading of a package that is wrong in both ways."""
     package = tmp_path / "house"
     (package / "common").mkdir(parents=True)
     (package / "store").mkdir()
@@ -48,7 +48,7 @@ def test_a_back_arrow_and_a_circle_are_found(tmp_path) -> None:  # type: ignore[
         (package / file).write_text("")
     (package / "common/a.py").write_text("def f() -> None:\n    from house.store import b\n")
     (package / "store/b.py").write_text("from house.common.a import f\n")
-    wrong = read_house(package)
+    wrong = read_structure(package)
     assert wrong.upward() == [("common.a", "store.b")]
     assert set(wrong.package_circle()) == {"common", "store"}
     assert set(wrong.module_circle()) == {"common.a", "store.b"}
@@ -66,13 +66,13 @@ def test_only_dagsters_own_packages_import_dagster() -> None:
 
 
 def test_the_report_reads_no_database() -> None:
-    """Numbers in, page out: what is reported was measured and read elsewhere."""
+    """Numbers in, page out: others measure, and others read the database."""
     used = {
         (m, u)
-        for m in HOUSE.modules
-        if room(m) == "report"
-        for u in HOUSE.modules[m]
-        if room(u) in ("database", "store")
+        for m in STRUCTURE.modules
+        if package_of(m) == "report"
+        for u in STRUCTURE.modules[m]
+        if package_of(u) in ("database", "store")
     }
     sql = {
         (p.name, alias.name if isinstance(node, ast.Import) else node.module)
@@ -88,13 +88,13 @@ def test_the_report_reads_no_database() -> None:
 
 def test_hidden_market_state_stays_with_the_simulator() -> None:
     """Making the base policy and evaluating play markets of their own; nothing between rows and weights may."""
-    users = {m for m, used in HOUSE.modules.items() if "simulator.market" in used}
-    assert {room(u) for u in users} <= {"simulator", "base_policy", "pipeline"}
-    assert {u for u in users if room(u) == "pipeline"} == {"pipeline.evaluate"}
+    users = {m for m, used in STRUCTURE.modules.items() if "simulator.market" in used}
+    assert {package_of(u) for u in users} <= {"simulator", "base_policy", "pipeline"}
+    assert {u for u in users if package_of(u) == "pipeline"} == {"pipeline.evaluate"}
 
 
 def test_the_simulator_knows_no_judging_or_training() -> None:
-    assert not {b for a, b in HOUSE.edges if a == "simulator"} & {"judging", "store", "training"}
+    assert not {b for a, b in STRUCTURE.edges if a == "simulator"} & {"judging", "store", "training"}
 
 
 def test_only_settings_reads_the_environment() -> None:

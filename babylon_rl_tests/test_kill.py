@@ -1,10 +1,11 @@
-"""SIGKILL in the middle of training; the command run again finishes it, and no window trains twice."""
+"""SIGKILL in the middle of training: running the command again finishes it, and no window trains twice."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from babylon_rl.windows import HourWindow
 FIRST = HourWindow.parse("2025-01-15T00:00")
 
 
-def train(house: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+def train(environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
     command = [
         sys.executable,
         "-m",
@@ -31,23 +32,24 @@ def train(house: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
         "--no-evaluate",
     ]
     with log.open("ab") as out:  # the process has its own handle of it
-        return subprocess.Popen(command, env=house, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
 
 
-def wait_until(happened: object, process: subprocess.Popen[bytes], log: Path, timeout_s: float = 120) -> None:
-    assert callable(happened)
+def wait_until(
+    happened: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, timeout_s: float = 120
+) -> None:
     end = time.monotonic() + timeout_s
     while not happened():
         assert process.poll() is None, f"the command ended too early:\n{log.read_text()}"
-        assert time.monotonic() < end, f"never came to it:\n{log.read_text()}"
+        assert time.monotonic() < end, f"did not happen within {timeout_s} s:\n{log.read_text()}"
         time.sleep(0.02)
 
 
 @pytest.mark.parametrize("moment", ["planned", "written"])
 def test_after_a_kill_training_finishes_and_repeats_no_window(
-    settings: Settings, engine: sa.Engine, house: dict[str, str], tmp_path: Path, moment: str
+    settings: Settings, engine: sa.Engine, environment: dict[str, str], tmp_path: Path, moment: str
 ) -> None:
-    """Killed once the batch is planned, and once the first checkpoint's files stand but nobody recorded them."""
+    """Killed once the batch is planned, and once the first checkpoint's files are written but not recorded."""
     spawn(engine, [FIRST.next(i) for i in range(8)], AgentLineup(learners=6, policy="habits"), seed=1)
     log = tmp_path / "log"
     step = settings.checkpoints_dir / "babylon-agents/models/babylon-mmo/checkpoints/0001"
@@ -59,7 +61,7 @@ def test_after_a_kill_training_finishes_and_repeats_no_window(
     def written() -> bool:
         return any(step.parent.glob("0001*"))
 
-    process = train(house, log)
+    process = train(environment, log)
     wait_until(planned if moment == "planned" else written, process, log)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -68,7 +70,7 @@ def test_after_a_kill_training_finishes_and_repeats_no_window(
         before = workspace.ledger.checkpoints()
     assert before == [] or moment == "written"
 
-    assert train(house, log).wait(timeout=240) == 0, log.read_text()
+    assert train(environment, log).wait(timeout=240) == 0, log.read_text()
 
     with open_workspace(settings) as workspace:
         made = workspace.ledger.checkpoints()

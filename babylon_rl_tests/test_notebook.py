@@ -1,4 +1,4 @@
-"""`babylon_rl.read_window`: a window as a table, with all that is known about each turn and nothing invented."""
+"""`babylon_rl.read_window`: a window as a table, with all that is known of each turn; what is unknown is missing."""
 
 import subprocess
 import sys

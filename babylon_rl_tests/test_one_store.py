@@ -1,4 +1,4 @@
-"""Who touches our tables, held by reading every module: `store/`, and `ingest/` for the few that it fills itself."""
+"""Only `store/` uses our tables, and `ingest/` the few that it fills itself; tested by reading every module."""
 
 import ast
 import re
@@ -52,16 +52,16 @@ def named_in_sql(tree: ast.Module) -> set[str]:
 
 def imported_tables(tree: ast.Module) -> set[str]:
     """Tables that the module takes from `database/tables.py`, as attributes of it or by name."""
-    names, found = set(), set()
+    names, imported = set(), set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "babylon_rl.database":
             names |= {a.asname or a.name for a in node.names if a.name == "tables"}
         elif isinstance(node, ast.ImportFrom) and node.module == "babylon_rl.database.tables":
-            found |= {a.name for a in node.names} - {"OUR_SCHEMA"}
+            imported |= {a.name for a in node.names} - {"OUR_SCHEMA"}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in names:
-            found |= {node.attr} - {"OUR_SCHEMA"}
-    return found
+            imported |= {node.attr} - {"OUR_SCHEMA"}
+    return imported
 
 
 def touched(tree: ast.Module) -> set[str]:
@@ -74,14 +74,14 @@ def test_only_the_store_and_ingest_touch_our_tables() -> None:
     for name, tree in modules():
         if name.startswith(STORES):
             continue
-        own = next((tables for room, tables in allowed.items() if name.startswith(room)), set())
+        own = next((tables for folder, tables in allowed.items() if name.startswith(folder)), set())
         if wrong := touched(tree) - own:
             guilty[name] = sorted(wrong)
     assert guilty == {}
 
 
 @pytest.mark.parametrize(
-    ("source", "found"),
+    ("source", "tables"),
     [
         ('q = "SELECT 1 FROM babylon_rl.check_results"', {"check_results"}),
         ('q = f"SELECT 1 FROM babylon_rl.{name}"', {"?"}),
@@ -90,9 +90,9 @@ def test_only_the_store_and_ingest_touch_our_tables() -> None:
         ('"""Reads babylon_rl.judgments."""\nimport babylon_rl.windows', set()),
     ],
 )
-def test_each_way_to_name_a_table_is_seen(source: str, found: set[str]) -> None:
-    """What the test above rests on."""
-    assert touched(ast.parse(source)) == found
+def test_each_way_to_name_a_table_is_recognised(source: str, tables: set[str]) -> None:
+    """The test above can fail."""
+    assert touched(ast.parse(source)) == tables
 
 
 def test_every_table_of_ingest_is_a_table() -> None:

@@ -1,7 +1,7 @@
 """Ids that stored rows carry: a rename or a reordering must not give the same rows another group or judgment.
 
-A changed id here means that every window of every database is judged, and paid for, again. When that is meant, say so
-in the changelog and write the new values down.
+A changed id here means that every window of every database is judged, and paid for, again. If that is intended, say so
+in the changelog and pin the new values here.
 """
 
 from babylon_rl.judging.hindsight_judge import HindsightJudge
@@ -26,7 +26,7 @@ PINNED = [
 
 
 def test_the_same_rows_keep_group_ids_and_judgment_keys(settings: Settings) -> None:
-    found = []
+    ids = []
     with open_workspace(settings) as workspace:
         play(workspace, hours(2))
         for window in hours(2):
@@ -34,5 +34,5 @@ def test_the_same_rows_keep_group_ids_and_judgment_keys(settings: Settings) -> N
             group, hindsight = workspace.store.group(window), workspace.store.hindsight(window)
             assert group is not None
             assert hindsight is not None
-            found.append((group.group_id, HindsightJudge().key(group, hindsight), RandomJudge().key(group, hindsight)))
-    assert found == PINNED
+            ids.append((group.group_id, HindsightJudge().key(group, hindsight), RandomJudge().key(group, hindsight)))
+    assert ids == PINNED

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import psycopg
 import pytest
-import sqlalchemy as sa
 
 import babylon_rl
 from babylon_rl.database.embedded import ensure_database
@@ -40,7 +39,7 @@ def targets(server_url: str, template_database: str) -> Iterator[list[str]]:
 
 
 def make_game(settings: Settings) -> None:
-    """Three hours of play, and rows of the messy kind beside them."""
+    """Three hours of play, with malformed and unusual rows among them."""
     with open_workspace(settings) as workspace:
         play(workspace, hours(3))
         game = workspace.game
@@ -62,7 +61,7 @@ def make_game(settings: Settings) -> None:
 
 
 def test_one_hash_whatever_the_seed_zone_row_order_and_workers(
-    settings: Settings, engine: sa.Engine, targets: list[str], tmp_path: Path
+    settings: Settings, targets: list[str], tmp_path: Path
 ) -> None:
     make_game(settings)
     assert settings.database.url is not None
@@ -92,9 +91,9 @@ def test_one_hash_whatever_the_seed_zone_row_order_and_workers(
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     with ThreadPoolExecutor(2) as pool:
-        found = [one for several in pool.map(run, range(len(STARTS))) for one in several]
+        hashes = [one for several in pool.map(run, range(len(STARTS))) for one in several]
 
-    assert len(found) == len(STARTS) * len(WAYS) >= 20
-    assert len(found[0]) == 11
-    for name in found[0]:
-        assert len({one[name] for one in found}) == 1, f"{name} differ"
+    assert len(hashes) == len(STARTS) * len(WAYS) >= 20
+    assert len(hashes[0]) == 11
+    for name in hashes[0]:
+        assert len({one[name] for one in hashes}) == 1, f"{name} differ"

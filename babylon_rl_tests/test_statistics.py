@@ -20,9 +20,9 @@ def unzip(pairs: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
 @given(PAIRS, st.integers(0, 2**32))
 def test_swapping_the_sides_mirrors_the_interval(pairs: list[tuple[float, float]], seed: int) -> None:
     a, b = unzip(pairs)
-    there = paired_bootstrap(a, b, resamples=500, seed=seed)
+    forward = paired_bootstrap(a, b, resamples=500, seed=seed)
     back = paired_bootstrap(b, a, resamples=500, seed=seed)
-    assert (back.mean, back.lo, back.hi) == pytest.approx((-there.mean, -there.hi, -there.lo), abs=1e-6)
+    assert (back.mean, back.lo, back.hi) == pytest.approx((-forward.mean, -forward.hi, -forward.lo), abs=1e-6)
 
 
 @settings(deadline=None, max_examples=40)
@@ -90,7 +90,7 @@ def test_many_windows_are_resampled_in_bounded_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "said"),
+    ("a", "b", "message"),
     [
         ([1.0, 2.0], [1.0], "2 against 1"),
         ([1.0], [1.0], "at least 2 windows, found 1"),
@@ -99,8 +99,8 @@ def test_many_windows_are_resampled_in_bounded_memory() -> None:
         ([math.inf, 2.0], [1.0, 1.0], r"a\[0\] is inf"),
     ],
 )
-def test_what_cannot_be_paired_is_refused_in_words(a: list[float], b: list[float], said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_what_cannot_be_paired_is_refused(a: list[float], b: list[float], message: str) -> None:
+    with pytest.raises(DataError, match=message):
         paired_bootstrap(a, b)
 
 

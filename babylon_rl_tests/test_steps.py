@@ -1,4 +1,4 @@
-"""The quick way through `stepsJson` and the forgiving one say the same."""
+"""The fast and the tolerant parser of `stepsJson` give the same result."""
 
 import json
 from typing import Any
@@ -41,7 +41,7 @@ def result(parse: Any, text: bytes) -> Any:
     st.dictionaries(st.sampled_from(CALL_KEYS), odd, max_size=4),
     st.sets(st.sampled_from(STEP_KEYS), max_size=2),
 )
-def test_both_ways_through_a_step_say_the_same(step: dict[str, Any], call: dict[str, Any], missing: set[str]) -> None:
+def test_both_parsers_give_the_same_result(step: dict[str, Any], call: dict[str, Any], missing: set[str]) -> None:
     given_steps = [
         {"llmCalls": [a_json_call(**call)], **{k: v for k, v in a_json_step(**step).items() if k not in missing}}
     ]
@@ -49,7 +49,7 @@ def test_both_ways_through_a_step_say_the_same(step: dict[str, Any], call: dict[
     assert result(parse_steps, text) == result(parse_steps_slowly, text)
 
 
-def test_a_sound_row_goes_the_quick_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_valid_row_takes_the_fast_parser(monkeypatch: pytest.MonkeyPatch) -> None:
     def slowly(text: Any) -> Any:
         raise AssertionError(f"read slowly: {bytes(text)[:80]!r}")
 

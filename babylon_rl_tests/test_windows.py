@@ -37,7 +37,7 @@ def test_a_window_is_half_open() -> None:
     assert HOUR_14.closed_at(HOUR_14.end_at)
 
 
-def test_the_hour_is_utc_whatever_zone_an_instant_is_told_in() -> None:
+def test_the_hour_is_utc_whatever_zone_an_instant_is_given_in() -> None:
     at = datetime(2025, 1, 13, 19, 50, tzinfo=timezone(timedelta(hours=5, minutes=30)))
     assert HourWindow.containing(at) == HOUR_14
 

@@ -26,21 +26,21 @@ def prose(r: random.Random, chars: int) -> str:
 
 
 def step(r: random.Random, number: int, at: datetime, system: str) -> dict[str, Any]:
-    """About 23.7 KB: half in the prompts of two calls, the rest in what data providers told."""
+    """About 23.7 KB: half in the prompts of two calls, the rest in the data of providers."""
 
     def market(i: int) -> dict[str, Any]:
         known = {"id": str(1_900_000_000_000_000_000 + i), "question": prose(r, 90)}
         return {**known, "yes": r.random(), "no": r.random(), "volume": r.random() * 1e5}
 
     def call(purpose: str, chars: int) -> dict[str, Any]:
-        said = {"systemPrompt": system, "userPrompt": prose(r, chars), "response": prose(r, 600), "purpose": purpose}
+        texts = {"systemPrompt": system, "userPrompt": prose(r, chars), "response": prose(r, 600), "purpose": purpose}
         return {
             "model": "babylon",
             "modelVersion": "babylon-mmo@3",
             "temperature": 0.7,
             "maxTokens": 512,
             "latencyMs": 812.5,
-            **said,
+            **texts,
         }
 
     return {

@@ -1,19 +1,19 @@
-"""Rows in: read → groups, rows written, readiness, and memory, side by side in one run on seeded data.
+"""Ingest, measured on seeded data: reading rows into groups, writing rows, readiness, and memory.
 
     python benchmarks/ingest.py                  # everything; --only read,write,ready,memory for a part
     python benchmarks/ingest.py --rows 125000,1000000
 
 Databases of its own on an embedded server in a temporary directory, with the server's default durability; rows of the
 size and shape of the game's (`game_rows.py`).
-Rows a second are those of the best round, ratios the median of the rounds' own.
+Rows per second are those of the best round; ratios are the median of each round's own ratio.
 Prints a table, and writes `benchmarks/baselines/ingest.json` with machine, commit and date.
 
-The straightforward reader is `straightforward.py`; what raw COPY costs is said of both formats, text (what `COPY … TO
-STDOUT` is when one says nothing) and binary (what our reader asks for). How fast any of them can be depends on how the
-server keeps the steps, so it is measured for each way:
+Our reader is compared with `straightforward.py` and with raw COPY in both formats, text (the default of `COPY … TO
+STDOUT`) and binary (which our reader uses). How fast any of them can be depends on how the server stores the steps, so
+each is measured:
 
     uncompressed   our migration's choice where the server has no lz4, as the embedded one
-    lz4            our migration's choice where it has; another server is given as --server postgresql://…
+    lz4            our migration's choice where it has lz4; name such a server with --server postgresql://…
     pglz           PostgreSQL's default, and so what the game's own database has
 """
 
@@ -86,7 +86,7 @@ def ours(conn: sa.Connection, window: HourWindow) -> int:
 
 
 def both(work: Callable[[], object]) -> tuple[float, float]:
-    """Wall and own CPU seconds; the second does not mind a busy neighbour."""
+    """Wall seconds and CPU seconds of this process; the latter do not depend on other load."""
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - wall, time.process_time() - cpu
@@ -99,12 +99,12 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def times_faster(theirs: list[float], ours: list[float]) -> float:
-    """The median of the ratios round by round: the two of a round stand beside each other, whatever the neighbours do."""
+    """The median of each round's ratio: both times of a round were taken under the same load."""
     return round(statistics.median(t / o for t, o in zip(theirs, ours, strict=True)), 2)
 
 
 def storage_of(url: str) -> str:
-    """How the server keeps steps."""
+    """How the server stores steps."""
     query = """SELECT attstorage, coalesce(nullif(attcompression::text, ''), left(current_setting('default_toast_compression'), 1))
                FROM pg_attribute WHERE attrelid = 'trajectories'::regclass AND attname = 'steps_json'"""
     with psycopg.connect(url) as conn:
@@ -136,7 +136,7 @@ def bench_read(url: str, *, windows: int = 3, agents: int = 25, ticks: int = 12,
             "straightforward": straightforward,
         }
         assert ours(conn, FIRST) == straightforward(FIRST) == agents * ticks * 3
-        for _ in range(rounds):  # in turns, so that a busy neighbour costs each the same
+        for _ in range(rounds):  # in turns, so that other load slows each equally
             for name, read in readers.items():
                 times.setdefault(name, []).append(both(lambda read=read: [read(h) for h in hours]))  # type: ignore[misc]
     engine.dispose()
@@ -159,9 +159,9 @@ def bench_read(url: str, *, windows: int = 3, agents: int = 25, ticks: int = 12,
 
 
 def bench_write(url: str, *, trajectories: int = 300) -> dict[str, Any]:
-    """The recorder in a batch and one by one; and the same rows, made beforehand, by COPY and by INSERTs.
+    """Rows written by the recorder, in a batch and one by one; and the same rows, prepared, by COPY and by INSERTs.
 
-    INSERTs are one statement a row, all in one transaction or a commit each, and no trigger of ours runs for them.
+    INSERTs are one statement per row, in one transaction or with a commit each, and without our triggers.
     """
     engine = connect(url)
     source = [json.loads(r["steps_json"]) for r in make_rows(1, trajectories, 1, FIRST)]
@@ -257,11 +257,11 @@ GROUP_BY = """SELECT window_id, count(*), count(DISTINCT agent_id), avg(final_pn
 
 def bench_ready(settings: Settings, url: str, *, sizes: list[int], per_window: int = 300) -> dict[str, Any]:
     """`readiness()` at growing histories: 25 agents × 12 ticks an hour, rows without steps (it never reads them)."""
-    found: dict[str, Any] = {"rows_per_window": per_window}
+    results: dict[str, Any] = {"rows_per_window": per_window}
     with open_workspace(settings) as w, psycopg.connect(url, autocommit=True) as conn:
         conn.execute("SET synchronous_commit = off")
         conn.execute("TRUNCATE trajectories")
-        there = 0
+        existing = 0
         for size in sizes:
             conn.execute(
                 f"""INSERT INTO trajectories (id, trajectory_id, agent_id, start_time, window_id, steps_json,
@@ -270,9 +270,9 @@ def bench_ready(settings: Settings, url: str, *, sizes: list[int], per_window: i
                            '{{}}', '{{}}', 0, 1, 'completed', n % 7
                     FROM (SELECT n, timestamp '2015-01-01' + (n / {per_window}) * interval '1 hour'
                                  + (n % {per_window}) * interval '1 second' AS t
-                          FROM generate_series({there}, {size - 1}) n) x"""
+                          FROM generate_series({existing}, {size - 1}) n) x"""
             )
-            there = size
+            existing = size
             conn.execute("VACUUM ANALYZE trajectories")
             first = seconds(lambda: refresh(w.game, w.store.engine))
             conn.execute("VACUUM ANALYZE babylon_rl.window_summary, babylon_rl.row_changes, babylon_rl.window_counts")
@@ -286,7 +286,7 @@ def bench_ready(settings: Settings, url: str, *, sizes: list[int], per_window: i
             for i in range(10):  # an hour's agents have just written
                 conn.execute("UPDATE trajectories SET final_pnl = %s WHERE window_id = '2015-01-03T05:00'", (i,))
                 busy.append(seconds(ask))
-            found[f"{size:,} rows"] = {
+            results[f"{size:,} rows"] = {
                 "windows": size // per_window,
                 "readiness ms": round(min(calm) * 1e3, 2),
                 "readiness median ms": round(statistics.median(calm) * 1e3, 2),
@@ -296,10 +296,10 @@ def bench_ready(settings: Settings, url: str, *, sizes: list[int], per_window: i
                 ),
                 "first count s": round(first, 2),
             }
-    small, large = (found[f"{s:,} rows"]["readiness ms"] for s in (sizes[0], sizes[-1]))
-    found["times rows"] = round(sizes[-1] / sizes[0], 1)
-    found["times readiness"] = round(large / small, 2)
-    return found
+    small, large = (results[f"{s:,} rows"]["readiness ms"] for s in (sizes[0], sizes[-1]))
+    results["times rows"] = round(sizes[-1] / sizes[0], 1)
+    results["times readiness"] = round(large / small, 2)
+    return results
 
 
 def bench_memory(url: str, *, agents: int = 500) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""The judge, measured: prompt sizes, scores a second, order bias, bad-judge detection.
+"""The judge, measured: prompt sizes, scores per second, order bias, detection of bad judges.
 
     python benchmarks/judge.py                        all of it, under two minutes on two cores
     python benchmarks/judge.py --latency 4            a slower judge
 
-Prompts have the sizes of the game's logged ones (8 agents × 15 decisions). Scores a second are measured against the
+Prompts have the sizes of the game's logged ones (8 agents × 15 decisions). Scores per second are measured against the
 test server in a process of its own, with a fixed latency and our log of calls in a real PostgreSQL; ideal is
-`in flight / latency`, a client that costs nothing. Ratios hold across machines, times do not.
+`in flight / latency`, that of a client without any cost. Ratios hold across machines, times do not.
 """
 
 import argparse
@@ -86,13 +86,13 @@ class Remote:
 
     def stop(self) -> tuple[int, int]:
         self._pipe.send("stop")
-        found: tuple[int, int] = self._pipe.recv()
+        counts: tuple[int, int] = self._pipe.recv()
         self._process.join(10)
-        return found
+        return counts
 
 
 def throughput(latency_s: float, in_flight: int, rounds: int) -> None:
-    """Scores a second with many requests in flight, beside what a free client would reach."""
+    """Scores per second with many requests in flight, compared with those of a client without any cost."""
     home = Path(tempfile.mkdtemp(prefix="babylon-bench-"))
     remote = Remote(latency_s)
     try:
@@ -161,10 +161,10 @@ def order_bias(groups: int) -> None:
         async with judge:
             return list(await asyncio.gather(*(one(s) for s in synthetic_groups)))
 
-    found = {k: statistics.fmean(asyncio.run(taus(k))) for k in (1, 2, 3)}
+    tau_by_passes = {k: statistics.fmean(asyncio.run(taus(k))) for k in (1, 2, 3)}
     remote.stop()
     print(f"planted position bias, {groups} groups of 8, Kendall tau against the truth (target 0.95 in <= 3 calls):")
-    print("  " + ", ".join(f"{k} call{'s' * (k > 1)} {v:.3f}" for k, v in found.items()))
+    print("  " + ", ".join(f"{k} call{'s' * (k > 1)} {v:.3f}" for k, v in tau_by_passes.items()))
 
 
 def detection(trials: int) -> None:
@@ -184,7 +184,7 @@ def detection(trials: int) -> None:
 
 
 def main() -> None:
-    """Run what was asked for."""
+    """Run all four measurements and print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--latency",

@@ -4,8 +4,8 @@
     python benchmarks/policy.py --adapter DIR        sample with a trained checkpoint
     python benchmarks/policy.py --json               write benchmarks/baselines/policy.json as well
 
-Rounds are interleaved: every round runs each way once, so what else the machine does hits all of them. Ratios are
-of the same round. Times do not hold across machines, ratios do.
+Rounds are interleaved: every round runs each way once, so other load slows all of them. Ratios are taken
+within a round. Ratios hold across machines, times do not.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def sample_by_generate(
         for row, i in enumerate(chosen):
             ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
             mask[row, width - len(prompts[i]) :] = 1
-        how: Report = (
+        mode: dict[str, Any] = (
             {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
         )
         made = policy.model.generate(
@@ -107,7 +107,7 @@ def sample_by_generate(
             max_new_tokens=ANSWER_TOKENS,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
-            **how,
+            **mode,
         )[:, width:].tolist()
         for i, answer in zip(chosen, made, strict=True):
             end = answer.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in answer else len(answer)
@@ -126,7 +126,7 @@ def bench_sampling(rounds: int, adapter: Path | None) -> Report:
         "generate, 512 rows": lambda t: sample_by_generate(policy, prompts, t, rows=512),
     }
     greedy = {name: way(0.0) for name, way in ways.items()}  # warms up too
-    same = {name: sum(a == b for a, b in zip(said, greedy["ours"], strict=True)) for name, said in greedy.items()}
+    same = {name: sum(a == b for a, b in zip(answers, greedy["ours"], strict=True)) for name, answers in greedy.items()}
     took = interleave(rounds, {name: lambda way=way: way(TEMPERATURE) for name, way in ways.items()})
     return {
         "calls": len(prompts),
@@ -143,7 +143,7 @@ def bench_sampling(rounds: int, adapter: Path | None) -> Report:
 
 
 class Trainee:
-    """The shipped base with a fresh adapter; two of them start equal."""
+    """The shipped base with a fresh adapter; every instance starts with the same weights."""
 
     def __init__(self, *, packed: bool) -> None:
         from peft import LoraConfig, get_peft_model
@@ -244,7 +244,7 @@ def bench_training(rounds: int) -> Report:
         loss: torch.Tensor = loss_fn(rows, logprobs, None, None, config).policy_loss
         return loss
 
-    for trainee in (ours, plain):  # adapters start as zero, where half of the gradients vanish: move first
+    for trainee in (ours, plain):  # adapters start at zero, where half of the gradients vanish: move away first
         with torch.no_grad():
             torch.manual_seed(2)
             for w in trainee.weights:
@@ -296,7 +296,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="sampling,training")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--adapter", type=Path, help="directory of a trained checkpoint; else the shipped base speaks")
+    parser.add_argument("--adapter", type=Path, help="directory of a trained checkpoint; default: the shipped base")
     parser.add_argument("--json", action="store_true", help="also write benchmarks/baselines/policy.json")
     options = parser.parse_args()
     torch.set_num_threads(RECIPE.threads)

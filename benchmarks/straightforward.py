@@ -1,7 +1,7 @@
-"""The reader one writes first, as good as it gets without special care: asyncpg, `json.loads`, pydantic.
+"""The straightforward reader that ours is compared with: asyncpg, `json.loads`, pydantic.
 
-It makes what ours makes: the decisions of each agent of a window in time order, its P&L inside the window, and an id of
-the whole that is a hash of what trains.
+It returns what ours returns: the decisions of each agent of a window in time order, its P&L inside the window, and the
+group's id, a hash of what trains.
 """
 
 import hashlib

@@ -66,18 +66,18 @@ def make_base_policy(
         windows: Windows of habit play to learn from, three decisions each.
         batch: Decisions per step.
         lr: Peak learning rate.
-        progress: Told how many steps there are, and every 20 of them.
+        progress: Called every 20 steps, with the total.
         evaluation_windows: Held-out windows of the evaluation, six answers each; at least 34, for some 200 answers.
 
     Raises:
-        ConfigError: `out` exists, no size has that name, or the evaluation is too short to tell.
+        ConfigError: `out` exists, no size has that name, or the evaluation has too few windows.
         DataError: The base cannot read its prompts; nothing is left behind.
     """
     if out.exists():
         raise ConfigError(f"{str(out)!r} exists already and a base is never overwritten; remove it or name another")
     if evaluation_windows < MIN_EVALUATION_WINDOWS:
         raise ConfigError(
-            f"an evaluation of {evaluation_windows} windows cannot tell; give it at least {MIN_EVALUATION_WINDOWS}"
+            f"an evaluation of {evaluation_windows} windows is too short to judge a base; use at least {MIN_EVALUATION_WINDOWS}"
         )
     began = time.monotonic()
     policy = clone_base(size=size, seed=seed, windows=windows, batch=batch, lr=lr, progress=progress)
@@ -105,7 +105,7 @@ def make_base_policy(
 def clone_base(
     *, size: str, seed: int, windows: int, batch: int, lr: float, progress: Progress = ignore_progress
 ) -> "LoadedPolicy":
-    """Train tokenizer and model, unexamined and unsaved."""
+    """Train tokenizer and model; evaluates and saves nothing."""
     import torch
 
     from babylon_rl.base_policy.cloning import clone
@@ -117,7 +117,7 @@ def clone_base(
     tokenizer = train_tokenizer(seed)
     model = new_model(tokenizer, size, seed)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums in another order are other bytes
+    torch.set_num_threads(1)  # summing in another order would change the bytes
     try:
         clone(
             model, tokenizer, play_by_habit("cloning", seed, windows), seed=seed, batch=batch, lr=lr, progress=progress
@@ -130,7 +130,8 @@ def clone_base(
 def write_base(policy: "LoadedPolicy", out: Path, recipe: dict[str, object], evaluation: BaseEvaluation) -> None:
     """Save weights, tokenizer and `base.json` under a temporary name, then rename.
 
-    `base.json` says how the base was made and what it measured; it carries no time, so the same run writes the same bytes.
+    `base.json` records the arguments, the evaluation and the library versions, but no time: the same run writes the same
+    bytes.
     """
     partial = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     try:

@@ -1,4 +1,4 @@
-"""How a policy plays and whether it reads: measured on held-out windows, in process, without a server.
+"""Whether a policy reads its prompts, and how it plays: measured on held-out windows, in process, without a server.
 
 RL on a policy that cannot read its prompt only adds noise, so a base has to pass here before it is kept.
 """
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MIN_ACCURACY: Final = 0.95
 ANSWER_TOKENS: Final = 64
+SEED_PURPOSE: Final = "exam"  # part of every seed: another text would draw other markets and other answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,9 +29,9 @@ class BaseEvaluation:
 
     Attributes:
         answers: Answers measured, over all temperatures.
-        reading_accuracy: Share of answers whose `read` says what the prompt says.
+        reading_accuracy: Share of answers whose `read` field agrees with the prompt.
         ticker_accuracy: Share of perp orders on the ticker that `why` names; None without any perp order.
-        invalid_rate: Share of answers that are no legal order.
+        invalid_rate: Share of answers that are not a legal order.
         mean_pnl_usd: By temperature, the mean over windows of one agent's P&L.
     """
 
@@ -51,21 +52,21 @@ def evaluate_base(
     """Let one agent per temperature play `windows` markets that cloning never saw.
 
     Args:
-        policy: Any policy that speaks the game's form.
+        policy: Any policy that answers in the game's format.
         seed: Of the markets and of the sampling.
         windows: Three answers each, for each temperature.
         temperatures: 0 is greedy.
     """
-    drawn = list(draw_markets("exam", seed, windows))
+    markets = list(draw_markets(SEED_PURPOSE, seed, windows))
     answers: list[tuple[Observation, str]] = []
     invalid = 0
     pnl: dict[float, float] = {}
     for temperature in temperatures:
-        portfolios = [Portfolio() for _ in drawn]
-        answers += _play(policy, drawn, portfolios, temperature, seed)
+        portfolios = [Portfolio() for _ in markets]
+        answers += _play(policy, markets, portfolios, temperature, seed)
         invalid += sum(p.invalid for p in portfolios)
-        worth = [p.value_usd(m, m.decisions) for p, m in zip(portfolios, drawn, strict=True)]
-        pnl[temperature] = sum(worth) / len(worth) - START_BALANCE_USD
+        values = [p.value_usd(m, m.decisions) for p, m in zip(portfolios, markets, strict=True)]
+        pnl[temperature] = sum(values) / len(values) - START_BALANCE_USD
     followed = [f for _, text in answers if (f := follows_its_reason(text)) is not None]
     return BaseEvaluation(
         answers=len(answers),
@@ -77,52 +78,52 @@ def evaluate_base(
 
 
 def _play(
-    policy: "LoadedPolicy", drawn: Sequence[Market], portfolios: Sequence[Portfolio], temperature: float, seed: int
+    policy: "LoadedPolicy", markets: Sequence[Market], portfolios: Sequence[Portfolio], temperature: float, seed: int
 ) -> list[tuple[Observation, str]]:
-    """All windows in step; returns each observation with its answer and leaves the portfolios at the end."""
+    """Play all windows, one decision of each at a time; trades in `portfolios`, returns each observation and its answer."""
     from babylon_rl.policy.sampling import SampleRequest, sample
 
     renderer = PromptRenderer(policy.tokenizer)
-    said: list[tuple[Observation, str]] = []
-    for tick in range(drawn[0].decisions):
-        seen = [observe(m, p, tick) for m, p in zip(drawn, portfolios, strict=True)]
+    answers: list[tuple[Observation, str]] = []
+    for tick in range(markets[0].decisions):
+        observations = [observe(m, p, tick) for m, p in zip(markets, portfolios, strict=True)]
         requests = [
             SampleRequest(
                 prompt_ids=renderer.ids(SYSTEM_PROMPT, o.text),
                 temperature=temperature,
-                seed=stable_seed("exam", seed, temperature, tick, i),
+                seed=stable_seed(SEED_PURPOSE, seed, temperature, tick, i),
                 max_tokens=ANSWER_TOKENS,
             )
-            for i, o in enumerate(seen)
+            for i, o in enumerate(observations)
         ]
         texts = [policy.tokenizer.decode(s.token_ids, skip_special_tokens=True) for s in sample(policy, requests)]
-        for m, p, text in zip(drawn, portfolios, texts, strict=True):
+        for m, p, text in zip(markets, portfolios, texts, strict=True):
             order, _ = parse_order(text, m.tickers)
             if order is None:
                 p.invalid += 1
             else:
                 p.execute(m, tick, order)
-        said += zip(seen, texts, strict=True)
-    return said
+        answers += zip(observations, texts, strict=True)
+    return answers
 
 
 def reads_right(observation: Observation, text: str) -> bool:
     """Whether the answer's `read` is the honest reading of its prompt."""
-    said = _parse_object(text)
-    return said is not None and said.get("read") == reading(observation)
+    answer = _parse_object(text)
+    return answer is not None and answer.get("read") == reading(observation)
 
 
 def follows_its_reason(text: str) -> bool | None:
     """Whether a perp order is on the ticker that its `why` names; None for answers that trade no perp."""
-    said = _parse_object(text)
-    if said is None or said.get("action") not in ("BUY", "SELL"):
+    answer = _parse_object(text)
+    if answer is None or answer.get("action") not in ("BUY", "SELL"):
         return None
-    return str(said.get("why")).split(" ")[0] == said.get("ticker")
+    return str(answer.get("why")).split(" ")[0] == answer.get("ticker")
 
 
 def _parse_object(text: str) -> dict[str, object] | None:
     try:
-        said = json.loads(text)
+        answer = json.loads(text)
     except ValueError:
         return None
-    return said if isinstance(said, dict) else None
+    return answer if isinstance(answer, dict) else None

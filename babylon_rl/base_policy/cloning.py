@@ -1,6 +1,6 @@
 """Behaviour cloning of `habits`: how a fresh model learns to read its prompt and to answer legally.
 
-Runs once per base. What comes after, by reward, is `training/`.
+Runs once per base. Training by reward is `training/`.
 """
 
 import logging
@@ -18,7 +18,7 @@ from babylon_rl.simulator.observation import SYSTEM_PROMPT
 
 logger = logging.getLogger(__name__)
 
-PROMPT_WEIGHT: Final = 0.02  # enough to learn what prompts look like, too little to crowd the answer out
+PROMPT_WEIGHT: Final = 0.02  # enough to learn what prompts look like, too little to outweigh the answer
 WARMUP_STEPS: Final = 30
 LAST_LR_SHARE: Final = 0.05
 
@@ -38,11 +38,11 @@ def clone(
     Args:
         model: A causal LM; left in eval mode.
         tokenizer: Its tokenizer.
-        examples: N decisions; the last N mod `batch` are dropped.
+        examples: N decisions; N mod `batch` of them are left out.
         seed: Of the order in which they are seen.
         batch: Examples per step.
         lr: Peak learning rate of AdamW; 30 steps of warm-up, then linear decay to 5 %.
-        progress: Told every 20 steps, and after the last, with the mean loss of answer tokens.
+        progress: Called every 20 steps, and after the last, with the mean loss of answer tokens.
     """
     renderer = PromptRenderer(tokenizer)
     prompts = [renderer.ids(SYSTEM_PROMPT, e.observation.text) for e in examples]
@@ -56,7 +56,7 @@ def clone(
     model.train()
     for step in range(1, steps + 1):
         chosen = order[(step - 1) * batch : step * batch].tolist()
-        tokens, weights = _batch([prompts[i] for i in chosen], [answers[i] for i in chosen], tokenizer.pad_token_id)
+        tokens, weights = _pad_batch([prompts[i] for i in chosen], [answers[i] for i in chosen], tokenizer.pad_token_id)
         logits = model(input_ids=tokens).logits[:, :-1]
         losses = F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
         w = weights[:, 1:]
@@ -73,7 +73,7 @@ def clone(
     logger.info("cloned examples=%d steps=%d", steps * batch, steps)
 
 
-def _batch(prompts: list[list[int]], answers: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _pad_batch(prompts: list[list[int]], answers: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Right-padded tokens [B, S] and their loss weights [B, S]: 1 on answers, little on prompts, 0 on padding."""
     width = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
     tokens = torch.full((len(prompts), width), pad)

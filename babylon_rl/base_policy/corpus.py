@@ -16,7 +16,7 @@ FIRST_WINDOW: Final = HourWindow.parse("2001-01-01T00:00")  # only names markets
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One decision played by habit: what was seen, and the answer given."""
+    """One decision played by habit: the observation and the answer."""
 
     observation: Observation
     answer: str
@@ -40,10 +40,10 @@ def play_by_habit(purpose: str, seed: int, windows: int) -> list[Example]:
     for market in draw_markets(purpose, seed, windows):
         portfolio = Portfolio()
         for tick in range(market.decisions):
-            seen = observe(market, portfolio, tick)
-            said = habits(seen, r)
-            examples.append(Example(observation=seen, answer=said))
-            order, _ = parse_order(said, market.tickers)
+            observation = observe(market, portfolio, tick)
+            answer = habits(observation, r)
+            examples.append(Example(observation=observation, answer=answer))
+            order, _ = parse_order(answer, market.tickers)
             if order is not None:
                 portfolio.execute(market, tick, order)
     return examples

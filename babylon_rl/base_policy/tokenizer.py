@@ -27,7 +27,7 @@ def train_tokenizer(seed: int, *, windows: int = 800, vocabulary: int = 1024) ->
     """Train the tokenizer on agents that play by habit.
 
     Digits stay single, so a price is spelt and not memorised. Each ticker and each cashtag is one id wherever it
-    stands, so that copying one out of the news is one attention step. The last id is a special token that
+    occurs, so that copying one out of the news is one attention step. The last id is a special token that
     round-trips, because ART splices completions in with the highest id that a prompt does not use.
 
     Args:
@@ -38,7 +38,7 @@ def train_tokenizer(seed: int, *, windows: int = 800, vocabulary: int = 1024) ->
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from babylon_rl.policy.model import CONTEXT_TOKENS  # not at the top: it brings torch along
+    from babylon_rl.policy.model import CONTEXT_TOKENS  # not at the top: it imports torch
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -59,10 +59,10 @@ def train_tokenizer(seed: int, *, windows: int = 800, vocabulary: int = 1024) ->
     vocab: dict[str, int] = state["model"]["vocab"]
     for word in [prefix + t for t in TICKERS for prefix in ("$", "")]:
         vocab.setdefault(word, len(vocab))
-        state["added_tokens"].append(_added_token(word, vocab[word], special=False))
+        state["added_tokens"].append(_make_added_token(word, vocab[word], special=False))
     # In the vocabulary too, not only among the added tokens: ART looks below `vocab_size`, which counts only the former.
     vocab[SENTINEL] = len(vocab)
-    state["added_tokens"].append(_added_token(SENTINEL, vocab[SENTINEL], special=True))
+    state["added_tokens"].append(_make_added_token(SENTINEL, vocab[SENTINEL], special=True))
     state["added_tokens"].sort(key=lambda a: a["id"])
 
     tokenizer = PreTrainedTokenizerFast(
@@ -77,6 +77,6 @@ def train_tokenizer(seed: int, *, windows: int = 800, vocabulary: int = 1024) ->
     return tokenizer
 
 
-def _added_token(content: str, token_id: int, *, special: bool) -> dict[str, Any]:
+def _make_added_token(content: str, token_id: int, *, special: bool) -> dict[str, Any]:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": token_id, "content": content, "special": special, **flags}

@@ -1,7 +1,7 @@
-"""Where checkpoints lie and what they are called: `babylon-mmo@3` ↔ a directory.
+"""Where checkpoints are kept and how they are named: `babylon-mmo@3` ↔ a directory.
 
-The layout is ART's own, so its bookkeeping and ours see the same files. What a checkpoint holds is the
-trainer's affair; this module asks only whether it is finished, which `checkpoint.json` says.
+The layout is ART's own, so its bookkeeping and ours see the same files. What a checkpoint holds is up to the
+trainer; this module only checks whether it is finished, that is, has a `checkpoint.json`.
 """
 
 import re
@@ -24,12 +24,12 @@ def checkpoint_dir(root: Path, lineage: str, step: int) -> Path:
 
 
 def is_finished(directory: Path) -> bool:
-    """Whether a checkpoint was written to its end."""
+    """Whether a checkpoint was written completely."""
     return (directory / METADATA_FILE).is_file()
 
 
 def steps(root: Path, lineage: str) -> list[int]:
-    """Finished steps of a lineage, ascending; unfinished and foreign directories are passed over."""
+    """Finished steps of a lineage, ascending; unfinished checkpoints and other directories are skipped."""
     folder = _lineage_dir(root, lineage)
     if not folder.is_dir():
         return []
@@ -37,7 +37,7 @@ def steps(root: Path, lineage: str) -> list[int]:
 
 
 def latest_step(root: Path, lineage: str) -> int:
-    """The last finished step; 0, the base policy, where nothing was trained yet."""
+    """The last finished step, or 0 (the base policy) where nothing was trained yet."""
     return max(steps(root, lineage), default=0)
 
 
@@ -58,20 +58,20 @@ def resolve(root: Path, name: str, *, known: Collection[str] | None = None) -> t
         known: Lineages that may be named before their first checkpoint; None: any.
 
     Raises:
-        DataError: The text is no policy name, its checkpoint does not exist, or its lineage is not known.
+        DataError: The text is not a policy name, its checkpoint does not exist, or its lineage is not known.
     """
     m = _NAME.fullmatch(name)
     if m is None:
         raise DataError(
-            f"policy {name!r} is no policy name; expected the form 'babylon-mmo@3', 'babylon-mmo@latest' or 'babylon-mmo'",
+            f"{name!r} is not a policy name; expected the form 'babylon-mmo@3', 'babylon-mmo@latest' or 'babylon-mmo'",
             facts={"policy": name},
         )
     lineage, wanted = m["lineage"], m["step"] or "latest"
     latest = latest_step(root, lineage)
     if latest == 0 and known is not None and lineage not in known:
-        there = ", ".join(sorted({*known, *lineages(root)})) or "none"
+        known_lineages = ", ".join(sorted({*known, *lineages(root)})) or "none"
         raise DataError(
-            f"policy {name!r} is unknown: lineage {lineage!r} has no checkpoint; known lineages: {there}",
+            f"policy {name!r} is unknown: lineage {lineage!r} has no checkpoint; known lineages: {known_lineages}",
             facts={"policy": name},
         )
     step = latest if wanted == "latest" else int(wanted)

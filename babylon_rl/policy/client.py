@@ -22,9 +22,9 @@ class Completion:
     """One answer.
 
     Attributes:
-        model: What the server says answered, e.g. `babylon-mmo@3`.
-        latency_ms: From asking to the whole answer, waiting in a batch included.
-        prompt_tokens: As the server counts; None when it does not say.
+        model: The policy that answered, as the server names it, e.g. `babylon-mmo@3`.
+        latency_ms: From the request to the complete answer, including the wait for a batch.
+        prompt_tokens: As counted by the server; None where it reports no counts.
         completion_tokens: Likewise.
     """
 
@@ -52,7 +52,7 @@ class PolicyClient:
         from openai import AsyncOpenAI, DefaultAioHttpClient
 
         timeout = openai.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
-        # Its own class, not httpx's: newer OpenAI clients bring an HTTP library of another name.
+        # The OpenAI client's own class, not httpx's: newer versions use an HTTP library of another name.
         limits = type(openai.DEFAULT_CONNECTION_LIMITS)(
             max_connections=self._max_connections, max_keepalive_connections=self._max_connections
         )
@@ -64,7 +64,7 @@ class PolicyClient:
             http_client=DefaultAioHttpClient(
                 limits=limits,
                 timeout=timeout,
-                trust_env=urlsplit(self._base_url).hostname not in LOOPBACK,  # no proxy stands before loopback
+                trust_env=urlsplit(self._base_url).hostname not in LOOPBACK,  # loopback is never behind a proxy
             ),
         )
         return self
@@ -86,14 +86,14 @@ class PolicyClient:
         seed: int | None,
         max_tokens: int = 64,
     ) -> Completion:
-        """Ask once.
+        """Ask for one answer.
 
         Args:
             model: Name of the policy.
             system: System prompt.
             user: User prompt.
-            temperature: None: the one the server serves with.
-            seed: None: the server draws one.
+            temperature: None takes the server's default.
+            seed: None lets the server draw one.
             max_tokens: Length limit of the answer.
 
         Raises:
@@ -105,7 +105,7 @@ class PolicyClient:
 
         if self._client is None:
             raise ConfigError("the policy client is closed; use it inside `async with PolicyClient(...)`")
-        asked = time.monotonic()
+        began = time.monotonic()
         try:
             answer = await self._client.chat.completions.create(
                 model=model,
@@ -131,14 +131,14 @@ class PolicyClient:
         return Completion(
             text=text,
             model=answer.model,
-            latency_ms=round((time.monotonic() - asked) * 1000),
+            latency_ms=round((time.monotonic() - began) * 1000),
             prompt_tokens=answer.usage.prompt_tokens if answer.usage else None,
             completion_tokens=answer.usage.completion_tokens if answer.usage else None,
         )
 
 
-def _server_message(e: "object") -> str:
-    """The server's own words, without the request that they may quote at length."""
+def _server_message(e: object) -> str:
+    """The server's own error message, cut short because it may quote the request."""
     body = getattr(e, "body", None)
-    said = body.get("message") if isinstance(body, dict) else None
-    return str(said or "no reason given")[:300]
+    message = body.get("message") if isinstance(body, dict) else None
+    return str(message or "no reason given")[:300]

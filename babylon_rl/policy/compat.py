@@ -1,4 +1,4 @@
-"""What two libraries break in each other, put right in one place."""
+"""A workaround for two libraries that do not fit each other: ART patches transformers for an older version."""
 
 import sys
 from typing import Any

@@ -1,6 +1,6 @@
-"""Requests from everywhere → few batches: gathers what is asked at about the same time and samples it together.
+"""Batches requests: those that arrive at about the same time are sampled together.
 
-What belongs here: which policy is loaded, and who shares a batch. HTTP is `server.py`; tokens are `sampling.py`.
+What belongs here: which checkpoints are loaded, and which requests share a batch. HTTP is `server.py`; tokens are `sampling.py`.
 """
 
 import asyncio
@@ -23,9 +23,8 @@ from babylon_rl.types import policy_name
 logger = logging.getLogger(__name__)
 
 MAX_CACHED_CHECKPOINTS: Final = 6  # beside the base
-SINGLE_THREAD_BELOW_PARAMETERS: Final = (
-    20_000_000  # parameters; below it a second thread showed no gain (118 and 137 calls/s, two and one)
-)
+SINGLE_THREAD_BELOW_PARAMETERS: Final = 20_000_000
+"""A model smaller than this gained nothing from a second thread: 118 calls/s with two threads, 137 with one."""
 
 
 @dataclass(slots=True)
@@ -49,8 +48,8 @@ class SamplingEngine:
 
     Attributes:
         base: Directory of the base policy.
-        root: Where checkpoints lie.
-        gather_s: How long the first request of a batch waits for company.
+        root: Directory under which all checkpoints lie.
+        gather_s: Seconds that the first request of a batch waits for more to join it.
         max_batch: Most requests in one batch.
         threads: Processor threads of the model; None: one for a small model, torch's choice for a larger one.
     """
@@ -105,7 +104,7 @@ class SamplingEngine:
                 continue
             try:
                 answers = await loop.run_in_executor(worker, self._sample, key, [w.request for w in batch])
-            except Exception as e:  # noqa: BLE001  # one batch's failure is its callers' to hear, not the server's end
+            except Exception as e:  # noqa: BLE001  # a failed batch is reported to its callers; the server keeps running
                 logger.warning("batch failed policy=%s requests=%d error=%s", policy_name(*key), len(batch), e)
                 for w in batch:
                     if not w.answer.done():
@@ -129,7 +128,7 @@ class SamplingEngine:
         return key, batch
 
     def _load_base(self) -> LoadedPolicy:
-        """Load the base and settle how many threads the worker computes with (torch keeps that per thread)."""
+        """Load the base and set how many threads torch uses; called on the worker, because torch keeps that per thread."""
         policy = load_policy(self.base)
         threads = self.threads or (1 if policy.parameters < SINGLE_THREAD_BELOW_PARAMETERS else None)
         if threads:
@@ -140,7 +139,7 @@ class SamplingEngine:
         return sample(self._policy(*key), requests)
 
     def _policy(self, lineage: str, step: int) -> LoadedPolicy:
-        """The checkpoint's policy, loaded at first use; only the worker thread comes here."""
+        """The checkpoint's policy, loaded at first use; called on the worker thread only."""
         if step == 0:
             if self._base_policy is None:
                 raise RuntimeError("the engine is not running")

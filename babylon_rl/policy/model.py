@@ -37,7 +37,7 @@ SIZES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class LoadedPolicy:
-    """A model in eval mode and the tokenizer it speaks through."""
+    """A model in eval mode and its tokenizer."""
 
     model: Any  # transformers.PreTrainedModel
     tokenizer: Any  # transformers.PreTrainedTokenizerFast
@@ -96,19 +96,19 @@ def load_policy(base: Path, adapter: Path | None = None) -> LoadedPolicy:
 
     Raises:
         ConfigError: `base` is not a directory with a model.
-        DataError: `adapter` is not a whole adapter, or does not fit the base.
+        DataError: `adapter` is incomplete, or does not fit the base.
     """
     require_base(base)
-    disable_progress_bar()  # 35 small tensors: the bar would be all that a server's log holds
+    disable_progress_bar()  # for 35 small tensors, it would fill a server's log
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
     if adapter is not None:
-        model = _with_adapter(model, base, adapter)
+        model = _merge_adapter(model, base, adapter)
     undo_art_patch()
     return LoadedPolicy(model.eval().requires_grad_(False), tokenizer)
 
 
-def _with_adapter(model: Any, base: Path, adapter: Path) -> Any:
+def _merge_adapter(model: Any, base: Path, adapter: Path) -> Any:
     """Merge `adapter`: as fast as the base afterwards, and equal to the unmerged model up to float noise."""
     missing = [n for n in ("adapter_config.json", "adapter_model.safetensors") if not (adapter / n).is_file()]
     if missing:

@@ -1,4 +1,4 @@
-"""A policy server for as long as a block of code needs one."""
+"""Runs a policy server for the duration of a `with` block."""
 
 import logging
 import os
@@ -18,8 +18,6 @@ from babylon_rl.policy.shipped import shipped_base
 if TYPE_CHECKING:
     from babylon_rl.settings import ServingSettings, TrainingSettings
 
-__all__ = ["base_of", "running_server"]
-
 logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S: Final = 120.0  # importing torch and transformers on a busy machine
@@ -36,17 +34,17 @@ def base_of(settings: "TrainingSettings") -> Path:
 def running_server(settings: "ServingSettings", *, base: Path, checkpoints: Path, lineage: str) -> Iterator[str]:
     """Yield the base URL, ending in `/v1`, of an endpoint that serves the checkpoints.
 
-    `settings.inference_url` where it is set; otherwise a server is started on a free loopback port and
-    stopped with the block, and with this process however it ends.
+    That is `settings.inference_url` where it is set. Otherwise a server is started on a free loopback port; it stops
+    at the end of the block, and also when this process dies, however it dies.
 
     Args:
-        settings: Says where an endpoint is, or at which temperature one is started.
+        settings: The URL of a running endpoint, or the temperature to serve with.
         base: Directory of the base policy.
         checkpoints: Directory under which every checkpoint lies.
-        lineage: The one that answers to a name without a lineage.
+        lineage: The lineage that can be asked for before its first checkpoint.
 
     Raises:
-        ConfigError: The server ended by itself; the message has the last lines of its log.
+        ConfigError: The server exited before it was ready; the message has the last lines of its log.
         TransientError: It did not answer in time.
     """
     if settings.inference_url:
@@ -87,7 +85,7 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", port: int, log: IO[byt
         while True:
             if process.poll() is not None:
                 raise ConfigError(
-                    f"the policy server ended with status {process.returncode} before it was ready; "
+                    f"the policy server exited with status {process.returncode} before it was ready; "
                     f"the end of its log: {_read_tail(log)}"
                 )
             try:

@@ -3,15 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-_USER_PLACEHOLDER: Final = " \x00user\x00 "  # spaces around it show a template that trims
+_USER_PLACEHOLDER: Final = " \x00user\x00 "  # the spaces reveal a template that trims
 _MAX_CACHED_TEMPLATES: Final = 64
 
 
 class PromptRenderer:
     """Renders prompts as `tokenizer.apply_chat_template` does, without running the template for each.
 
-    The template runs once per system prompt; the text around the user's is kept. Where a template does more
-    with the text than to insert it, nothing is kept and each prompt is rendered in full.
+    The template runs once per system prompt; the text before and after the user prompt is kept. Where a template does
+    more than insert the user prompt, nothing is kept and each prompt is rendered in full.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -19,20 +19,21 @@ class PromptRenderer:
         self._around: dict[str, tuple[str, str] | None] = {}
 
     def ids(self, system: str, user: str) -> list[int]:
-        """Token ids of `[system, user]` and the opening of the answer."""
-        around = self._template(system)
+        """Token ids of `[system, user]` and the generation prompt."""
+        around = self._split_template(system)
         if around is None:
             return self.ids_of(_as_messages(system, user))
         before, after = around
         return list(self._tokenizer.encode(before + user + after, add_special_tokens=False))
 
     def ids_of(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Token ids of any conversation and the opening of the answer."""
-        if [m["role"] for m in messages] == ["system", "user"] and self._template(messages[0]["content"]):
+        """Token ids of any conversation and the generation prompt."""
+        if [m["role"] for m in messages] == ["system", "user"] and self._split_template(messages[0]["content"]):
             return self.ids(messages[0]["content"], messages[1]["content"])
         return list(self._tokenizer.encode(self._render([dict(m) for m in messages]), add_special_tokens=False))
 
-    def _template(self, system: str) -> tuple[str, str] | None:
+    def _split_template(self, system: str) -> tuple[str, str] | None:
+        """The text before and after the user prompt; None where the template does more than insert it."""
         if system not in self._around:
             if len(self._around) >= _MAX_CACHED_TEMPLATES:
                 self._around.pop(next(iter(self._around)))

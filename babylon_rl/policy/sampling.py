@@ -1,7 +1,7 @@
 """Batched sampling with a KV cache: many prompts at once, each with its own temperature and seed.
 
-What belongs here: ids in, ids and log-probabilities out. Who asks, and how requests come to be in one batch,
-is `engine.py`; text is `prompting.py`.
+What belongs here: ids in, ids and log-probabilities out. How requests arrive and are batched is `engine.py`; text is
+`prompting.py`.
 
 A comment beside each tensor gives its axes and type: `rows` requests in the batch, `slots` places in the KV cache
 (padding, prompt, answer so far), `new` tokens fed at once, `vocab` token ids, `width` of the hidden state.
@@ -20,20 +20,20 @@ from babylon_rl.errors import DataError
 from babylon_rl.policy.compat import undo_art_patch
 from babylon_rl.policy.model import LoadedPolicy
 
-MAX_ROWS_PER_BATCH: Final = 128  # rows decoded together: above it the KV cache leaves the processor's own caches
-MAX_PROMPTS_PER_PREFILL: Final = 32  # prompts that share one prefill at most
-MIN_COMMON_FRACTION: Final = 0.6  # of a prompt that must be common before it joins a block
-HIDDEN_BIAS: Final = torch.finfo(torch.float32).min  # not -inf: a row that sees nothing (padding) must not become NaN
+MAX_ROWS_PER_BATCH: Final = 128  # rows decoded together: above it the KV cache no longer fits the processor's caches
+MAX_PROMPTS_PER_PREFILL: Final = 32  # most prompts that share one prefill
+MIN_COMMON_FRACTION: Final = 0.6  # of a prompt's tokens that must be common before it joins a block
+HIDDEN_BIAS: Final = torch.finfo(torch.float32).min  # not -inf: padding attends to nothing, and softmax would give NaN
 COMPACT_AT_FRACTION: Final = 0.75  # finished rows are dropped from the batch once so few are left
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleRequest:
-    """One answer wanted.
+    """A request for one answer.
 
     Attributes:
         temperature: 0 means greedy.
-        seed: Any integer. With the prompt and temperature it decides the answer, whoever shares the batch.
+        seed: Any integer. With the prompt and temperature it decides the answer, whatever else is in the batch.
         max_tokens: Length limit of the answer, its end token included; at least 1.
     """
 
@@ -48,10 +48,10 @@ class Sampled:
     """One answer.
 
     Attributes:
-        token_ids: The answer, with its end token when it ended by itself.
+        token_ids: The answer, with the end token if the model produced one.
         logprobs: Of each token under the distribution it was drawn from, `log softmax(logits / temperature)`.
-            A greedy token was drawn from none; its figure is that of temperature 1.
-        finish_reason: `stop` when it ended by itself, `length` at `max_tokens`.
+            For greedy tokens, which are not drawn: at temperature 1.
+        finish_reason: `stop` after an end token, `length` at `max_tokens`.
     """
 
     token_ids: tuple[int, ...]
@@ -62,12 +62,12 @@ class Sampled:
 def sample(policy: LoadedPolicy, requests: Sequence[SampleRequest]) -> list[Sampled]:
     """Answer all requests, in their order.
 
-    Prompts that begin alike (agents of one window see the same market) are prefilled once up to where they
-    part, and the cache is repeated. Draws are inverse-CDF on uniforms of a counter-based generator of the
-    request's own seed, so an answer depends on its batch only through float rounding.
+    Prompts with a common prefix (agents of one window see the same market) share its prefill; the cache is then
+    repeated for each. Tokens are drawn by inverse CDF from uniforms of a counter-based generator with the request's
+    own seed, so an answer depends on its batch only through float rounding.
 
     Raises:
-        DataError: A prompt is empty or leaves no room for an answer, or a limit or temperature makes no sense.
+        DataError: A prompt is empty or leaves no room for an answer, or a limit or temperature is out of range.
     """
     for i, r in enumerate(requests):
         room = policy.context - len(r.prompt_ids)
@@ -79,7 +79,7 @@ def sample(policy: LoadedPolicy, requests: Sequence[SampleRequest]) -> list[Samp
             )
     undo_art_patch()
     answers: dict[int, Sampled] = {}
-    for chunk in _chunks(_blocks([r.prompt_ids for r in requests])):
+    for chunk in _split_into_batches(_group_by_prefix([r.prompt_ids for r in requests])):
         answers.update(_Batch(policy, requests, chunk).run())
     return [answers[i] for i in range(len(requests))]
 
@@ -92,24 +92,24 @@ class _Block:
     common: int
 
 
-def _blocks(prompts: list[Sequence[int]]) -> list[_Block]:
-    """Sort prompts so that like follows like, and join neighbours with a long common start."""
+def _group_by_prefix(prompts: list[Sequence[int]]) -> list[_Block]:
+    """Sort prompts, and join neighbours with a long common prefix."""
     blocks: list[_Block] = []
     for i in sorted(range(len(prompts)), key=lambda i: list(prompts[i])):
-        mine = prompts[i]
+        prompt = prompts[i]
         if blocks and len(blocks[-1].members) < MAX_PROMPTS_PER_PREFILL:
-            first, top = prompts[blocks[-1].members[0]], min(blocks[-1].common, len(mine) - 1)
-            n = next((k for k in range(top) if first[k] != mine[k]), top)
-            if n >= MIN_COMMON_FRACTION * len(mine):
+            first, top = prompts[blocks[-1].members[0]], min(blocks[-1].common, len(prompt) - 1)
+            n = next((k for k in range(top) if first[k] != prompt[k]), top)
+            if n >= MIN_COMMON_FRACTION * len(prompt):
                 blocks[-1].members.append(i)
                 blocks[-1].common = n
                 continue
-        blocks.append(_Block([i], len(mine) - 1))
+        blocks.append(_Block([i], len(prompt) - 1))
     return sorted(blocks, key=lambda b: b.common)
 
 
-def _chunks(blocks: list[_Block]) -> list[list[_Block]]:
-    """Fill batches of about `MAX_ROWS_PER_BATCH` rows with blocks of like length."""
+def _split_into_batches(blocks: list[_Block]) -> list[list[_Block]]:
+    """Fill batches of about `MAX_ROWS_PER_BATCH` rows with blocks of similar length."""
     chunks: list[list[_Block]] = []
     rows = 0
     for b in blocks:
@@ -153,16 +153,16 @@ class _Rows(Cache):  # type: ignore[misc]  # transformers is untyped to us
         """A cache of `size` slots with the given `rows` [kept rows] int64 of this one, repeated or left out."""
         other = _Rows(size)
         other.filled = self.filled
-        for mine, theirs in ((self._keys, other._keys), (self._values, other._values)):
-            for t in mine:
+        for source, target in ((self._keys, other._keys), (self._values, other._values)):
+            for t in source:
                 buffer = t.new_empty(len(rows), t.shape[1], size, t.shape[3])
                 buffer[:, :, : self.filled] = t[rows, :, : self.filled]
-                theirs.append(buffer)
+                target.append(buffer)
         return other
 
 
 class _Batch:
-    """One batch: prefill what blocks share, repeat it, prefill what is each row's own, decode."""
+    """One batch: prefill each block's common prefix, repeat it per row, prefill each row's own tail, decode."""
 
     def __init__(self, policy: LoadedPolicy, requests: Sequence[SampleRequest], blocks: list[_Block]) -> None:
         self._model = policy.model
@@ -178,71 +178,71 @@ class _Batch:
     @torch.inference_mode()
     def run(self) -> dict[int, Sampled]:
         """Answers by the request's index."""
-        asked = self._requests
-        longest = max(r.max_tokens for r in asked)
-        cache, seen, hidden = self._prefill(longest)
-        tokens = torch.full((len(asked), longest), self._pad, device=self._device)  # [requests, longest] int64
-        logprobs = torch.zeros(len(asked), longest, device=self._device)  # [requests, longest] float32
-        # These follow the rows still in the batch; `rows` says which requests they are.
-        rows = torch.arange(len(asked), device=self._device)  # [rows] int64
-        going = torch.ones(len(asked), dtype=torch.bool, device=self._device)  # [rows] bool
+        requests = self._requests
+        longest = max(r.max_tokens for r in requests)
+        cache, bias, hidden = self._prefill(longest)
+        tokens = torch.full((len(requests), longest), self._pad, device=self._device)  # [requests, longest] int64
+        logprobs = torch.zeros(len(requests), longest, device=self._device)  # [requests, longest] float32
+        # These have one entry per row still in the batch; `rows` holds the numbers of their requests.
+        rows = torch.arange(len(requests), device=self._device)  # [rows] int64
+        active = torch.ones(len(requests), dtype=torch.bool, device=self._device)  # [rows] bool
         # [rows, longest] float64
-        uniforms = torch.from_numpy(np.stack([_uniforms(r.seed, longest) for r in asked])).to(self._device)
-        temperatures = torch.tensor([r.temperature for r in asked], device=self._device)  # [rows] float32
-        limits = torch.tensor([r.max_tokens for r in asked], device=self._device)  # [rows] int64
-        positions = (seen == 0).sum(1)  # [rows] int64: where the next token stands
+        uniforms = torch.from_numpy(np.stack([_draw_uniforms(r.seed, longest) for r in requests])).to(self._device)
+        temperatures = torch.tensor([r.temperature for r in requests], device=self._device)  # [rows] float32
+        limits = torch.tensor([r.max_tokens for r in requests], device=self._device)  # [rows] int64
+        positions = (bias == 0).sum(1)  # [rows] int64: position of the next token
         for step in range(longest):
-            token, logprob = _draw(self._head(hidden).float(), temperatures, uniforms[:, step])
-            tokens[rows[going], step] = token[going]
-            logprobs[rows[going], step] = logprob[going]
-            going &= (token != self._end) & (limits > step + 1)
-            left = int(going.sum())
-            if left == 0:
+            token, logprob = _draw_tokens(self._head(hidden).float(), temperatures, uniforms[:, step])
+            tokens[rows[active], step] = token[active]
+            logprobs[rows[active], step] = logprob[active]
+            active &= (token != self._end) & (limits > step + 1)
+            active_count = int(active.sum())
+            if active_count == 0:
                 break
-            if left <= COMPACT_AT_FRACTION * len(rows):
-                kept = going.nonzero()[:, 0]  # [kept rows] int64
-                rows, going, uniforms, temperatures, limits, positions, token, seen = (
-                    t[kept] for t in (rows, going, uniforms, temperatures, limits, positions, token, seen)
+            if active_count <= COMPACT_AT_FRACTION * len(rows):
+                kept = active.nonzero()[:, 0]  # [kept rows] int64
+                rows, active, uniforms, temperatures, limits, positions, token, bias = (
+                    t[kept] for t in (rows, active, uniforms, temperatures, limits, positions, token, bias)
                 )
                 cache = cache.pick(kept, cache.size)
-            seen = F.pad(seen, (0, 1))  # the new token is seen
-            hidden = self._forward(token[:, None], positions[:, None] + step, seen[:, None, None], cache)
-        return {i: self._answer(tokens[k], logprobs[k], asked[k]) for k, i in enumerate(self._indices)}
+            bias = F.pad(bias, (0, 1))  # the new token is visible
+            hidden = self._forward(token[:, None], positions[:, None] + step, bias[:, None, None], cache)
+        return {i: self._cut_answer(tokens[k], logprobs[k], requests[k]) for k, i in enumerate(self._indices)}
 
     def _prefill(self, longest: int) -> tuple[_Rows, torch.Tensor, torch.Tensor]:
-        """Read all prompts. Padding is on the left of both parts.
+        """Prefill all prompts: common prefixes, then each row's own tail, both padded on the left.
 
         Returns:
-            The cache; what each row sees of it, [rows, slots] float32, additive: 0, or a number so low that softmax
-            forgets it; and the hidden state of each last token, [rows, width] float32.
+            The cache; its attention bias, [rows, slots] float32: 0 where visible, else `HIDDEN_BIAS`; and the hidden
+            state of each last token, [rows, width] float32.
         """
         prompts = [r.prompt_ids for r in self._requests]
         common = [b.common for b in self._blocks for _ in b.members]
         owner = torch.tensor([g for g, b in enumerate(self._blocks) for _ in b.members], device=self._device)  # [rows]
         heads = [prompts[owner.tolist().index(g)][: b.common] for g, b in enumerate(self._blocks)]
         tails = [p[n:] for p, n in zip(prompts, common, strict=True)]
-        head_ids, head_seen = self._left_padded(heads)  # [blocks, head slots]
-        tail_ids, tail_seen = self._left_padded(tails)  # [rows, tail slots]
+        head_ids, head_bias = self._pad_left(heads)  # [blocks, head slots]
+        tail_ids, tail_bias = self._pad_left(tails)  # [rows, tail slots]
         size = head_ids.shape[1] + tail_ids.shape[1] + longest
 
         cache = _Rows(head_ids.shape[1])
         if head_ids.shape[1]:
-            self._forward(head_ids, _positions(head_seen), _causal(head_seen, head_ids.shape[1]), cache)
+            self._forward(head_ids, _count_positions(head_bias), _make_causal_mask(head_bias, head_ids.shape[1]), cache)
         cache = cache.pick(owner, size)
-        seen = torch.cat([head_seen[owner], tail_seen], 1)  # [rows, slots so far]
-        positions = _positions(seen)[:, head_ids.shape[1] :]  # [rows, tail slots]
-        hidden = self._forward(tail_ids, positions, _causal(seen, tail_ids.shape[1]), cache)
-        return cache, seen, hidden
+        bias = torch.cat([head_bias[owner], tail_bias], 1)  # [rows, slots so far]
+        positions = _count_positions(bias)[:, head_ids.shape[1] :]  # [rows, tail slots]
+        hidden = self._forward(tail_ids, positions, _make_causal_mask(bias, tail_ids.shape[1]), cache)
+        return cache, bias, hidden
 
-    def _left_padded(self, parts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids int64 and what is seen float32, both [parts, longest part]."""
+    def _pad_left(self, parts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pad parts to one length; returns ids int64 and bias float32, both [parts, longest part]."""
         width = max(map(len, parts))
         ids = torch.full((len(parts), width), self._pad)
-        seen = torch.full((len(parts), width), HIDDEN_BIAS)
+        bias = torch.full((len(parts), width), HIDDEN_BIAS)
         for row, part in enumerate(parts):
             ids[row, width - len(part) :] = torch.tensor(part, dtype=torch.long)
-            seen[row, width - len(part) :] = 0.0
-        return ids.to(self._device), seen.to(self._device)
+            bias[row, width - len(part) :] = 0.0
+        return ids.to(self._device), bias.to(self._device)
 
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, cache: _Rows) -> torch.Tensor:
         """Feed ids and positions [rows, new] under mask [rows, 1, new, slots]; the last hidden state [rows, width]."""
@@ -253,7 +253,7 @@ class _Batch:
         last: torch.Tensor = out.last_hidden_state[:, -1]
         return last
 
-    def _answer(self, tokens: torch.Tensor, logprobs: torch.Tensor, request: SampleRequest) -> Sampled:
+    def _cut_answer(self, tokens: torch.Tensor, logprobs: torch.Tensor, request: SampleRequest) -> Sampled:
         """Cut one request's tokens and log-probs, [longest] each, at its end token or its limit."""
         ids = tokens[: request.max_tokens].tolist()
         ended = self._end in ids
@@ -265,24 +265,24 @@ class _Batch:
         )
 
 
-def _positions(seen: torch.Tensor) -> torch.Tensor:
-    """Where each slot of `seen` [rows, slots] stands in its row, padding not counted: [rows, slots] int64."""
-    return ((seen == 0).cumsum(1) - 1).clamp(min=0)
+def _count_positions(bias: torch.Tensor) -> torch.Tensor:
+    """Position of each slot of `bias` [rows, slots] in its row, not counting padding: [rows, slots] int64."""
+    return ((bias == 0).cumsum(1) - 1).clamp(min=0)
 
 
-def _causal(seen: torch.Tensor, new: int) -> torch.Tensor:
-    """Additive mask [rows, 1, new, slots] float32: the last `new` slots look at the seen slots up to themselves."""
-    length = seen.shape[1]
-    later = torch.ones(new, length, dtype=torch.bool, device=seen.device).triu(length - new + 1)  # [new, slots]
-    return seen[:, None, None].masked_fill(later, HIDDEN_BIAS)
+def _make_causal_mask(bias: torch.Tensor, new: int) -> torch.Tensor:
+    """Additive mask [rows, 1, new, slots] float32: the last `new` slots attend to visible slots up to themselves."""
+    length = bias.shape[1]
+    later = torch.ones(new, length, dtype=torch.bool, device=bias.device).triu(length - new + 1)  # [new, slots]
+    return bias[:, None, None].masked_fill(later, HIDDEN_BIAS)
 
 
-def _uniforms(seed: int, n: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """`n` numbers in [0, 1) that follow from the seed alone."""
+def _draw_uniforms(seed: int, n: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """`n` numbers in [0, 1) that depend on the seed alone."""
     return np.random.Generator(np.random.Philox(key=seed % 2**128)).random(n)
 
 
-def _draw(
+def _draw_tokens(
     logits: torch.Tensor, temperatures: torch.Tensor, uniforms: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One token per row of logits [rows, vocab] and its log-probability (see `Sampled`), [rows] each.

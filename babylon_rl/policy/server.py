@@ -1,7 +1,7 @@
 """The OpenAI-compatible endpoint of the checkpoints: `/v1/chat/completions`, `/v1/models`, `/healthz`.
 
-What belongs here: HTTP, and turning its words into token ids and back. Batching is `engine.py`. There is no
-authentication: it listens on loopback unless told otherwise, and answers whoever reaches it.
+What belongs here: HTTP, and turning messages into token ids and answers back into text. Batching is `engine.py`. There is no
+authentication: it listens on loopback by default, and answers anyone who can reach it.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from babylon_rl.errors import DataError
 from babylon_rl.policy.checkpoints import checkpoint_dir, lineages, resolve, steps
 from babylon_rl.policy.prompting import PromptRenderer
 from babylon_rl.policy.shipped import require_base, shipped_base
-from babylon_rl.policy.wire import ChatRequest, RequestError, as_chunk, completion
+from babylon_rl.policy.wire import ChatRequest, RequestError, build_chunk, build_completion
 from babylon_rl.types import policy_name
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def create_app(
         base: Directory of the base policy.
         root: `Settings.checkpoints_dir`.
         default_temperature: For requests that name none.
-        gather_ms: How long the first request of a batch waits for company.
+        gather_ms: Milliseconds that the first request of a batch waits for more to join it.
         max_batch: Most requests sampled together.
         threads: Processor threads of the model; None: one for a small model, torch's choice for a larger one.
         lineage: The lineage that can be asked for before its first checkpoint; others must have one.
@@ -73,12 +73,12 @@ def create_app(
 
     app = FastAPI(title="Babylon policy", lifespan=lifespan, openapi_url=None)
 
-    async def refused(_: Request, e: Exception) -> Response:
+    async def answer_error(_: Request, e: Exception) -> Response:
         if not isinstance(e, RequestError):
             raise e
         return JSONResponse(e.body, status_code=e.status)
 
-    app.add_exception_handler(RequestError, refused)
+    app.add_exception_handler(RequestError, answer_error)
 
     async def chat_completions(request: Request) -> Response:
         endpoint: _Endpoint = request.app.state.endpoint
@@ -99,7 +99,7 @@ def create_app(
 
 
 class _Endpoint:
-    """What the routes do. Only the event loop's thread uses the tokenizer: a fast one must not be shared by threads."""
+    """What the routes do. Only the event loop's thread uses the tokenizer: fast tokenizers are not thread-safe."""
 
     def __init__(
         self, engine: "SamplingEngine", policy: "LoadedPolicy", root: Path, default_temperature: float, lineage: str
@@ -116,17 +116,17 @@ class _Endpoint:
 
         if len(body) > MAX_BODY_BYTES:
             raise RequestError(413, f"the request has {len(body)} bytes; send at most {MAX_BODY_BYTES}")
-        asked = ChatRequest.read(body)
+        request = ChatRequest.read(body)
         try:
-            lineage, step = resolve(self._root, asked.model, known=(self._lineage,))
+            lineage, step = resolve(self._root, request.model, known=(self._lineage,))
         except DataError as e:
             raise RequestError(404, str(e), param="model", code="model_not_found") from None
-        prompt = self._renderer.ids_of([m.plain() for m in asked.messages])
+        prompt = self._renderer.ids_of([m.plain() for m in request.messages])
         room = self._policy.context - len(prompt)
         if room < 1:
             raise RequestError(
                 400,
-                f"the prompt has {len(prompt)} tokens and the context {self._policy.context}, answer included; shorten it",
+                f"the prompt has {len(prompt)} tokens, but the context has {self._policy.context}, answer included; shorten it",
                 param="messages",
                 code="context_length_exceeded",
             )
@@ -136,34 +136,34 @@ class _Endpoint:
                 step,
                 SampleRequest(
                     prompt_ids=prompt,
-                    temperature=self._temperature if asked.temperature is None else asked.temperature,
-                    seed=secrets.randbits(63) if asked.seed is None else asked.seed,
-                    max_tokens=min(asked.limit or DEFAULT_ANSWER_TOKENS, room),
+                    temperature=self._temperature if request.temperature is None else request.temperature,
+                    seed=secrets.randbits(63) if request.seed is None else request.seed,
+                    max_tokens=min(request.limit or DEFAULT_ANSWER_TOKENS, room),
                 ),
             )
         except DataError as e:
             raise RequestError(422, str(e), param="model") from None
-        said = completion(
+        response = build_completion(
             model=policy_name(lineage, step),
             created=int(time.time()),
             text=self._policy.tokenizer.decode(answer.token_ids, skip_special_tokens=True),
             token_ids=answer.token_ids,
-            logprobs=answer.logprobs if asked.logprobs else None,
+            logprobs=answer.logprobs if request.logprobs else None,
             finish_reason=answer.finish_reason,
             prompt_tokens=len(prompt),
         )
-        if asked.stream:
-            events = f"data: {json.dumps(as_chunk(said))}\n\ndata: [DONE]\n\n"
+        if request.stream:
+            events = f"data: {json.dumps(build_chunk(response))}\n\ndata: [DONE]\n\n"
             return Response(events, media_type="text/event-stream")
-        return JSONResponse(said)
+        return JSONResponse(response)
 
     def models(self) -> dict[str, Any]:
         names: list[tuple[str, int]] = []
         for lineage in sorted({self._lineage, *lineages(self._root)}):
             names.append((policy_name(lineage, 0), 0))
             for step in steps(self._root, lineage):
-                made = checkpoint_dir(self._root, lineage, step).stat().st_mtime
-                names.append((policy_name(lineage, step), int(made)))
+                created = checkpoint_dir(self._root, lineage, step).stat().st_mtime
+                names.append((policy_name(lineage, step), int(created)))
         cards = [{"id": n, "object": "model", "created": at, "owned_by": "babylon-rl"} for n, at in names]
         return {"object": "list", "data": cards}
 
@@ -193,11 +193,11 @@ def serve(
     """Serve until SIGINT or SIGTERM.
 
     Args:
-        base: See `create_app`, as for the other arguments not named here.
+        base: See `create_app`.
         root: See `create_app`.
         default_temperature: See `create_app`.
         host: Address to listen on. Anything but loopback is open to everybody who can reach it.
-        port: 0 takes a free one; the log says which.
+        port: 0 takes a free one; the log names it.
         listener: A bound socket to use instead of `host` and `port`.
         gather_ms: See `create_app`.
         max_batch: See `create_app`.
@@ -239,7 +239,7 @@ def serve(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """`python -m babylon_rl.policy.server`: how `running_server` starts it."""
+    """Serve the checkpoints; `running_server` starts this as a process of its own."""
     p = argparse.ArgumentParser(prog="babylon_rl.policy.server", description=main.__doc__)
     p.add_argument("--base", type=Path, default=shipped_base())
     p.add_argument("--root", type=Path, required=True)
@@ -251,7 +251,9 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--max-batch", type=int, default=256)
     p.add_argument("--threads", type=int)
     p.add_argument("--lineage", default=DEFAULT_LINEAGE)
-    p.add_argument("--parent", type=int, help="process to die with; its end of our stdin must stay open")
+    p.add_argument(
+        "--parent", type=int, help="id of the process that started this one: stop when it dies or closes our stdin"
+    )
     a = p.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s", stream=sys.stderr)
     if a.parent is not None:
@@ -274,14 +276,15 @@ def _exit_with_parent(parent: int) -> None:
     """Stop this process once its parent is gone.
 
     Not PR_SET_PDEATHSIG: that fires when the parent's *thread* ends, and runs of an orchestrator start us from threads.
-    The pipe closes at once; the parent's id is asked too, because a sibling fork may hold the pipe open.
+    The pipe on stdin closes as soon as the parent dies. The parent's id is checked too, because a fork of the parent may
+    keep the pipe open.
     """
     while os.getppid() == parent:
         readable, _, _ = select.select([sys.stdin], [], [], 1.0)
         if readable and not os.read(sys.stdin.fileno(), 1):
             break
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(8)  # longer than a graceful end takes
+    time.sleep(8)  # longer than a graceful shutdown takes
     os._exit(1)
 
 

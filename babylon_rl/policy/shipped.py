@@ -1,4 +1,4 @@
-"""Where the base policy that comes with the package lies, and whether a directory is one. Nothing heavy is imported."""
+"""Where the shipped base policy is, and whether a directory holds a base. Imports nothing heavy."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ def shipped_base() -> Path:
 
 
 def require_base(base: Path) -> None:
-    """Raise a ConfigError unless `base` holds a model; asked before anything heavy is imported."""
+    """Raise a ConfigError unless `base` holds a model; called before anything heavy is imported."""
     if not (base / "config.json").is_file():
         raise ConfigError(
             f"base policy {str(base)!r} has no config.json; make one with `babylon-rl make-base-policy`, "

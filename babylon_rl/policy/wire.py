@@ -1,4 +1,4 @@
-"""The OpenAI chat-completions form, as far as this policy speaks it: requests in, answers and errors out."""
+"""The part of OpenAI's chat-completions format that the server supports: requests in, answers and errors out."""
 
 import secrets
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-Json = dict[str, Any]
+from babylon_rl.types import Json
 
 
 class RequestError(Exception):
-    """A request that cannot be answered: a 4xx status and one sentence for whoever sent it."""
+    """A request that cannot be answered: a 4xx status and one sentence for the caller."""
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -39,7 +39,7 @@ class Message(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """What `POST /v1/chat/completions` takes. Other fields are ignored, unless they would change the answer."""
+    """What `POST /v1/chat/completions` takes. Other fields are ignored; those that would change the answer are refused."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -80,7 +80,7 @@ class ChatRequest(BaseModel):
         return request
 
 
-# Fields that would change the answer and that we do not obey, with the values under which they change nothing.
+# Unsupported fields that would change the answer, with the values that change nothing.
 _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "top_p": (1,),
@@ -95,7 +95,7 @@ _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
 }
 
 
-def completion(
+def build_completion(
     *,
     model: str,
     created: int,
@@ -105,7 +105,7 @@ def completion(
     finish_reason: str,
     prompt_tokens: int,
 ) -> Json:
-    """A `chat.completion` object.
+    """Build a `chat.completion` object.
 
     `logprobs` has one entry per token, end token included, whose `token` is `token_id:<id>`: text can be tokenized in
     more than one way, and a trainer needs the ids that were drawn.
@@ -137,8 +137,8 @@ def completion(
     }
 
 
-def as_chunk(answer: Json) -> Json:
-    """The whole answer as one `chat.completion.chunk`, for callers that asked for a stream."""
+def build_chunk(answer: Json) -> Json:
+    """Build one `chat.completion.chunk` of the whole answer, for callers that asked for a stream."""
     choice = answer["choices"][0]
     chunk = {k: v for k, v in choice.items() if k != "message"} | {"delta": choice["message"]}
     return answer | {"object": "chat.completion.chunk", "choices": [chunk]}

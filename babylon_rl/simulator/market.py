@@ -1,8 +1,9 @@
 """One window's market, fixed by a seed: prices, a YES/NO question, and news that hints at a hidden regime.
 
-What belongs here: what the world does. What agents see of it is `observation.py`; what they own is
-`portfolio.py`. Figures per hour, so that the number of decisions changes the grain and not the game.
-They are measured (docs/policy.md §4): with a weaker signal the advantage of a good choice drowns in noise.
+What belongs here: the market itself. What agents see of it is `observation.py`; what they own is `portfolio.py`.
+Drift, noise and regime changes are given per hour, so that the number of decisions does not change how an hour moves.
+Their values were found by measurement (docs/policy.md §4): with a weaker signal the advantage of a good choice drowns
+in noise.
 """
 
 import hashlib
@@ -95,7 +96,7 @@ class Hint:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """What stands when agents decide. `regimes` is hidden: it drives the prices after this tick."""
+    """The market at one decision. `regimes` is hidden: it drives the prices after this tick."""
 
     prices: dict[str, float]
     changes: dict[str, float]
@@ -112,7 +113,7 @@ class Market:
     Attributes:
         ticks: One per decision, at `at(i)`.
         closing: Prices at the window's end.
-        resolves_yes: How the question ends; known to nobody inside the window.
+        resolves_yes: How the question is resolved; hidden from agents.
     """
 
     window: HourWindow
@@ -155,7 +156,7 @@ def make_market(window: HourWindow, seed: int, *, decisions: int = 3) -> Market:
 
     Args:
         window: The hour it fills; windows of one seed are independent of each other.
-        seed: Names the world. The same seed and window give the same market, to the last digit.
+        seed: Of the world. The same seed and window give the same market, to the last digit.
         decisions: Times an agent acts in the hour (3: every 20 minutes).
     """
     r = np.random.default_rng(stable_seed("market", seed, window))
@@ -171,7 +172,9 @@ def make_market(window: HourWindow, seed: int, *, decisions: int = 3) -> Market:
 
     regimes = {t: draw_regime() for t in TICKERS}
     prices = {t: float(r.uniform(20, 200)) for t in TICKERS}
-    changes = {t: regimes[t] * drift + noise * float(r.normal()) for t in TICKERS}  # a past to look back on
+    changes = {
+        t: regimes[t] * drift + noise * float(r.normal()) for t in TICKERS
+    }  # the changes before the first decision
     ticks: list[Tick] = []
     for _ in range(decisions):
         for t in TICKERS:

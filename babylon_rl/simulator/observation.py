@@ -1,4 +1,4 @@
-"""What an agent is shown: the prompt, and the same facts as the scripted strategies read them.
+"""What an agent is shown: the prompt, and the same facts as fields for scripted strategies.
 
 Nothing hidden is here: no regime, no resolution, no later price.
 """
@@ -14,7 +14,7 @@ SYSTEM_PROMPT: Final = "You trade stock perps and prediction markets in Babylon.
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One decision's view. `text` is the user prompt; the other fields say the same without prose."""
+    """One decision's view. `text` is the user prompt; the other fields hold the same facts."""
 
     text: str
     tickers: tuple[str, ...]

@@ -28,7 +28,7 @@ class AgentSlot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
-    """One decision and what came of it. `order` is None when the answer was no legal action."""
+    """One decision and its result. `order` is None when the answer was not a legal action."""
 
     tick: int
     observation: Observation
@@ -70,23 +70,25 @@ async def play(
         markets: The windows to play.
         slots: Agents of each window, the same in all of them.
         seed: With the window, agent and tick it fixes every player's own randomness.
-        progress: Told after each decision.
+        progress: Called after each decision.
 
     Returns:
         `len(markets) * len(slots)` playthroughs, by market, then by slot.
     """
 
     async def play_window(market: Market, slot: AgentSlot) -> Playthrough:
-        done, portfolio = Playthrough(market, slot), Portfolio()
+        playthrough, portfolio = Playthrough(market, slot), Portfolio()
         for tick in range(market.decisions):
-            seen = observe(market, portfolio, tick)
-            answer = await slot.player.answer(seen, seed=stable_seed("play", seed, market.window, slot.agent_id, tick))
+            observation = observe(market, portfolio, tick)
+            answer = await slot.player.answer(
+                observation, seed=stable_seed("play", seed, market.window, slot.agent_id, tick)
+            )
             order, error = parse_order(answer.text, market.tickers)
             result = portfolio.execute(market, tick, order) if order is not None else {}
-            done.moves.append(
+            playthrough.moves.append(
                 Move(
                     tick=tick,
-                    observation=seen,
+                    observation=observation,
                     answer=answer,
                     order=order,
                     error=error,
@@ -96,13 +98,13 @@ async def play(
                 )
             )
             progress()
-        return done
+        return playthrough
 
     return list(await asyncio.gather(*(play_window(m, s) for m in markets for s in slots)))
 
 
 def oracle_pnl_usd(market: Market) -> float:
-    """What a player who knows the hidden regimes and the resolution makes of a market."""
+    """P&L of a player who knows the hidden regimes and the resolution."""
     portfolio = Portfolio()
     for tick in range(market.decisions):
         order, error = parse_order(oracle(market, tick), market.tickers)

@@ -1,6 +1,6 @@
 """Who plays a market: scripted players, and the policy behind an OpenAI-compatible endpoint.
 
-A player sees an `Observation` and answers with text, whoever it is; what the text does is `play.py`.
+Every player gets an `Observation` and answers with text; `play.py` trades by it.
 """
 
 import random
@@ -57,7 +57,7 @@ class PolicyPlayer:
 
     Attributes:
         model: Name to ask for, e.g. `babylon-mmo@3` or `babylon-mmo@latest`.
-        temperature: None leaves it to the server: the temperature the policy is served with.
+        temperature: None takes the temperature that the server serves with.
     """
 
     client: "PolicyClient"
@@ -69,7 +69,7 @@ class PolicyPlayer:
         return self.model
 
     async def answer(self, observation: Observation, *, seed: int) -> PlayerAnswer:
-        done = await self.client.complete(
+        completion = await self.client.complete(
             model=self.model,
             system=SYSTEM_PROMPT,
             user=observation.text,
@@ -78,11 +78,11 @@ class PolicyPlayer:
             max_tokens=MAX_TOKENS,
         )
         return PlayerAnswer(
-            text=done.text,
-            model=done.model,
-            model_version=done.model,  # the server names the concrete checkpoint, also when asked for @latest
+            text=completion.text,
+            model=completion.model,
+            model_version=completion.model,  # the server names the concrete checkpoint, also when asked for @latest
             temperature=self.temperature,
-            latency_ms=done.latency_ms,
-            prompt_tokens=done.prompt_tokens,
-            completion_tokens=done.completion_tokens,
+            latency_ms=completion.latency_ms,
+            prompt_tokens=completion.prompt_tokens,
+            completion_tokens=completion.completion_tokens,
         )

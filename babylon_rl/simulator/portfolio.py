@@ -67,7 +67,7 @@ class Portfolio:
     invalid: int = 0
 
     def value_usd(self, market: Market, tick: int) -> float:
-        """Worth at decision `tick`; at `tick == decisions` the window is over and all is settled."""
+        """Value at decision `tick`; at `tick == decisions` the window is over and all is settled."""
         perps = sum(u * market.price(tick, t) for t, u in self.units.items())
         yes = market.yes_price(tick)
         return self.cash + perps + self.yes_shares * yes + self.no_shares * (1 - yes)

@@ -1,4 +1,4 @@
-"""Write played windows as the game would have: one row per tick through the recorder, and the world's facts."""
+"""Write played windows as the game would: one row per tick through the recorder, and the market's facts."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,9 +20,9 @@ _MS = timedelta(milliseconds=1)
 
 @dataclass(slots=True)
 class SimulatedTime:
-    """The clock and the id source a recorder is given: both say what the play says, never the wall.
+    """The recorder's clock and id source: both follow the play, never the wall clock.
 
-    Ids come from what they name, so recording the same play again writes nothing twice.
+    An id is a hash of what it names, so the same play always has the same ids.
     """
 
     now: datetime
@@ -61,7 +61,7 @@ def record_play(engine: sa.Engine, played: Sequence[Playthrough], *, seed: int) 
         The number of rows of `trajectories`.
 
     Raises:
-        DataError: One of the windows was recorded before: an hour happens once.
+        DataError: One of the windows holds rows already: an hour is played once.
     """
     markets = {p.market.window: p.market for p in played}
     if taken := sorted(recorded_windows(engine, markets)):
@@ -141,7 +141,7 @@ def _record_move(
 
 
 def write_market_facts(engine: sa.Engine, markets: Iterable[Market]) -> None:
-    """Write what the world did, from which `sync-outcomes` computes outcomes once the hour is closed."""
+    """Write prices, resolutions and news, from which `sync-outcomes` computes outcomes once the hour is closed."""
     prices: list[tuple[str, datetime, float]] = []
     predictions: list[tuple[str, str, str, str | None, float | None]] = []
     news: list[tuple[datetime, str, str | None]] = []
@@ -151,7 +151,7 @@ def write_market_facts(engine: sa.Engine, markets: Iterable[Market]) -> None:
             news.append((m.at(i), tick.headline.text, tick.headline.ticker))
             if tick.hint is not None:
                 news.append((m.at(i), tick.hint.text, m.question_ticker))
-        # The next hour opens at this very instant with prices of its own: the close stands just before it.
+        # The next hour opens at this instant with prices of its own, so the close is dated one millisecond before it.
         prices += [(t, m.window.end_at - _MS, m.closing[t]) for t in m.tickers]
         outcome = "YES" if m.resolves_yes else "NO"
         predictions.append((m.market_id, str(m.window), m.question, outcome, m.closing_yes_price))

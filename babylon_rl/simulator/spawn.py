@@ -1,6 +1,6 @@
-"""Spawn test agents: choose hours that nobody has played, fill the agent slots, play them whole, write the rows.
+"""Spawn test agents: choose hours that nobody has played, fill the agent slots, play the hours, write the rows.
 
-Simulated hours pass in milliseconds: an hour of play costs its decisions, nothing else.
+A simulated hour takes only as long as its decisions.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ class AgentLineup:
     Attributes:
         learners: Agents whose rows are training data.
         policy: `guide` (the five kinds in turn), one strategy's name, or a served model such as `babylon-mmo@3`.
-        rivals: Whether one agent of each of the kinds of the game's guide plays along without being trained on.
+        rivals: Whether one agent of each kind of the game's guide plays too, without being trained on.
         temperature: Of a served model; None leaves it to the server.
     """
 
@@ -106,7 +106,7 @@ async def fill_slots(lineup: AgentLineup, stack: AsyncExitStack, inference_url: 
         slots = [AgentSlot(f"agent-{i + 1}", player) for i in range(lineup.learners)]
     else:
         if lineup.policy != GUIDE_POLICY:
-            strategy(lineup.policy)
+            strategy(lineup.policy)  # refuses an unknown name before anything is played
         kinds = list(GUIDE_KINDS) if lineup.policy == GUIDE_POLICY else [lineup.policy]
         slots = [
             AgentSlot(f"agent-{i + 1}-{kinds[i % len(kinds)]}", ScriptedPlayer(kinds[i % len(kinds)]))
@@ -135,27 +135,28 @@ def spawn(
         engine: The game's database, ours to write.
         windows: Hours without rows.
         lineup: Who plays.
-        seed: Names the world and the agents' own randomness.
+        seed: Of the world and of the agents' own randomness.
         decisions: Times an agent acts in an hour.
         inference_url: Endpoint of a served policy.
-        duration_s: Wall time after which no further batch is begun; at least one is played.
+        duration_s: Wall time after which no further batch is started; at least one is played.
         windows_at_once: Windows of one batch; all its agents play at once.
-        progress: Told after each decision.
+        progress: Called after each decision.
     """
-    begun = monotonic()
-    done: list[HourWindow] = []
-    rows, pnl = 0, [0.0, 0]
+    began = monotonic()
+    played_windows: list[HourWindow] = []
+    rows, total_pnl, learners = 0, 0.0, 0
     for i in range(0, len(windows), windows_at_once):
-        if done and duration_s is not None and monotonic() - begun > duration_s:
+        if played_windows and duration_s is not None and monotonic() - began > duration_s:
             break
         batch = windows[i : i + windows_at_once]
         played = asyncio.run(_play_batch(batch, lineup, seed, decisions, inference_url, progress))
         rows += record_play(engine, played, seed=seed)
-        learned = [p.pnl_usd for p in played if p.slot.learner]
-        pnl = [pnl[0] + sum(learned), pnl[1] + len(learned)]
-        done += batch
+        pnls = [p.pnl_usd for p in played if p.slot.learner]
+        total_pnl += sum(pnls)
+        learners += len(pnls)
+        played_windows += batch
         logger.info("spawned windows=%d agents=%d rows=%d", len(batch), len(played) // len(batch), rows)
-    return Spawned(windows=tuple(done), rows=rows, mean_pnl_usd=pnl[0] / max(pnl[1], 1))
+    return Spawned(windows=tuple(played_windows), rows=rows, mean_pnl_usd=total_pnl / max(learners, 1))
 
 
 async def _play_batch(

@@ -1,7 +1,7 @@
-"""Scripted players: the five kinds of the game's guide, the mixture that a base policy is cloned from, and the yardsticks.
+"""Scripted players: the five kinds of the game's guide, the mixture that a base policy is cloned from, and references.
 
-An answer says what it read, then what it acts on, then acts (docs/policy.md §2): a small policy that must
-say the reading first learns to read, and RL can only amplify what it can represent.
+An answer states what it read, then the reason, then the action (docs/policy.md §2): a small policy that must state
+the reading first learns to read, and RL can only amplify what it can represent.
 """
 
 import json
@@ -28,7 +28,7 @@ def reading(o: Observation) -> str:
 
 
 def answer(o: Observation, cue: Cue, size: float, *, against: bool = False) -> str:
-    """Act on one cue of the observation, with it or against it; a cue without a sign means HOLD."""
+    """Act on one cue of the observation, with it or against it; a neutral cue means HOLD."""
     parts = dict(zip(("news", "price", "event"), reading(o).split(", "), strict=True))
     sign = {
         "news": o.headline.tone,
@@ -37,19 +37,19 @@ def answer(o: Observation, cue: Cue, size: float, *, against: bool = False) -> s
         "rest": 0,
     }[cue]
     sign = -sign if against else sign
-    said: dict[str, object] = {"read": reading(o), "why": parts.get(cue, "rest")}
+    fields: dict[str, object] = {"read": reading(o), "why": parts.get(cue, "rest")}
     if sign == 0:
-        said |= {"action": "HOLD"}
+        fields |= {"action": "HOLD"}
     elif cue == "event":
-        said |= {"action": "BUY_YES" if sign > 0 else "BUY_NO", "size": size}
+        fields |= {"action": "BUY_YES" if sign > 0 else "BUY_NO", "size": size}
     else:
         ticker = o.headline.ticker if cue == "news" else o.mover
-        said |= {"action": "BUY" if sign > 0 else "SELL", "ticker": ticker, "size": size}
-    return json.dumps(said, separators=(",", ":"))
+        fields |= {"action": "BUY" if sign > 0 else "SELL", "ticker": ticker, "size": size}
+    return json.dumps(fields, separators=(",", ":"))
 
 
 def conservative(o: Observation, r: random.Random) -> str:
-    """Small positions, mostly on news, often at rest."""
+    """Small positions on news; holds at least 40 % of the time."""
     return answer(o, "rest" if r.random() < 0.4 else "news", 0.1)
 
 
@@ -59,7 +59,7 @@ def balanced(o: Observation, r: random.Random) -> str:
 
 
 def aggressive(o: Observation, r: random.Random) -> str:
-    """The largest size on whatever is loudest, right or wrong."""
+    """The largest size on news or price, against them 30 % of the time."""
     return answer(o, r.choice(("news", "price")), 0.5, against=r.random() < 0.3)
 
 
@@ -80,15 +80,16 @@ def noise(o: Observation, r: random.Random) -> str:
 
 
 def reader(o: Observation, _r: random.Random) -> str:
-    """The best that a scripted player does with the prompt alone: news where it speaks, else the price."""
+    """The best scripted player that knows only the prompt: follows the news, or the price where the news is neutral."""
     return answer(o, "news" if o.headline.tone else "price", 0.5)
 
 
 def habits(o: Observation, r: random.Random) -> str:
     """What the base policy is cloned from: legal, unremarkable, with leanings that RL can find.
 
-    With the news 70 %, against the price move 70 %, with the event 60 %, at rest 15 %; sizes at random. It
-    earns nothing. A fair coin instead of leanings taught nothing that RL could amplify (docs/policy.md §3).
+    Acts on the news 30 % of the time, on the price 30 %, on the event 25 %, and rests otherwise. Follows the news in
+    70 % of the cases, trades against the price move in 70 %, follows the event in 60 %; sizes are random. It earns
+    nothing. A fair coin instead of leanings taught nothing that RL could amplify (docs/policy.md §3).
     """
     cue: Cue = r.choices(("news", "price", "event", "rest"), weights=(0.3, 0.3, 0.25, 0.15))[0]
     with_it = {"news": 0.7, "price": 0.3, "event": 0.6, "rest": 1.0}[cue]
@@ -106,7 +107,7 @@ STRATEGIES: Final[dict[str, Strategy]] = GUIDE_KINDS | {"noise": noise, "reader"
 
 
 def strategy(name: str) -> Strategy:
-    """Look a scripted player up.
+    """Look up a scripted player by name.
 
     Raises:
         ConfigError: No player has that name.
@@ -121,14 +122,14 @@ def strategy(name: str) -> Strategy:
 
 
 def oracle(market: Market, tick: int) -> str:
-    """A yardstick, not a player: knows the regimes and the resolution, but not the noise.
+    """A reference, not a player: knows the regimes and the resolution, but not the noise.
 
     Buys the ticker that the hidden regimes push furthest, or the question's true side.
     """
     push = {t: sum(k.regimes[t] for k in market.ticks[tick:]) for t in market.tickers}
     best = max(market.tickers, key=lambda t: abs(push[t]))
     if push[best]:
-        said: dict[str, object] = {"action": "BUY" if push[best] > 0 else "SELL", "ticker": best, "size": 0.5}
+        action: dict[str, object] = {"action": "BUY" if push[best] > 0 else "SELL", "ticker": best, "size": 0.5}
     else:
-        said = {"action": "BUY_YES" if market.resolves_yes else "BUY_NO", "size": 0.5}
-    return json.dumps(said, separators=(",", ":"))
+        action = {"action": "BUY_YES" if market.resolves_yes else "BUY_NO", "size": 0.5}
+    return json.dumps(action, separators=(",", ":"))

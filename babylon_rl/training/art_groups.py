@@ -1,10 +1,10 @@
-"""The plan in ART's words: one `art.TrajectoryGroup` per decision, one `art.Trajectory` per turn.
+"""The plan in ART's types: one `art.TrajectoryGroup` per decision, one `art.Trajectory` per turn.
 
-What belongs here: the form in which ART tokenises, weighs and packs what `sequences.py` decided. Nothing is decided.
+What belongs here: the form in which ART tokenises, weighs and packs what `sequences.py` decided; it decides nothing.
 
-A turn travels as a `Choice` with its token ids, because of an assistant message that is a plain dict ART trains all
-but the end-of-turn token, and lets a prefix common to all answers count as prompt. A `Choice` needs log-probs, and
-logged turns have none: each token carries a *placeholder* instead, which the trainer replaces before the first step.
+A turn is passed as a `Choice` with its token ids. From an assistant message that is a plain dict, ART would train all
+but the end-of-turn token and count a prefix common to all answers as prompt. A `Choice` needs log-probs, and logged
+turns have none: each token carries a *placeholder* instead, which the trainer replaces before the first step.
 """
 
 from typing import TYPE_CHECKING, Any, Final
@@ -26,8 +26,8 @@ def to_art_groups(
 
     Args:
         plan: Decisions in time order.
-        behaviours: Given: placeholders are `1 + index of the turn's behaviour` here, positive and so no log-probability
-            (`behaviour_placeholder`, `behaviour_index`). None: `PARENT_PLACEHOLDER`.
+        behaviours: If given, a turn's placeholder is `1 + index of its behaviour` in this tuple: positive, so never a
+            log-probability (`behaviour_placeholder`, `behaviour_index`). If None, it is `PARENT_PLACEHOLDER`.
 
     Returns:
         One group per decision, in the plan's order, members in the plan's order; rewards as planned.
@@ -49,7 +49,7 @@ def to_art_groups(
                 messages_and_choices=[
                     {"role": "system", "content": s.turn.system},
                     {"role": "user", "content": s.turn.user},
-                    builder.choice(s, PARENT_PLACEHOLDER if placeholders is None else placeholders[s.behaviour]),
+                    builder.build(s, PARENT_PLACEHOLDER if placeholders is None else placeholders[s.behaviour]),
                 ],
                 reward=s.reward,
                 initial_policy_version=s.behaviour.step,
@@ -63,7 +63,7 @@ def to_art_groups(
 
 
 def behaviour_placeholder(index: int) -> float:
-    """The number that stands for behaviour `index` where a log-probability will stand."""
+    """The placeholder that marks where a log-probability of behaviour `index` will go."""
     return float(1 + index)
 
 
@@ -73,7 +73,7 @@ def behaviour_index(placeholder: float) -> int | None:
 
 
 class _ChoiceBuilder:
-    """Makes `Choice`s whose token objects are shared: a batch has few distinct tokens and very many of them."""
+    """Makes `Choice`s whose token objects are shared: a batch repeats few distinct tokens very often."""
 
     def __init__(self) -> None:
         from openai.types.chat import ChatCompletionMessage, ChatCompletionTokenLogprob
@@ -83,8 +83,8 @@ class _ChoiceBuilder:
         self._token = ChatCompletionTokenLogprob
         self._made: dict[tuple[int, float], Any] = {}
 
-    def choice(self, s: TurnSequence, logprob: float) -> Any:
-        content = [self._made.get((i, logprob)) or self._make(i, logprob) for i in s.response_ids]
+    def build(self, s: TurnSequence, logprob: float) -> Any:
+        content = [self._made.get((i, logprob)) or self._build_token(i, logprob) for i in s.response_ids]
         return self._choice(
             index=0,
             finish_reason="stop",
@@ -92,7 +92,7 @@ class _ChoiceBuilder:
             logprobs=self._logprobs(content=content),
         )
 
-    def _make(self, token_id: int, logprob: float) -> Any:
-        # ART reads the id out of this spelling.
+    def _build_token(self, token_id: int, logprob: float) -> Any:
+        # ART parses the id out of this text.
         token = self._token(token=f"token_id:{token_id}", logprob=logprob, top_logprobs=[])
         return self._made.setdefault((token_id, logprob), token)

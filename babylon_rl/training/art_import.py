@@ -1,7 +1,7 @@
-"""`import art` without what it does to the rest of the process.
+"""`import art` without its side effects on the rest of the process.
 
-What belongs here: the side effects of importing ART (0.5.18), kept off. They would outlive the training, in a process
-that also serves, schedules and logs.
+What belongs here: what prevents the side effects of importing ART (0.5.18). They would outlast the training, in a
+process that also serves, schedules and logs.
 """
 
 import os
@@ -13,10 +13,10 @@ from contextlib import contextmanager
 def isolated_art_import() -> Generator[None]:
     """Import ART's modules inside this block.
 
-    Kept off, each seen in the installed package:
-        - litellm, which ART imports, asks a remote host for a price list that nobody here reads;
-        - `art/__init__.py` loads the nearest `.env` above *its own* directory into the environment, behind
-          `Settings`: a W&B key found there would send metrics out;
+    Prevented, each observed in the installed package:
+        - litellm, which ART imports, asks a remote host for a price list that we do not use;
+        - `art/__init__.py` loads the nearest `.env` above *its own* directory into the environment,
+          bypassing `Settings`: a W&B key found there would send metrics out;
         - `mp_actors`, which `art.local.backend` imports, replaces asyncio's tasks by slower ones in Python and
           `asyncio.run` by one that never closes its loop (`nest_asyncio.apply`). Only its child processes, for a GPU,
           may need that.

@@ -1,7 +1,7 @@
 """One path through ART for every backend: plan, register, train, log.
 
-What belongs here: the order of things and what is checked between them. An engine brings a backend
-(`cpu_backend.py`, `local.py`, `serverless.py`) and what is particular to it.
+What belongs here: the order of these steps and the checks between them. An engine (`cpu_backend.py`, `local.py`,
+`serverless.py`) brings a backend and what is specific to it.
 """
 
 import logging
@@ -22,13 +22,13 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingEngine(Protocol):
-    """A backend of ART's and what is particular to it.
+    """An ART backend and what is specific to it.
 
     Attributes:
         backend: Satisfies `art.backend.Backend`.
         base_model: A directory, or the name under which the backend knows the base.
         base_path: Where ART keeps its own history of a lineage.
-        learning_rate: Where the batch names none.
+        learning_rate: Used where the batch has none.
         context: Most tokens of one sequence.
         max_staleness: Steps before the parent up to which old log-probs are recomputed with the turn's own policy.
     """
@@ -47,13 +47,13 @@ class TrainingEngine(Protocol):
     def context(self) -> int: ...
 
     def prepare_training(self, batch: TrainingBatch, plan: TrainingPlan) -> AbstractContextManager[None]:
-        """Hold what must be held while training; errors that the backend raises inside become ours."""
+        """Hold locks during the training, and turn the errors of the backend into ours."""
         ...
 
     def build_groups(self, plan: TrainingPlan) -> "list[art.TrajectoryGroup]": ...
 
     def train_options(self, plan: TrainingPlan) -> dict[str, Any]:
-        """Keyword arguments of `backend.train` beside the learning rate."""
+        """Keyword arguments of `backend.train` besides the learning rate."""
         ...
 
     def collect(self, batch: TrainingBatch, result: Any) -> tuple[str, dict[str, str]]:
@@ -62,14 +62,14 @@ class TrainingEngine(Protocol):
 
 
 class ArtTrainer:
-    """A `Trainer` that drives `art.TrainableModel` and whatever backend the engine brings."""
+    """A `Trainer` that drives `art.TrainableModel` and the backend of its engine."""
 
     def __init__(self, engine: TrainingEngine) -> None:
         self._engine = engine
         self.name = engine.name
 
     async def train(self, batch: TrainingBatch) -> TrainedPolicy:
-        """See `Trainer.train`. Whatever can be refused is refused before ART is asked for anything."""
+        """See `Trainer.train`. A batch that cannot train is refused before ART is called."""
         engine = self._engine
         plan = plan_training(batch, engine.tokenizer, context=engine.context, max_staleness=engine.max_staleness)
         with engine.prepare_training(batch, plan):
@@ -90,7 +90,7 @@ class ArtTrainer:
                 **engine.train_options(plan),
             )
             self._check_step(batch, result.step, batch.step, "after")
-            metrics = {k: float(v) for k, v in {**result.metrics, **plan.counts, **_mean_reward(plan)}.items()}
+            metrics = {k: float(v) for k, v in {**result.metrics, **plan.counts, **_average_reward(plan)}.items()}
             # Metrics only: the trajectories are in our database, whole, and ART's Parquet would lose half of them.
             await model.log(metrics=metrics, split="train", step=batch.step)
             path, manifest = engine.collect(batch, result)
@@ -102,13 +102,13 @@ class ArtTrainer:
     def _check_step(self, batch: TrainingBatch, found: int, expected: int, when: str) -> None:
         if found != expected:
             raise DataError(
-                f"{self.name} trainer stands at {batch.lineage}@{found} {when} training step {batch.step}, but the ledger "
-                f"says {expected}: a training was not recorded, or another ledger uses this lineage; remove what came "
+                f"{self.name} trainer is at {batch.lineage}@{found} {when} training step {batch.step}, but the ledger "
+                f"says {expected}: a training was not recorded, or another ledger uses this lineage; remove the checkpoints "
                 "after the ledger's last step, or start a new lineage with BABYLON_LINEAGE",
                 facts={"lineage": batch.lineage, "found": found, "expected": expected},
             )
 
 
-def _mean_reward(plan: TrainingPlan) -> dict[str, float]:
+def _average_reward(plan: TrainingPlan) -> dict[str, float]:
     rewards = [s.reward for d in plan.decisions for s in d.sequences]
     return {"reward": sum(rewards) / len(rewards)}

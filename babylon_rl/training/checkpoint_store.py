@@ -1,10 +1,10 @@
-"""A lineage's checkpoints on disk: written whole or not at all, checked before they are built upon.
+"""A lineage's checkpoints on disk: written whole or not at all, checked before a training continues from them.
 
-What belongs here: directories, digests, `checkpoint.json`, and the removal of what no ledger knows. Where a
-checkpoint lies is `policy/checkpoints.py`; what is in its tensors is the trainer's.
+What belongs here: directories, digests, `checkpoint.json`, and the removal of checkpoints that the ledger does not
+know. Their paths are `policy/checkpoints.py`; their tensors are the trainer's.
 
-The caller's ledger says what exists. A directory after the parent is the leftover of a training that nobody
-recorded, and is removed before the step is made again; a parent that is gone or changed is an error.
+Only what the caller's ledger records counts. A directory with a later step than the parent is left over from a training
+that was not recorded, and is removed before that step is made again; a missing or changed parent is an error.
 """
 
 import fcntl
@@ -40,7 +40,7 @@ def base_digest(base: Path) -> str:
 
 
 def read_metadata(directory: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself.
+    """Read a checkpoint's `checkpoint.json`.
 
     Raises:
         DataError: There is none, or it cannot be read.
@@ -52,13 +52,13 @@ def read_metadata(directory: Path) -> dict[str, Any]:
             f"checkpoint {str(directory)!r} has no readable {METADATA_FILE}: {e}; train that step again"
         ) from e
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        raise DataError(f"checkpoint {str(directory)!r} is of another format than {FORMAT}; train that step again")
+        raise DataError(f"checkpoint {str(directory)!r} does not have format {FORMAT}; train that step again")
     return metadata
 
 
 @contextmanager
 def lineage_lock(root: Path, lineage: str) -> Generator[None]:
-    """Hold a lineage's directory; the system lets go of it when the process dies, however it dies.
+    """Lock a lineage's directory; the operating system releases the lock when the process dies, however it dies.
 
     Raises:
         TransientError: Another process is training this lineage.
@@ -81,17 +81,17 @@ def reconcile(
     """Make the directory agree with the ledger, so that step `parent_step + 1` can be made.
 
     Args:
-        root: Where all lineages lie.
+        root: Directory of all lineages.
         lineage: The one to train.
         parent_step: Newest step that the caller's ledger holds; 0 is the base.
-        base: Digest of the base the new step stands on.
-        manifest: The parent's files as the ledger knows them.
+        base: Digest of the base that the lineage is trained on.
+        manifest: File name → SHA-256 of the parent, from the ledger.
 
     Returns:
         Names of the directories removed: unfinished ones and those after the parent.
 
     Raises:
-        DataError: The parent is missing, changed, or stands on another base. Nothing is removed then.
+        DataError: The parent is missing, changed, or was trained on another base. Nothing is removed then.
     """
     if parent_step:
         verify(root, lineage, parent_step, base=base, manifest=manifest)
@@ -99,7 +99,7 @@ def reconcile(
     home = checkpoint_dir(root, lineage, 0).parent
     for after in sorted(home.glob("*")):
         if after.is_dir() and after.name.isdecimal() and int(after.name) > parent_step:
-            # Renamed first, so that a death halfway leaves no half checkpoint under a good name.
+            # Renamed first, so that a crash halfway leaves no partial checkpoint under a valid name.
             doomed = after.with_suffix(".tmp")
             shutil.rmtree(doomed, ignore_errors=True)
             after.rename(doomed)
@@ -114,13 +114,13 @@ def reconcile(
 def verify(
     root: Path, lineage: str, step: int, *, base: str, manifest: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Check a checkpoint against what it says of itself, and against the ledger's manifest when there is one.
+    """Check a checkpoint against its own `checkpoint.json`, and against the ledger's manifest when there is one.
 
     Returns:
         Its metadata.
 
     Raises:
-        DataError: It is missing, changed, or stands on another base.
+        DataError: It is missing, changed, or was trained on another base.
     """
     directory, name = checkpoint_dir(root, lineage, step), f"{lineage}@{step}"
     facts = {"lineage": lineage, "step": step}
@@ -131,11 +131,13 @@ def verify(
             facts=facts,
         )
     metadata = read_metadata(directory)
-    found = file_digests(directory)
+    digests = file_digests(directory)
     expected = (
-        {**dict(metadata.get("files", {})), METADATA_FILE: found[METADATA_FILE]} if manifest is None else dict(manifest)
+        {**dict(metadata.get("files", {})), METADATA_FILE: digests[METADATA_FILE]}
+        if manifest is None
+        else dict(manifest)
     )
-    changed = sorted(n for n in expected if found.get(n) != expected[n])
+    changed = sorted(n for n in expected if digests.get(n) != expected[n])
     if changed:
         raise DataError(
             f"checkpoint {name}: {', '.join(changed)} changed or vanished since it was trained; restore it from a copy, "
@@ -150,19 +152,19 @@ def verify(
         )
     if metadata.get("base") != base:
         raise DataError(
-            f"checkpoint {name} stands on base {str(metadata.get('base'))[:12]}, not on {base[:12]}; set BABYLON_BASE_MODEL "
-            "to the base it was trained on, or start a new lineage with BABYLON_LINEAGE",
+            f"checkpoint {name} was trained on base {str(metadata.get('base'))[:12]}, not on {base[:12]}; set "
+            "BABYLON_BASE_MODEL to the base it was trained on, or start a new lineage with BABYLON_LINEAGE",
             facts=facts,
         )
     return metadata
 
 
 def write(directory: Path, metadata: Mapping[str, Any], fill: Callable[[Path], None]) -> dict[str, str]:
-    """Write a checkpoint under a name that ends in `.tmp`, force it to disk, then give it its name.
+    """Write a checkpoint under a name that ends in `.tmp`, force it to disk, then rename it.
 
     Args:
         directory: Its final place, which must not exist.
-        metadata: What `checkpoint.json` says; the digests of all other files are added.
+        metadata: Content of `checkpoint.json`; the digests of all other files are added.
         fill: Writes those other files into the directory it is given.
 
     Returns:
@@ -183,7 +185,7 @@ def write(directory: Path, metadata: Mapping[str, Any], fill: Callable[[Path], N
 
 
 def write_metadata(directory: Path, metadata: Mapping[str, Any]) -> None:
-    """Put `checkpoint.json` beside files that are all there: without it a directory is no checkpoint."""
+    """Write `checkpoint.json`, last of all files: a directory without it is not a checkpoint."""
     body = {**metadata, "format": FORMAT, "files": file_digests(directory)}
     unfinished = directory / f"{METADATA_FILE}.tmp"
     unfinished.write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")

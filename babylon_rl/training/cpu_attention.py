@@ -1,4 +1,4 @@
-"""Attention over packed rows that computes only what is seen: each prompt on itself, each answer on its prompt and itself.
+"""Attention over packed rows that computes visible pairs only: each prompt on itself, each answer on its prompt and itself.
 
 What belongs here: the layout of a minibatch and the attention function transformers calls. Rows of a minibatch become
 one line of tokens without padding. A full mask over a row of 640 tokens computes about four times as many pairs as are
@@ -6,7 +6,7 @@ visible, and was half the cost of a training step.
 
 Axes, here and in `cpu_service.py` and `packing.py`: `rows` packed rows of a minibatch, `width` tokens of a row with its
 padding, `line` tokens of all rows without padding; `prompts` common prompts of at most `prompt` tokens each, `rests`
-what hangs from them, of at most `rest` tokens each; `trained` tokens that train; `vocab` token ids.
+their continuations of at most `rest` tokens each; `trained` tokens that train; `vocab` token ids.
 """
 
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ _NAME: Final = "babylon_packed"
 
 @dataclass(frozen=True, slots=True)
 class PackedLayout:
-    """Where the parts of a line of packed tokens lie.
+    """Positions of the parts in a line of packed tokens.
 
     Attributes:
         prompts: [prompts, prompt] int64 positions of each prompt's tokens in the line, padded with 0.
         rests: [rests, rest] int64 the same for each rest.
-        prompt_of_rest: [rests] int64 the prompt that each rest hangs from.
-        visible: [rests, 1, rest, prompt + rest] bool what each rest's tokens see.
-        restore: [line] int64 where each token lies among the flattened prompts, then rests.
+        prompt_of_rest: [rests] int64 the prompt that each rest continues.
+        visible: [rests, 1, rest, prompt + rest] bool what each rest's tokens attend to.
+        restore: [line] int64 index of each token among the flattened prompts, then rests.
     """
 
     prompts: Tensor
@@ -40,20 +40,20 @@ class PackedLayout:
 
 
 def use_packed_attention(model: Any) -> Any:
-    """Make a transformers model attend by `packed_layout`, which every forward pass then needs; returns the model."""
+    """Make a transformers model attend by a `packed_layout`, an argument of every forward pass from then on."""
     model.set_attn_implementation(_NAME)
     return model
 
 
 def build_layout(group_ids: Tensor, parent_ids: Tensor, lengths: Tensor) -> PackedLayout:
-    """Read the layout out of ART's ids.
+    """Compute the layout from ART's ids.
 
     Args:
         group_ids: [rows, width] int64; tokens of one part are side by side and share an id.
-        parent_ids: [rows, width] int64; the id of the part they see besides; a common prompt has its own.
+        parent_ids: [rows, width] int64; the id of the part that they attend to as well; a common prompt has its own.
         lengths: [rows] int64; tokens of each row that are not padding.
     """
-    prompts: list[range] = [range(0)]  # the first is empty: what hangs from no prompt hangs from it
+    prompts: list[range] = [range(0)]  # the first is empty: the prompt of rests that have none
     rests: list[range] = []
     prompt_of_rest: list[int] = []
     start = 0
@@ -81,10 +81,12 @@ def build_layout(group_ids: Tensor, parent_ids: Tensor, lengths: Tensor) -> Pack
         restore[part.start : part.stop] = torch.arange(len(part)) + i * p
     for i, part in enumerate(rests):
         restore[part.start : part.stop] = torch.arange(len(part)) + len(prompts) * p + i * s
-    return PackedLayout(_positions(prompts, p), _positions(rests, s), torch.tensor(prompt_of_rest), visible, restore)
+    return PackedLayout(
+        _pad_positions(prompts, p), _pad_positions(rests, s), torch.tensor(prompt_of_rest), visible, restore
+    )
 
 
-def _positions(parts: list[range], width: int) -> Tensor:
+def _pad_positions(parts: list[range], width: int) -> Tensor:
     """[parts, width] int64: each part's positions in the line, then 0."""
     return torch.tensor([[*part] + [0] * (width - len(part)) for part in parts], dtype=torch.long).view(-1, width)
 

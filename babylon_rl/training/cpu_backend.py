@@ -1,6 +1,6 @@
 """ART's `LocalBackend` on a CPU: its tokenising, advantages and packing, without unsloth, vLLM or a progress bar.
 
-What belongs here: the seam to ART, and the engine that `ArtTrainer` drives. The arithmetic is `cpu_service.py`.
+What belongs here: the connection to ART, and the engine that `ArtTrainer` drives. The arithmetic is `cpu_service.py`.
 """
 
 import json
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
 
 class CpuBackend(LocalBackend):  # type: ignore[misc]  # ART is not typed for us
-    """A whole `art.backend.Backend`: `await backend.train(model, groups)` works, with or without `begin`.
+    """A complete `art.backend.Backend`: `await backend.train(model, groups)` works, with or without `set_job`.
 
     Args:
-        root: Where lineages lie: ART's `path`.
+        root: Directory of all lineages, `path` of ART's backend.
         base: Directory of the base policy; a model registered here must name the same.
     """
 
@@ -56,8 +56,8 @@ class CpuBackend(LocalBackend):  # type: ignore[misc]  # ART is not typed for us
         self._recipe, self._progress = config or CpuTrainingConfig(), progress
         self._job: CpuJob | None = None
 
-    def begin(self, job: CpuJob) -> None:
-        """Say what the next `train` makes."""
+    def set_job(self, job: CpuJob) -> None:
+        """Set what the next `train` makes."""
         self._job = job
 
     async def _prepare_backend_for_training(self, model: Any, config: Any = None) -> tuple[str, str]:
@@ -105,7 +105,7 @@ class CpuBackend(LocalBackend):  # type: ignore[misc]  # ART is not typed for us
     async def _train_model(
         self, model: Any, trajectory_groups: Any, config: Any, dev_config: Any, verbose: bool = False
     ) -> AsyncIterator[dict[str, float]]:
-        """As ART's, without its progress bar, and with an error where it would copy the parent and call that a step."""
+        """As ART's, without its progress bar, and with an error where ART would copy the parent and call the copy a step."""
         service = await self._get_service(model)
         service.job = self._job or self._next_job(model)
         self._job = None
@@ -134,7 +134,7 @@ class CpuBackend(LocalBackend):  # type: ignore[misc]  # ART is not typed for us
                 yield {**base_metrics, **metrics}
 
     def _next_job(self, model: Any) -> CpuJob:
-        """For a caller who knows only ART: the step after the newest on disk."""
+        """The job for a caller that uses ART alone: the step after the newest on disk."""
         from art.utils.get_model_step import get_model_step
 
         digest = checkpoint_store.base_digest(self._base)
@@ -184,7 +184,7 @@ class CpuEngine:
 
     @contextmanager
     def prepare_training(self, batch: TrainingBatch, plan: TrainingPlan) -> Generator[None]:
-        """Lock the lineage, check the parent and every behaviour policy, remove what the ledger does not know."""
+        """Lock the lineage, check the parent and every behaviour policy, remove checkpoints that the ledger does not know."""
         digest = checkpoint_store.base_digest(self._base)
         with checkpoint_store.lineage_lock(self._root, batch.lineage):
             checkpoint_store.reconcile(
@@ -192,7 +192,7 @@ class CpuEngine:
             )
             for step in {b.step for b in plan.behaviours if b.step} - {batch.parent_step}:
                 checkpoint_store.verify(self._root, batch.lineage, step, base=digest)
-            self.backend.begin(
+            self.backend.set_job(
                 CpuJob(
                     lineage=batch.lineage,
                     step=batch.step,

@@ -51,7 +51,7 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuJob:
-    """What `backend.train` cannot say: which step is made, from what, and what its metadata shall record.
+    """What `backend.train` has no argument for: the step to make, from what, and what its metadata records.
 
     Attributes:
         behaviours: What the placeholders in the log-probs mean (`art_groups.behaviour_placeholder`).
@@ -88,7 +88,7 @@ class CpuService:
 
     async def train_sft(self, batches: Any, config: Any, verbose: bool = False) -> AsyncIterator[dict[str, float]]:
         raise ConfigError("the CPU trainer does GRPO only; `babylon-rl make-base-policy` clones")
-        yield {}
+        yield {}  # makes this an async generator, as ART's protocol declares it
 
     async def train(
         self, disk_packed_tensors: Any, config: Any, _config: Any, verbose: bool = False
@@ -99,7 +99,7 @@ class CpuService:
             disk_packed_tensors: ART's packed rows; every trainable token has a log-prob or a placeholder.
             config: ART's `TrainConfig`: the learning rate.
             _config: ART's `dev.TrainConfig`: what the loss reads.
-            verbose: Asked for by ART's protocol; we log.
+            verbose: Required by ART's protocol; not used.
 
         Yields:
             Metrics of each gradient step.
@@ -112,7 +112,7 @@ class CpuService:
             learner = _Learner.open(self._root, self._base, c, job, float(config.learning_rate))
         count = len(lengths)
         total = math.ceil(count / c.rows_per_step) * c.epochs
-        generator = torch.Generator().manual_seed(_row_order_seed(job))
+        generator = torch.Generator().manual_seed(_derive_row_seed(job))
         done = 0
         for _ in range(c.epochs):
             order = torch.randperm(count, generator=generator)  # [rows] int64
@@ -122,7 +122,7 @@ class CpuService:
                 done += 1
                 self._progress(total=total, note=f"loss {metrics['loss/train']:+.3f}")
                 yield {**metrics, TRAIN_GRADIENT_STEPS_KEY: float(total)}
-                await asyncio.sleep(0)  # whoever waits on this loop has waited for a whole step
+                await asyncio.sleep(0)  # a step blocks the loop: let other tasks run between two
         metadata = {
             "trainer": "cpu",
             "lineage": job.lineage,
@@ -143,17 +143,17 @@ class CpuService:
         """Replace placeholders in `rows`, in place, by log-probs of the policies they stand for.
 
         Returns:
-            The temperature of every token, [rows, width] float32: 1 but where a turn was sampled at another.
+            The temperature of every token, [rows, width] float32: 1 except where a turn was sampled at another.
         """
         placeholders, trains = rows["logprobs"].clone(), rows["assistant_mask"]
         temperature = torch.ones(placeholders.shape)
         by_step: dict[int, Tensor] = {}
         # A NaN is no placeholder: ART then takes the learner's own.
         for placeholder in torch.unique(placeholders[trains]).tolist():
-            which = behaviour_index(placeholder)
-            if which is None:
+            number = behaviour_index(placeholder)
+            if number is None:
                 continue
-            behaviour = self.job.behaviours[which] if which < len(self.job.behaviours) else PARENT
+            behaviour = self.job.behaviours[number] if number < len(self.job.behaviours) else PARENT
             here = trains & (placeholders == placeholder)  # [rows, width] bool
             temperature[here] = behaviour.temperature
             step = self.job.parent_step if behaviour.step is None else behaviour.step
@@ -162,7 +162,7 @@ class CpuService:
             adapter = checkpoint_dir(self._root, self.job.lineage, step) if step else None
             model = use_packed_attention(load_policy(self._base, adapter).model)
             wanted = here.any(1).nonzero()[:, 0]  # [rows with such a turn] int64
-            wanted = wanted[lengths[wanted].argsort(stable=True)]  # like lengths together: less padding
+            wanted = wanted[lengths[wanted].argsort(stable=True)]  # similar lengths together: less padding
             for i in range(0, len(wanted), self._config.rows_per_step):
                 index = wanted[i : i + self._config.rows_per_step]
                 part = _select_rows({**rows, "temperature": temperature, "here": here}, index, lengths)
@@ -175,12 +175,12 @@ class CpuService:
 
 
 class _Learner:
-    """The weights in training and their optimizer, for the steps of one training."""
+    """The trainable weights and their optimizer, for the gradient steps of one training."""
 
     def __init__(self, policy: Any, optimizer: torch.optim.AdamW, config: CpuTrainingConfig, parent: Any) -> None:
         self._policy, self._optimizer, self._config, self.parent = policy, optimizer, config, parent
         self._causal = policy.get_base_model()
-        self._named = _trainable_parameters(policy)
+        self._named = _list_trainable(policy)
 
     @classmethod
     def open(cls, root: Path, base: Path, c: CpuTrainingConfig, job: CpuJob, learning_rate: float) -> "_Learner":
@@ -197,12 +197,12 @@ class _Learner:
             parent = {"step": job.parent_step, "digest": digest}
         else:
             with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name on its way out
+                warnings.simplefilter("ignore", FutureWarning)  # peft uses a deprecated name of transformers
                 torch.manual_seed(job.seed)
                 policy = get_peft_model(
                     model, LoraConfig(r=c.rank, lora_alpha=c.alpha, target_modules=list(c.targets), lora_dropout=0.0)
                 )
-        named = _trainable_parameters(policy)
+        named = _list_trainable(policy)
         optimizer = torch.optim.AdamW(
             list(named.values()), lr=learning_rate, betas=c.betas, eps=c.adam_eps, weight_decay=c.weight_decay
         )
@@ -254,8 +254,8 @@ class _Learner:
 def token_logprobs(causal: Any, rows: Rows) -> tuple[Tensor, Tensor]:
     """Log-probability of each trainable token, in ART's shifted layout: position t holds that of token t + 1.
 
-    A packed row is a common prompt and then, per sequence, its own rest of prompt and answer; a token sees its own
-    sequence and the prompt it hangs from. Logits are made at trainable positions only.
+    A packed row is a common prompt and then, per sequence, its own rest of prompt and answer; a token attends to
+    its own sequence and to the common prompt. Logits are computed at trainable positions only.
 
     Args:
         causal: A decoder with `.model` and `.lm_head`, after `use_packed_attention`.
@@ -292,11 +292,11 @@ def _shift_left(x: Tensor, fill: float) -> Tensor:
     return F.pad(x[:, 1:], (0, 1), value=fill)
 
 
-def _trainable_parameters(policy: Any) -> dict[str, Tensor]:
+def _list_trainable(policy: Any) -> dict[str, Tensor]:
     return {n: p for n, p in policy.named_parameters() if p.requires_grad}
 
 
-def _row_order_seed(job: CpuJob) -> int:
+def _derive_row_seed(job: CpuJob) -> int:
     return (job.seed * 1_000_003 + job.step) % 2**63
 
 

@@ -22,7 +22,7 @@ async def open_trainer(
     Args:
         settings: Which trainer, on which base, at which learning rate, and W&B's key.
         checkpoints: Directory under which every checkpoint lies.
-        progress: Told after each gradient step, with its loss; the remote trainer cannot tell.
+        progress: Called after each gradient step, with its loss; by the CPU trainer only.
 
     Raises:
         ConfigError: The chosen trainer lacks a key or a package.

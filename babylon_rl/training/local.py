@@ -1,4 +1,4 @@
-"""One's own GPU behind `ArtTrainer`: ART's `LocalBackend`, which trains with unsloth and serves with vLLM.
+"""A GPU of this machine behind `ArtTrainer`: ART's `LocalBackend`, which trains with unsloth and serves with vLLM.
 
 What belongs here: what must be installed, and the metadata that makes ART's checkpoint one of ours.
 
@@ -69,7 +69,7 @@ class LocalEngine:
 
     @contextmanager
     def prepare_training(self, batch: TrainingBatch, plan: TrainingPlan) -> Generator[None]:
-        """As on the CPU: hold the lineage, check the parent, remove what the ledger does not know."""
+        """As on the CPU: lock the lineage, check the parent, remove checkpoints that the ledger does not know."""
         with checkpoint_store.lineage_lock(self._root, batch.lineage):
             checkpoint_store.reconcile(
                 self._root,
@@ -78,7 +78,7 @@ class LocalEngine:
                 base=digest(self.base_model),
                 manifest=batch.parent_manifest,
             )
-            with redirect_stdout(sys.stderr):  # ART tells its progress by print
+            with redirect_stdout(sys.stderr):  # ART prints its progress
                 yield
 
     def build_groups(self, plan: TrainingPlan) -> "list[art.TrajectoryGroup]":

@@ -1,12 +1,12 @@
-"""ART's packed rows, laid out without chance: the same results give the same tensors, to the last bit.
+"""ART's packed rows, laid out deterministically: the same results give the same tensors, to the last bit.
 
-What belongs here: where each sequence lies in a row, and the scale of weights and advantages; both as in
+What belongs here: the place of each sequence in a row, and the scale of weights and advantages; both as in
 `art.preprocessing.pack` (0.5.18), which shuffles rows with the process's own `random` and sums in their order.
 
-A row is a common prompt stored once, then the rest of each sequence that hangs from it, then the next family:
+A row is a common prompt stored once, then the rest of each sequence that starts with it, then the next such family:
 
     group_ids    P P P P A A A B B C C C …      what a token is part of
-    parent_ids   P P P P P P P P P P P P …      what it may see besides
+    parent_ids   P P P P P P P P P P P P …      what it attends to as well
 """
 
 import math

@@ -1,9 +1,9 @@
-"""Score → reward: what the trainer receives of a judge's numbers.
+"""Score → reward: what the trainer receives in place of a judge's scores.
 
 GRPO normalises rewards by their group's spread, so one lucky trade with a huge P&L flattens what all others of
 its group learn. Ranks do not: with the hindsight judge, whose scores are linear in P&L, eight iterations closed
 13 % of the gap to the oracle on raw scores and 48 % on ranks (same base, seed and windows; docs/log.md). RULER's
-scores are relative by construction, so a rank loses nothing there that its author promises.
+scores are relative by construction, so a rank loses nothing that they promise.
 """
 
 import math
@@ -39,13 +39,13 @@ def grpo_advantages(rewards: Sequence[float]) -> list[float]:
     """How far each reward lies from its group's mean, in the group's standard deviations.
 
     The arithmetic of ART's `tokenize_trajectory_groups` with `scale_rewards` (0.5.18): population deviation plus 1e-6.
-    Packing then brings the mean of |advantage| over a whole batch to 1, which no single group can tell.
+    Packing then brings the mean of |advantage| over a whole batch to 1, which cannot be computed from one group.
 
     Args:
         rewards: Of those compared with each other: the turns of one decision.
 
     Returns:
-        One advantage each, in the same order; all 0 where nothing tells them apart.
+        One advantage each, in the same order; all 0 where the rewards are equal.
     """
     if len(rewards) < 2 or max(rewards) - min(rewards) <= SAME_REWARD:
         return [0.0] * len(rewards)

@@ -1,6 +1,6 @@
 """Batch → the token sequences that train, grouped by decision; and what is left out, counted.
 
-What belongs here: which turns train, with which reward, and whose probability each was sampled with.
+What belongs here: which turns train, with which reward, and by which policy each was sampled.
 No ART and no torch: a batch with nothing to learn is refused before either is loaded.
 
 Each logged call was made from its own system and user prompt, so each turn is its own sequence. One group
@@ -24,10 +24,10 @@ from babylon_rl.types import Turn
 logger = logging.getLogger(__name__)
 
 MAX_STALENESS: Final = 2
-"""Steps between a turn's policy and the parent, up to which the turn's own policy gives its log-probs."""
+"""Most steps between a turn's policy and the parent for which log-probs are recomputed with the turn's own policy."""
 
 MIN_TEMPERATURE: Final = 0.1
-"""Below it a policy is all but greedy: its probabilities say nothing, and gradients grow with 1/temperature."""
+"""Below it a policy is nearly greedy: its probabilities say nothing, and gradients grow with 1/temperature."""
 
 Origin = Literal["recomputed", "unknown", "stale", "greedy"]
 
@@ -39,10 +39,10 @@ _COUNTED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """Where the log-probabilities of a turn at sampling time come from.
+    """The policy from which the log-probabilities of a turn at sampling time are taken.
 
     Attributes:
-        step: Checkpoint of the lineage that spoke (0: the base); None: take the parent's.
+        step: The checkpoint that sampled the turn (0: the base); None: the parent instead.
         temperature: At which it sampled; training uses the same.
     """
 
@@ -59,8 +59,7 @@ class TurnSequence:
 
     Attributes:
         response_ids: The answer's tokens and the end-of-turn token; the only ones that train.
-        tokens: Prompt and answer together.
-        reward: Its trajectory's; ART makes the advantage of it.
+        reward: Its trajectory's; ART computes the advantage from it.
         origin: Why `behaviour` is what it is; counted in the metrics.
     """
 
@@ -74,6 +73,7 @@ class TurnSequence:
 
     @property
     def tokens(self) -> int:
+        """Number of tokens of prompt and answer together."""
         return len(self.prompt_ids) + len(self.response_ids)
 
 
@@ -92,7 +92,7 @@ class TrainingPlan:
     """What will train.
 
     Attributes:
-        counts: Turns by what became of them (`behaviour/…`, `data/…`), for the metrics.
+        counts: Number of turns by outcome (`behaviour/…`, `data/…`), for the metrics.
     """
 
     decisions: tuple[DecisionGroup, ...]
@@ -105,9 +105,9 @@ class TrainingPlan:
 
     @property
     def behaviours(self) -> tuple[Behaviour, ...]:
-        """Each behaviour once, in an order that depends on nothing else."""
-        found = {s.behaviour for d in self.decisions for s in d.sequences}
-        return tuple(sorted(found, key=lambda b: (b.step is None, b.step or 0, b.temperature)))
+        """Each behaviour once, in a fixed order."""
+        distinct = {s.behaviour for d in self.decisions for s in d.sequences}
+        return tuple(sorted(distinct, key=lambda b: (b.step is None, b.step or 0, b.temperature)))
 
 
 def plan_training(
@@ -125,7 +125,7 @@ def plan_training(
         Groups in time order, at least one; members of a group in an order drawn from the batch's seed.
 
     Raises:
-        DataError: The batch breaks a rule, no group has two different rewards, or nothing is left to train on.
+        DataError: The batch fails `check_batch`, no group has two different rewards, or nothing is left to train on.
     """
     check_batch(batch)
     render = PromptRenderer(tokenizer)
@@ -135,7 +135,7 @@ def plan_training(
     if not spread:
         raise DataError(
             f"batch for {batch.lineage}@{batch.step}: in all {len(batch.groups)} groups every member has the same "
-            "reward, so nothing says what was better; judge with a judge that tells members apart, or wait for windows",
+            "reward, so there is nothing to learn; judge with a judge that tells members apart, or wait for windows",
             facts={"groups": len(batch.groups), "lineage": batch.lineage, "step": batch.step},
         )
     decisions: list[DecisionGroup] = []
@@ -146,8 +146,8 @@ def plan_training(
         raise DataError(
             f"batch for {batch.lineage}@{batch.step} has no trainable tokens: of {counts['data/turns']} turns, "
             f"{counts['data/turns_too_long']} are longer than the policy's context of {context} tokens, "
-            f"{counts['data/turns_empty']} have no answer and {counts['data/turns_alone']} have nobody to be "
-            "compared with; choose a base with a longer context or record what agents say",
+            f"{counts['data/turns_empty']} have no answer and {counts['data/turns_alone']} have no turn "
+            "with another reward to be compared with; choose a base with a longer context or log what agents answer",
             facts=dict(counts),
         )
     logger.info("planned lineage=%s step=%d %s", batch.lineage, batch.step, dict(counts))
@@ -208,11 +208,11 @@ def _group_by_decision(
 def behaviour_of(
     turn: Turn, lineage: str, parent_step: int, max_staleness: int = MAX_STALENESS
 ) -> tuple[Behaviour, Origin]:
-    """Whose log-probs stand for the turn's own, and why.
+    """Choose the policy whose log-probs are used for a turn, and say why.
 
     Logged turns carry none. Those of a checkpoint of this lineage, at most `max_staleness` steps before the parent,
     are recomputed with that checkpoint at the logged temperature (unknown: 1). All others are taken from the parent
-    at temperature 1, as if it had said them.
+    at temperature 1, as if it had sampled them.
     """
     name, _, step = (turn.policy_version or "").rpartition("@")
     if name != lineage or not step.isdecimal() or int(step) > parent_step:
@@ -226,9 +226,9 @@ def behaviour_of(
 
 
 def _rewards_differ(rewards: Sequence[float]) -> bool:
-    """Whether rewards tell members apart.
+    """Whether any two rewards differ by more than float noise.
 
-    ART asks for an advantage of exactly 0, which float noise spoils: three times 0.1 would train, scaled up to full
+    ART leaves out only advantages of exactly 0. With float noise, three rewards of 0.1 would train, scaled up to full
     strength.
     """
     return len(rewards) > 1 and max(rewards) - min(rewards) > SAME_REWARD

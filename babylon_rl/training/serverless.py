@@ -1,6 +1,6 @@
 """W&B Serverless behind `ArtTrainer`: ART's own `ServerlessBackend`, over plain HTTP.
 
-What belongs here: the key and the address, what a remote trainer cannot be told, and its errors in our words.
+What belongs here: the key and the address, and the translation of its errors into ours.
 What leaves this machine: the turns' messages, their token ids, the rewards, window and trajectory ids.
 
 The remote trainer recomputes log-probs with the parent, at temperature 1: turns of older steps, or sampled at
@@ -73,7 +73,7 @@ class ServerlessEngine:
 
     @contextmanager
     def prepare_training(self, batch: TrainingBatch, plan: TrainingPlan) -> Generator[None]:
-        """Turn what the client raises into our errors. A job is never sent twice by itself: it costs money."""
+        """Turn the client's errors into ours. A job is never sent again automatically: it costs money."""
         import openai
 
         what = f"training {batch.lineage}@{batch.step} at {self.backend._base_url}"
@@ -91,8 +91,8 @@ class ServerlessEngine:
             if not str(e).startswith("Training job failed"):
                 raise
             raise BabylonRLError(
-                f"{what}: {str(e)[:500]}; nothing was recorded, and it is not sent again by itself because a job costs "
-                "money: look at it on W&B, then train again",
+                f"{what}: {str(e)[:500]}; nothing was recorded, and the job is not sent again automatically because it "
+                "costs money; look at it on W&B, then train again",
                 facts={"lineage": batch.lineage, "step": batch.step},
             ) from e
 
@@ -119,11 +119,11 @@ def load_tokenizer(base_model: str) -> Any:
     except (OSError, ValueError) as e:
         raise ConfigError(
             f"no tokenizer found for base model {base_model!r}: {str(e).splitlines()[0][:200]}; "
-            "correct BABYLON_BASE_MODEL, or see that the Hugging Face hub can be reached"
+            "correct BABYLON_BASE_MODEL, or check that the Hugging Face hub can be reached"
         ) from e
 
 
 def context_of(tokenizer: Any) -> int:
-    """What the tokenizer says, up to ART's limit; many say 10^30, which is no limit at all."""
-    said = float(tokenizer.model_max_length)
-    return int(min(said, CONTEXT_TOKENS)) if math.isfinite(said) else CONTEXT_TOKENS
+    """The tokenizer's `model_max_length`, at most ART's limit; many tokenizers give 10^30, which means none."""
+    limit = float(tokenizer.model_max_length)
+    return int(min(limit, CONTEXT_TOKENS)) if math.isfinite(limit) else CONTEXT_TOKENS

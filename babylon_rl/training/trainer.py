@@ -18,7 +18,7 @@ class RewardedGroup:
     """A group and what the trainer receives for each member.
 
     Attributes:
-        rewards: Trajectory id → reward in [0, 1] (`rewards.rank_rewards`); one for each member and none besides.
+        rewards: Trajectory id → reward in [0, 1] (`rewards.rank_rewards`); exactly one for each member.
         judgment_key: The judgment whose scores the rewards were made from.
     """
 
@@ -34,8 +34,8 @@ class TrainingBatch:
     Attributes:
         lineage: Training run whose step `step - 1` is the parent (step 0 is the base).
         step: The step to be made: 1, 2, 3, ….
-        window_id: The hour whose policy the checkpoint becomes.
-        learning_rate: None takes the trainer's own.
+        window_id: The partition that trains this step.
+        learning_rate: None takes the trainer's default.
         seed: Of the adapter's first weights and of the order of rows.
         parent_manifest: File → SHA-256 of the parent as the ledger knows it, if it does; checked before training.
     """
@@ -84,7 +84,7 @@ class TrainedPolicy:
 
 
 class Trainer(Protocol):
-    """What trains. One batch at a time; the caller records the result, and only what it records exists."""
+    """Trains one batch at a time. The caller records the result; a checkpoint that it did not record does not count."""
 
     name: str
 
@@ -96,7 +96,7 @@ class Trainer(Protocol):
         Raises:
             DataError: Nothing in the batch can train, or the parent is missing or changed.
             ConfigError: A key, an address or a package is missing.
-            TransientError: Something outside failed that may pass.
+            TransientError: Something outside failed and may work later.
         """
         ...
 
@@ -104,7 +104,7 @@ class Trainer(Protocol):
 
 
 def check_batch(batch: TrainingBatch) -> None:
-    """Refuse a batch that no trainer could train right.
+    """Refuse a batch that no trainer could train correctly.
 
     Raises:
         DataError: A step below 1, no groups, a reward missing, extra, or outside [0, 1].
@@ -125,11 +125,11 @@ def check_batch(batch: TrainingBatch) -> None:
                 facts={"group_id": group.group_id},
             )
         if members != set(rewarded.rewards):
-            odd = sorted(members ^ set(rewarded.rewards))
+            unmatched = sorted(members ^ set(rewarded.rewards))
             raise DataError(
                 f"{where}: group {group.group_id!r} has {len(members)} members and {len(rewarded.rewards)} rewards; "
-                f"without a partner: {odd[:5]}; judge window {group.window_id} again",
-                facts={"group_id": group.group_id, "trajectory_ids": odd[:20]},
+                f"unmatched: {unmatched[:5]}; judge window {group.window_id} again",
+                facts={"group_id": group.group_id, "trajectory_ids": unmatched[:20]},
             )
         for trajectory_id, reward in sorted(rewarded.rewards.items()):
             if not 0.0 <= reward <= 1.0:  # NaN fails too

@@ -10,7 +10,7 @@ FIRST = HourWindow.parse("2025-01-15T00:00")
 
 
 class CountingJudge(HindsightJudge):
-    """The real judge, counting what it is asked."""
+    """The real hindsight judge, which records the windows that it judges."""
 
     def __init__(self) -> None:
         super().__init__()

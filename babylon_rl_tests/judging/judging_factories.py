@@ -1,4 +1,4 @@
-"""Groups and hindsight for tests of judges, and judges whose retry policy records its waits."""
+"""Groups and hindsight for tests of judges, and judges whose retry policy records its waits instead of sleeping."""
 
 from dataclasses import replace
 from typing import Any
@@ -48,20 +48,20 @@ def a_pair(
     responses: dict[int, str] | None = None,
 ) -> Pair:
     """A group of `len(pnls)` agents with three turns each, and its hindsight."""
-    responses = responses or {}
+    given = responses or {}
     ids = [f"{window}/agent-{i}" for i in range(len(pnls))]
     members = tuple(
         GroupMember(
             trajectory_id=t,
             agent_id=t.split("/")[1],
             turns=tuple(
-                Turn(system="You trade.", user=f"Step {n}/3 agent {i}", response=responses.get(i, '{"action":"HOLD"}'))
+                Turn(system="You trade.", user=f"Step {n}/3 agent {i}", response=given.get(i, '{"action":"HOLD"}'))
                 for n in (1, 2, 3)
             ),
         )
         for i, t in enumerate(ids)
     )
-    hindsights = tuple(
+    hindsight = tuple(
         MemberHindsight(
             trajectory_id=t,
             start_balance_usd=10_000.0 if balances is None else balances[i],
@@ -73,7 +73,7 @@ def a_pair(
     )
     group = TrajectoryGroup(group_id=f"{window}/g", window_id=window, members=members)
     return group, Hindsight(
-        group_id=group.group_id, window_id=window, outcomes=replace(outcomes, window_id=window), members=hindsights
+        group_id=group.group_id, window_id=window, outcomes=replace(outcomes, window_id=window), members=hindsight
     )
 
 
@@ -96,7 +96,7 @@ def with_decisions(pair: Pair, member: int, *decisions: dict[str, Any]) -> Pair:
 
 
 class Waits(list[float]):
-    """A sleep that only records how long it was asked to sleep."""
+    """A sleep that only records its durations."""
 
     async def __call__(self, seconds: float) -> None:
         self.append(seconds)

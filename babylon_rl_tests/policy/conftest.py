@@ -1,4 +1,4 @@
-"""The shipped policy, and checkpoints made of random adapters, for the tests of this room."""
+"""The shipped policy, and checkpoints made of random adapters."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

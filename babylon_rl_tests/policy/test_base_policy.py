@@ -103,10 +103,10 @@ def test_an_adapter_is_merged_to_the_same_function(
     ids = torch.tensor([prompts[0]])
 
     with torch.inference_mode():
-        wanted, got, base = (m(input_ids=ids).logits for m in (unmerged, merged.model, policy.model))
+        expected, got, base = (m(input_ids=ids).logits for m in (unmerged, merged.model, policy.model))
 
-    torch.testing.assert_close(got, wanted, atol=1e-3, rtol=1e-4)
-    assert float((wanted - base).abs().max()) > 0.1
+    torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-4)
+    assert float((expected - base).abs().max()) > 0.1
     assert not merged.model.training
     assert type(merged.model) is type(policy.model)
 

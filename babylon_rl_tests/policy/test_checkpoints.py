@@ -62,7 +62,7 @@ def test_an_unfinished_step_is_unknown(root: Path, name: str) -> None:
     "name", ["", "@3", "mmo@", "mmo@-1", "mmo@1.5", "../x@1", "a/b", "mmo@best", "mmo@1 ", "x" * 65]
 )
 def test_what_is_no_policy_name_is_refused(root: Path, name: str) -> None:
-    with pytest.raises(DataError, match="is no policy name"):
+    with pytest.raises(DataError, match="is not a policy name"):
         resolve(root, name)
 
 

@@ -52,7 +52,7 @@ def messages(user: str) -> list[Any]:
 def test_a_served_answer_is_the_samplers_with_its_token_count(
     client: openai.OpenAI, policy: LoadedPolicy, prompts: list[list[int]], user_prompts: list[str]
 ) -> None:
-    (wanted,) = sample(policy, [SampleRequest(prompt_ids=prompts[0], temperature=1.0, seed=5, max_tokens=64)])
+    (expected,) = sample(policy, [SampleRequest(prompt_ids=prompts[0], temperature=1.0, seed=5, max_tokens=64)])
 
     got = client.chat.completions.create(
         model="mmo@0", messages=messages(user_prompts[0]), temperature=1, seed=5, max_tokens=64, logprobs=True
@@ -61,14 +61,14 @@ def test_a_served_answer_is_the_samplers_with_its_token_count(
     choice = got.choices[0]
     assert choice.logprobs is not None
     tokens = choice.logprobs.content or []
-    assert [t.token for t in tokens] == [f"token_id:{t}" for t in wanted.token_ids]
-    assert [t.logprob for t in tokens] == pytest.approx(wanted.logprobs, abs=1e-4)
-    assert choice.message.content == policy.tokenizer.decode(wanted.token_ids, skip_special_tokens=True)
+    assert [t.token for t in tokens] == [f"token_id:{t}" for t in expected.token_ids]
+    assert [t.logprob for t in tokens] == pytest.approx(expected.logprobs, abs=1e-4)
+    assert choice.message.content == policy.tokenizer.decode(expected.token_ids, skip_special_tokens=True)
     assert choice.finish_reason == "stop"
     assert got.model == "mmo@0"
     assert got.usage is not None
-    assert (got.usage.prompt_tokens, got.usage.completion_tokens) == (len(prompts[0]), len(wanted.token_ids))
-    assert got.usage.total_tokens == len(prompts[0]) + len(wanted.token_ids)
+    assert (got.usage.prompt_tokens, got.usage.completion_tokens) == (len(prompts[0]), len(expected.token_ids))
+    assert got.usage.total_tokens == len(prompts[0]) + len(expected.token_ids)
 
 
 @pytest.mark.parametrize(
@@ -112,9 +112,9 @@ def test_a_stream_is_the_whole_answer_in_one_chunk(client: openai.OpenAI, user_p
     [
         ({"model": "mmo@7"}, 404, "has no finished checkpoint 7; the latest is 'mmo@2'"),
         ({"model": "gpt-4"}, 404, "lineage 'gpt-4' has no checkpoint; known lineages: mmo"),
-        ({"model": "../../etc"}, 404, "is no policy name"),
+        ({"model": "../../etc"}, 404, "is not a policy name"),
         ({"messages": []}, 400, "messages: List should have at least 1 item"),
-        ({"messages": [{"role": "user", "content": "7" * 2100}]}, 400, "tokens and the context 2048"),
+        ({"messages": [{"role": "user", "content": "7" * 2100}]}, 400, "tokens, but the context has 2048"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, 400, "messages.0.role"),
         ({"n": 2}, 400, "n is not supported here; leave it out or send 1"),
         ({"stop": ["}"]}, 400, "stop is not supported"),
@@ -145,7 +145,7 @@ def test_concurrent_requests_are_answered_in_few_batches(
     url: str, policy: LoadedPolicy, prompts: list[list[int]], user_prompts: list[str]
 ) -> None:
     before = httpx.get(url.removesuffix("/v1") + "/healthz").json()
-    which = [(i % len(prompts), f"mmo@{i % 2}", 1000 + i) for i in range(64)]
+    calls = [(i % len(prompts), f"mmo@{i % 2}", 1000 + i) for i in range(64)]
 
     async def everybody() -> list[str]:
         async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as c:
@@ -154,10 +154,10 @@ def test_concurrent_requests_are_answered_in_few_batches(
                     c.chat.completions.create(
                         model=m, messages=messages(user_prompts[p]), temperature=1, seed=s, max_tokens=64
                     )
-                    for p, m, s in which
+                    for p, m, s in calls
                 ]
             )
-        assert [a.model for a in answers] == [m for _, m, _ in which]
+        assert [a.model for a in answers] == [m for _, m, _ in calls]
         return [a.choices[0].message.content or "" for a in answers]
 
     texts = asyncio.run(everybody())
@@ -165,15 +165,15 @@ def test_concurrent_requests_are_answered_in_few_batches(
     after = httpx.get(url.removesuffix("/v1") + "/healthz").json()
     assert after["requests"] - before["requests"] == 64
     assert after["batches"] - before["batches"] <= 12
-    wanted = sample(
+    expected = sample(
         policy,
         [
             SampleRequest(prompt_ids=prompts[p], temperature=1, seed=s, max_tokens=64)
-            for p, m, s in which
+            for p, m, s in calls
             if m == "mmo@0"
         ],
     )
-    assert texts[::2] == [policy.tokenizer.decode(a.token_ids, skip_special_tokens=True) for a in wanted]
+    assert texts[::2] == [policy.tokenizer.decode(a.token_ids, skip_special_tokens=True) for a in expected]
 
 
 def test_the_event_loop_answers_while_the_model_samples(url: str) -> None:
@@ -246,7 +246,7 @@ def test_a_named_endpoint_is_used_and_nothing_is_started(settings: Settings) -> 
 
 def test_a_server_that_cannot_start_says_why(settings: Settings) -> None:
     with (
-        pytest.raises(ConfigError, match=r"(?s)ended with status \d.*'/nowhere' has no config.json"),
+        pytest.raises(ConfigError, match=r"(?s)exited with status \d.*'/nowhere' has no config.json"),
         running_policy_server(settings.changed(training={"base_model": "/nowhere"})),
     ):
         pass

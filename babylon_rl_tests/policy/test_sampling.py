@@ -60,12 +60,12 @@ def test_sampled_frequencies_are_the_models_probabilities(policy: LoadedPolicy, 
     prompt = prompts[0] + policy.tokenizer.encode(text, add_special_tokens=False)
     answers = sample(policy, [ask(prompt, seed=s, max_tokens=1) for s in range(400)])
     with torch.inference_mode():
-        wanted = torch.softmax(policy.model(input_ids=torch.tensor([prompt])).logits[0, -1], -1)
+        expected = torch.softmax(policy.model(input_ids=torch.tensor([prompt])).logits[0, -1], -1)
 
-    got = torch.bincount(torch.tensor([a.token_ids[0] for a in answers]), minlength=len(wanted)) / len(answers)
+    got = torch.bincount(torch.tensor([a.token_ids[0] for a in answers]), minlength=len(expected)) / len(answers)
 
     assert (got > 0.05).sum() >= 2, "this choice should be open"
-    assert float((got - wanted).abs().max()) < 4 * (0.25 / 400) ** 0.5
+    assert float((got - expected).abs().max()) < 4 * (0.25 / 400) ** 0.5
 
 
 def test_each_request_has_its_own_length_and_says_why_it_ended(policy: LoadedPolicy, prompts: list[list[int]]) -> None:

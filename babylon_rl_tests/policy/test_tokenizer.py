@@ -48,12 +48,12 @@ def test_digits_are_single_and_any_text_round_trips(policy: LoadedPolicy) -> Non
 @pytest.mark.parametrize("system", [SYSTEM_PROMPT, "", "other\n"])
 def test_a_rendered_prompt_is_what_the_chat_template_gives(policy: LoadedPolicy, system: str, user: str) -> None:
     messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-    wanted = policy.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    expected = policy.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     renderer = PromptRenderer(policy.tokenizer)
 
-    assert renderer.ids(system, user) == wanted
-    assert renderer.ids(system, user) == wanted, "from the cache"
-    assert renderer.ids_of(messages) == wanted
+    assert renderer.ids(system, user) == expected
+    assert renderer.ids(system, user) == expected, "from the cache"
+    assert renderer.ids_of(messages) == expected
 
 
 def test_a_template_that_trims_is_rendered_in_full(policy: LoadedPolicy) -> None:
@@ -63,7 +63,7 @@ def test_a_template_that_trims_is_rendered_in_full(policy: LoadedPolicy) -> None
     t.chat_template = t.chat_template.replace("m['content']", "m['content'] | trim")
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "  u  "}]
 
-    wanted = t.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    expected = t.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
 
-    assert PromptRenderer(t).ids("s", "  u  ") == wanted
-    assert "  u" not in t.decode(wanted)
+    assert PromptRenderer(t).ids("s", "  u  ") == expected
+    assert "  u" not in t.decode(expected)

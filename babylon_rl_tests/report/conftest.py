@@ -1,4 +1,4 @@
-"""A report with numbers of the size that a real run gives, computed without a run."""
+"""An example report: synthetic numbers of about the size that real runs give."""
 
 import random
 from statistics import mean

@@ -30,20 +30,20 @@ def test_a_window_is_written_as_the_game_does_one_row_per_tick(engine: sa.Engine
     rows = record_play(engine, played(), seed=1)
     assert rows == 2 * 2 * 3
     with engine.connect() as conn:
-        found = (
+        written = (
             conn.execute(sa.text("SELECT * FROM trajectories WHERE agent_id = 'agent-momentum' ORDER BY start_time"))
             .mappings()
             .all()
         )
         calls = conn.scalar(sa.text("SELECT count(*) FROM llm_call_logs"))
     assert calls == rows
-    assert [r["window_id"] for r in found] == ["2025-01-15T00:00"] * 3 + ["2025-01-15T01:00"] * 3
-    assert [r["start_time"].minute for r in found] == [0, 20, 40] * 2
-    assert all(r["end_time"].hour == r["start_time"].hour for r in found), "a tick's row stays in its hour"
-    (step,) = json.loads(found[0]["steps_json"])
+    assert [r["window_id"] for r in written] == ["2025-01-15T00:00"] * 3 + ["2025-01-15T01:00"] * 3
+    assert [r["start_time"].minute for r in written] == [0, 20, 40] * 2
+    assert all(r["end_time"].hour == r["start_time"].hour for r in written), "a tick's row stays in its hour"
+    (step,) = json.loads(written[0]["steps_json"])
     assert step["llmCalls"][0]["model"] == "scripted/momentum"
     assert step["environmentState"]["agentBalance"] == 10_000
-    assert int(found[0]["id"]) > 2**53
+    assert int(written[0]["id"]) > 2**53
 
 
 def test_recording_the_same_play_again_is_refused(engine: sa.Engine) -> None:

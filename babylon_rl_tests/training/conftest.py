@@ -1,4 +1,4 @@
-"""One torch thread for this room: two of them spin against each other where the machine has other work."""
+"""One torch thread for these tests: two of them wait for each other where the machine has other work."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""W&B Serverless training for tests: a real HTTP server on loopback, speaking what ART 0.5.18's client really calls.
+"""W&B Serverless training for tests: a real HTTP server on loopback, with the calls that the client of ART 0.5.18 makes.
 
     POST   /v1/preview/models                        {id, entity, project, name, base_model, run_id}
     GET    /v1/preview/models/{id}/checkpoints       cursor pages of {id, step, metrics}
@@ -90,7 +90,7 @@ class ServerlessServer:
         return {"id": f"job-{len(self.jobs)}"}
 
     async def _events(self, job_id: str, after: str | None = None, limit: int = 2) -> dict[str, Any]:
-        """Two gradient steps and an end; pages of two, so that the client must turn one."""
+        """Two gradient steps and an end; two events a page, so that the client must ask for a second page."""
         job = self.jobs[int(job_id.removeprefix("job-")) - 1]
         steps: list[tuple[str, dict[str, Any]]] = [
             ("gradient_step", {"policy_loss": 0.5 / i, "grad_norm": 0.1, "learning_rate": 1e-5}) for i in (1, 2)

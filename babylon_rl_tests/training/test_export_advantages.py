@@ -1,4 +1,4 @@
-"""What the export calls reward and advantage is what ART makes of the very batch that our trainer would get."""
+"""Exported rewards and advantages are those that ART computes from the batch that our trainer would get."""
 
 from collections import defaultdict
 from pathlib import Path

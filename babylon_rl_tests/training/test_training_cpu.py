@@ -40,7 +40,7 @@ def files(root: Path, step: int) -> dict[str, bytes]:
 
 
 def test_a_killed_training_run_again_writes_the_same_bytes(two_steps, tmp_path) -> None:
-    """Adam's state is in the checkpoint and nothing is in memory: another process and a kill -9 leave no trace."""
+    """All state, Adam's too, is in the checkpoint: neither another process nor a kill -9 changes the bytes."""
     script = training_factories.__file__
 
     def run(*steps: str) -> int:
@@ -61,7 +61,7 @@ def test_a_killed_training_run_again_writes_the_same_bytes(two_steps, tmp_path) 
     assert not list(checkpoint_dir(tmp_path, LINEAGE, 2).parent.glob("*.tmp"))
 
 
-def test_the_manifest_and_the_card_say_what_was_trained(two_steps) -> None:
+def test_manifest_and_metadata_say_what_was_trained(two_steps) -> None:
     root, (first, second) = two_steps
     metadata = json.loads(files(root, 2)["checkpoint.json"])
 
@@ -108,8 +108,8 @@ def test_training_makes_high_rewards_likelier_and_low_less_so(tmp_path) -> None:
     def logprob(model, s) -> float:
         ids = torch.tensor([[*s.prompt_ids, *s.response_ids]])
         with torch.inference_mode():
-            said = torch.log_softmax(model(input_ids=ids).logits[0, :-1].float(), -1)
-        return float(said.gather(1, ids[0, 1:, None])[-len(s.response_ids) :].sum())
+            logprobs = torch.log_softmax(model(input_ids=ids).logits[0, :-1].float(), -1)
+        return float(logprobs.gather(1, ids[0, 1:, None])[-len(s.response_ids) :].sum())
 
     before, after = (
         load_policy(shipped_base()).model,
@@ -122,8 +122,8 @@ def test_training_makes_high_rewards_likelier_and_low_less_so(tmp_path) -> None:
     assert change[0.0] < -0.05
 
 
-def test_old_log_probs_are_of_the_policy_that_spoke(two_steps) -> None:
-    """Turns of the base at 0.8 under the parent `@1`, beside turns of nobody known: two policies, two temperatures."""
+def test_old_log_probs_are_those_of_the_sampling_policy(two_steps) -> None:
+    """Turns sampled by the base at 0.8 and turns of an unknown policy, with `@1` as parent: two policies, two temperatures."""
     import torch
 
     from babylon_rl.training.cpu_backend import CpuEngine
@@ -142,7 +142,7 @@ def test_old_log_probs_are_of_the_policy_that_spoke(two_steps) -> None:
 
     temperature = service._fill_logprobs(rows, (rows["group_ids"] != -1).sum(1))
 
-    spoken = {
+    sampling_policy = {
         0: load_policy(shipped_base()).model,
         None: load_policy(shipped_base(), checkpoint_dir(root, LINEAGE, 1)).model,
     }
@@ -150,23 +150,23 @@ def test_old_log_probs_are_of_the_policy_that_spoke(two_steps) -> None:
     for s in (s for d in plan.decisions for s in d.sequences if s.reward != 0.5):
         ids = torch.tensor([[*s.prompt_ids, *s.response_ids]])
         with torch.inference_mode():
-            logits = spoken[s.behaviour.step](input_ids=ids).logits[0, :-1].float() / s.behaviour.temperature
-        said = torch.log_softmax(logits, -1).gather(1, ids[0, 1:, None])[-len(s.response_ids) :, 0]
-        expected += [(float(x), s.behaviour.temperature) for x in said]
+            logits = sampling_policy[s.behaviour.step](input_ids=ids).logits[0, :-1].float() / s.behaviour.temperature
+        logprobs = torch.log_softmax(logits, -1).gather(1, ids[0, 1:, None])[-len(s.response_ids) :, 0]
+        expected += [(float(x), s.behaviour.temperature) for x in logprobs]
     mask = rows["assistant_mask"]
     assert rows["logprobs"][mask].tolist() == pytest.approx([e[0] for e in expected], abs=2e-4)
     assert temperature[mask].tolist() == pytest.approx([e[1] for e in expected])
 
 
 def test_the_default_trainer_is_the_cpu_and_reports_each_step(tmp_path) -> None:
-    told = []
+    reported = []
 
     async def run():
         settings = Settings.load(BABYLON_HOME=str(tmp_path))
         async with open_trainer(
             settings.training,
             checkpoints=settings.checkpoints_dir,
-            progress=lambda steps=1, **said: told.append((steps, said["total"])),
+            progress=lambda steps=1, **facts: reported.append((steps, facts["total"])),
         ) as trainer:
             return trainer.name, await trainer.train(a_batch())
 
@@ -174,7 +174,7 @@ def test_the_default_trainer_is_the_cpu_and_reports_each_step(tmp_path) -> None:
 
     assert name == "cpu"
     assert Path(made.path).is_relative_to(tmp_path / "checkpoints")
-    assert told == [(1, 1)]
+    assert reported == [(1, 1)]
     assert made.metrics["behaviour/unknown"] == 20
     assert (
         made.metrics["data/tokens_trainable"] > made.metrics["data/step_trainer_tokens"] > 0
@@ -192,15 +192,15 @@ def test_asyncio_is_left_as_python_made_it(tmp_path) -> None:
 
 
 def test_arts_own_call_works_without_us(tmp_path) -> None:
-    """`await backend.train(art.TrainableModel, groups)`: the seam that makes three trainers one path."""
+    """`await backend.train(art.TrainableModel, groups)`, the call that all three trainers go through."""
     import art
 
     from babylon_rl.training.cpu_backend import CpuBackend
 
     messages = [{"role": "system", "content": "Trade."}, {"role": "user", "content": "Now?"}]
     group = art.TrajectoryGroup(
-        art.Trajectory(messages_and_choices=[*messages, {"role": "assistant", "content": said}], reward=reward)
-        for said, reward in (("BUY", 1.0), ("SELL", 0.0))
+        art.Trajectory(messages_and_choices=[*messages, {"role": "assistant", "content": answer}], reward=reward)
+        for answer, reward in (("BUY", 1.0), ("SELL", 0.0))
     )
 
     async def run():
@@ -248,12 +248,12 @@ def test_a_missing_changed_or_foreign_parent_is_refused(two_steps, tmp_path) -> 
         train(root, third)
 
     assert latest_step(root, LINEAGE) == 2, "a refusal removes nothing"
-    with pytest.raises(DataError, match="stands on base"):
+    with pytest.raises(DataError, match="was trained on base"):
         checkpoint_store.reconcile(root, LINEAGE, 1, base="f" * 64)
 
 
 def test_what_the_ledger_does_not_know_is_made_again(two_steps, tmp_path) -> None:
-    """Step 2 lies finished on disk, but was never recorded: the ledger asks for step 2 once more."""
+    """Step 2 is finished on disk but was never recorded: the ledger asks for step 2 once more."""
     root = _copy(two_steps, tmp_path)
 
     made = train(root, replace(batch_of(2), seed=5))

@@ -151,5 +151,5 @@ def test_rewards_and_members_must_match_one_to_one(tokenizer) -> None:
 
     group = a_group(0)
     for rewards in ({**group.rewards, "someone": 0.5}, dict(list(group.rewards.items())[1:])):
-        with pytest.raises(DataError, match="without a partner"):
+        with pytest.raises(DataError, match="unmatched"):
             plan_training(a_batch(replace(group, rewards=rewards)), tokenizer, context=CONTEXT)

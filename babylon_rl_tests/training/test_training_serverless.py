@@ -100,9 +100,9 @@ def test_what_is_sent_trains_under_arts_own_tokenizer(server, settings) -> None:
     results = list(tokenize_trajectory_groups(tokenizer, groups, False, True))
     assert len(results) == 2 * 2 * 4  # the member in the middle has no advantage
     for r in results:
-        said = [t for t, m in zip(r.token_ids, r.assistant_mask, strict=True) if m]
-        assert said[-1] == tokenizer.eos_token_id
-        assert tokenizer.decode(said[:-1]) == r.trajectory.messages()[-1]["content"]
+        trained = [t for t, m in zip(r.token_ids, r.assistant_mask, strict=True) if m]
+        assert trained[-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(trained[:-1]) == r.trajectory.messages()[-1]["content"]
 
 
 def test_a_step_that_the_ledger_does_not_know_is_refused(server, settings) -> None:
@@ -110,7 +110,7 @@ def test_a_step_that_the_ledger_does_not_know_is_refused(server, settings) -> No
     second = replace(BATCH, step=2)
 
     assert train(settings, second).path.endswith(":step2")
-    with pytest.raises(DataError, match=rf"stands at {LINEAGE}@2 before training step 2, but the ledger says 1"):
+    with pytest.raises(DataError, match=rf"is at {LINEAGE}@2 before training step 2, but the ledger says 1"):
         train(settings, second)
     assert len(server.jobs) == 2, "nothing was paid for twice"
 

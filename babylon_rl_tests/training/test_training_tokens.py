@@ -104,7 +104,7 @@ def test_our_rows_hold_what_arts_rows_hold(engine) -> None:
 
 
 def test_packing_does_not_change_log_probs(engine) -> None:
-    """Packing must not show: a token sees its own prompt and answer, at its own temperature."""
+    """A packed token attends to its own prompt and answer only, at its own temperature."""
     import torch
 
     from babylon_rl.training.cpu_service import token_logprobs
@@ -127,8 +127,8 @@ def test_packing_does_not_change_log_probs(engine) -> None:
             ]
 
     # Row by row, the trainable positions follow the order of the results.
-    found = packed[torch.nn.functional.pad(rows["assistant_mask"][:, 1:], (0, 1))].tolist()
-    assert found == pytest.approx(alone, abs=2e-4)
+    packed_logprobs = packed[torch.nn.functional.pad(rows["assistant_mask"][:, 1:], (0, 1))].tolist()
+    assert packed_logprobs == pytest.approx(alone, abs=2e-4)
 
 
 def test_checkpoints_lie_where_art_looks_for_them(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Small judged batches, as the pipeline would hand them over: real markets, real prompts, scripted answers."""
+"""Small judged batches, as the pipeline would pass them to a trainer: real markets, real prompts, scripted answers."""
 
 import asyncio
 import os
@@ -42,16 +42,16 @@ def a_group(
     for agent in range(agents):
         r, portfolio, turns = random.Random(f"{hours}/{agent}"), Portfolio(), []
         for tick in range(decisions):
-            seen = observe(market, portfolio, tick)
-            said = habits(seen, r)
-            order, _ = parse_order(said, market.tickers)
+            observation = observe(market, portfolio, tick)
+            answer = habits(observation, r)
+            order, _ = parse_order(answer, market.tickers)
             if order:
                 portfolio.execute(market, tick, order)
             turns.append(
                 Turn(
                     system=SYSTEM_PROMPT,
-                    user=seen.text,
-                    response=said,
+                    user=observation.text,
+                    response=answer,
                     policy_version=version,
                     temperature=temperature,
                 )
@@ -92,7 +92,7 @@ def cpu_trainer(root: Path, *, progress: Progress = ignore_progress) -> ArtTrain
 
 
 def batch_of(step: int) -> TrainingBatch:
-    """Step 1 learns from turns nobody signed; step 2 from turns of the base at 0.8 and of step 1."""
+    """Step 1 learns from turns of an unknown policy; step 2 from turns of the base at 0.8 and of step 1."""
     if step == 1:
         return a_batch(a_group(0), a_group(1))
     spoken = [a_group(2, version=f"{LINEAGE}@0", temperature=0.8), a_group(3, version=f"{LINEAGE}@1")]
