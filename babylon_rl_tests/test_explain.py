@@ -92,7 +92,7 @@ def test_a_judgment_changed_after_training_is_said(workspace: Workspace) -> None
     workspace.ledger.record(plan, trainer="cpu", base_model="b", path="p", manifest={}, metrics={})
     workspace.store.set_current_judgment(FIRST, "", None)
     text = story(workspace, a_row_of(workspace))
-    assert "No judgment speaks for that group yet" in text
+    assert "That group has no current judgment yet" in text
     assert f"trained on it, with judgment {plan.judgment_keys[0][:12]}, which is not the current one" in text
 
 
