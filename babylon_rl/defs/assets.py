@@ -18,13 +18,12 @@ from babylon_rl.pipeline import evaluate
 from babylon_rl.pipeline.group import group_window
 from babylon_rl.pipeline.ingest import ingest_window
 from babylon_rl.pipeline.outcomes import snapshot_outcomes
-from babylon_rl.pipeline.score import score_windows
+from babylon_rl.pipeline.score import score_range
 from babylon_rl.pipeline.train import train_range
 from babylon_rl.pipeline.window_result import WindowResult
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.report import row_outcomes
 from babylon_rl.report.pictures import lift_curve
-from babylon_rl.store.dropout import drop_out
 from babylon_rl.store.row_outcomes import count_row_outcomes
 from babylon_rl.windows import HourWindow
 
@@ -112,28 +111,8 @@ def ruler_scores(
     """One score in [0, 1] per member of a group, comparable only inside the group. No group is judged twice."""
     with dagster_failures():
         windows = HourWindow.parse_all(context.partition_keys)
-        settings = workspace.settings
-        dropped = drop_out(
-            workspace.store.engine,
-            settings.lineage,
-            windows,
-            target=settings.training.dropout_target,
-            cap=settings.training.dropout_cap,
-            seed=settings.seed,
-        )
-        scored = asyncio.run(
-            score_windows(
-                [w for w in windows if w not in dropped],
-                workspace.store,
-                judge,
-                # Twice what may be in flight: the next prompts are written while the judge works.
-                concurrency=2 * settings.judge.concurrency,
-                progress=progress,
-            )
-        )
-        for window in dropped:
-            context.add_asset_metadata({"dagster/row_count": 0, "dropped_out": True}, partition_key=str(window))
-        for window, result in scored.items():
+        results = asyncio.run(score_range(workspace, judge, windows, progress=progress))
+        for window, result in results.items():
             _add_window_metadata(context, window, result)
     return dg.MaterializeResult()
 

@@ -8,6 +8,8 @@ from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.judging.judge import Judge
 from babylon_rl.judging.score import score_groups
 from babylon_rl.pipeline.window_result import WindowResult
+from babylon_rl.pipeline.workspace import Workspace
+from babylon_rl.store.dropout import drop_out
 from babylon_rl.store.judge_calls import cost_of
 from babylon_rl.store.windows import Store
 from babylon_rl.types import Hindsight, Json, Judgment, TrajectoryGroup
@@ -16,6 +18,31 @@ from babylon_rl.windows import HourWindow
 logger = logging.getLogger(__name__)
 
 STALE: Final = "rows or outcomes changed since the group was made; materialize `contextualized_groups` first"
+
+
+async def score_range(
+    workspace: Workspace, judge: Judge, windows: Sequence[HourWindow], *, progress: Progress = ignore_progress
+) -> dict[HourWindow, WindowResult]:
+    """Decide which of `windows` drop out of the lineage, and judge the groups of the others."""
+    settings = workspace.settings
+    dropped = drop_out(
+        workspace.store.engine,
+        settings.lineage,
+        windows,
+        target=settings.training.dropout_target,
+        cap=settings.training.dropout_cap,
+        seed=settings.seed,
+    )
+    results = await score_windows(
+        [w for w in windows if w not in dropped],
+        workspace.store,
+        judge,
+        # Twice what may be in flight: the next prompts are written while the judge works.
+        concurrency=2 * settings.judge.concurrency,
+        progress=progress,
+    )
+    nothing = WindowResult(data_version="none", changed=False, count=0, facts={"dropped_out": True})
+    return {w: nothing if w in dropped else results[w] for w in windows}
 
 
 async def score_windows(
