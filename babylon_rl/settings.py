@@ -310,12 +310,13 @@ def variables(settings: Settings) -> Iterator[Variable]:
 
 def _variable(part: str, field: FieldInfo, value: object, *, is_set: bool) -> Variable:
     description, _, unset = (field.description or "").partition(UNSET)
+    secret = SecretStr in (field.annotation, *get_args(field.annotation))
     return Variable(
         name=str(field.validation_alias),
         part=part,
         description=description,
         default=unset.rstrip(".") if field.default is None else f"`{field.default}`",
-        secret=SecretStr in (field.annotation, *get_args(field.annotation)),
-        value="" if value is None else str(value),
+        secret=secret,
+        value="" if value is None else "(set, hidden)" if secret else str(value),
         is_set=is_set,
     )

@@ -166,3 +166,9 @@ def serves(port: int) -> bool:
             return bool(answer.status == 200)
     except OSError:
         return False
+
+
+def test_settings_are_not_written_into_a_missing_file(environment: dict[str, str]) -> None:
+    output = run(environment, "settings", "--write", "/nonexistent/README.md", status=2)
+    assert "does not exist" in output
+    assert "Traceback" not in output

@@ -98,3 +98,16 @@ def test_each_way_to_name_a_table_is_recognised(source: str, tables: set[str]) -
 def test_every_table_of_ingest_is_a_table() -> None:
     assert OF_INGEST <= TABLES
     assert Path(PACKAGE, "ingest").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("sign", "owner"), [("pg_advisory", "database/locks.py"), ("on_conflict_do", "database/upsert.py")]
+)
+def test_locks_and_upserts_are_written_once(sign: str, owner: str) -> None:
+    """Everything else calls `lock_transaction`, `upsert` or `insert_missing`. COPY (`bulk_copy`) writes its own SQL."""
+    users = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if sign in path.read_text(encoding="utf-8").replace("pg_try_advisory", "pg_advisory")
+    }
+    assert users == {owner}

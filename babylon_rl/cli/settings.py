@@ -24,7 +24,10 @@ console = Console()
 @app.command()
 def settings(
     write: Annotated[
-        Path | None, typer.Option(help="Write the tables into this Markdown file, between its two markers.")
+        Path | None,
+        typer.Option(
+            help="Write the tables into this Markdown file, between its two markers.", exists=True, dir_okay=False
+        ),
     ] = None,
 ) -> None:
     """Show every environment variable, the value in force and where it comes from; secrets stay hidden."""

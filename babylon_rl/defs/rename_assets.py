@@ -47,6 +47,8 @@ def rename_asset(url: str, old: str, new: str) -> bool:
             # A second process waits here, and then finds the old key gone.
             if conn.scalar(sa.text("SELECT id FROM asset_keys WHERE asset_key = :old FOR UPDATE"), keys) is None:
                 return False
+            # Not silent: over a long history this takes a while, and nothing else shows on the screen.
+            logger.warning("renaming asset in Dagster's database, once old=%s new=%s", old, new)
             _rename_serialized(conn, old, new)
             _rename_columns(conn, keys, old, new)
     finally:
