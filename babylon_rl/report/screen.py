@@ -77,10 +77,12 @@ def show(
     console.print(facts, highlight=False)
     if report.next_commands:
         put(Text())
+        shown = report.next_commands[:_COMMANDS_SHOWN]
         commands = Table.grid(padding=(0, 2, 0, 0))
-        commands.add_column(no_wrap=True)
+        # A command is there to be copied: on a narrow screen its purpose is cut, never the command.
+        commands.add_column(no_wrap=True, min_width=max(len(command) for command, _ in shown))
         commands.add_column(no_wrap=True, overflow="ellipsis")
-        for command, purpose in report.next_commands[:_COMMANDS_SHOWN]:
+        for command, purpose in shown:
             commands.add_row(put.text(Text(command, style="green")), put.text(Text(purpose)))
         console.print(commands, highlight=False)
 

@@ -50,6 +50,13 @@ def test_the_longest_report_still_fits(report: DemoReport) -> None:
     assert "Only 7 held-out windows" in out
 
 
+def test_commands_are_whole_on_a_screen_of_eighty_columns(report: DemoReport) -> None:
+    command = ".venv/bin/babylon-rl spawn-test-agents --agents 8 --policy current"
+    out = printed(replace(report, next_commands=((command, "the trained policy plays on and on"),)), width=80)
+    assert command in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
 def test_names_are_printed_as_they_are_not_read_as_markup(report: DemoReport) -> None:
     out = printed(replace(report, final=replace(report.final, name="[red]x[/red]@8"), machine="[bold]2 cores"))
     assert "[red]x[/red]@8" in out
