@@ -145,6 +145,19 @@ REASONS: Final[Mapping[RowStatus, tuple[RowReason, ...]]] = {
 }
 
 
+class RetryKind(_DocumentedWord):
+    """Why a window could not be prepared now. None of them is final: each is tried again, at a time that is stored."""
+
+    WAITING_FOR_OUTCOMES = (
+        "waiting_for_outcomes",
+        "no market of the window has an outcome yet, so no ground truth to judge by",
+    )
+    JUDGE_FAILED = "judge_failed", "the judge answered, and gave this group nothing usable"
+    JUDGE_DOWN = "judge_down", "the judge is out of reach or refuses us, whatever the group"
+    OVER_BUDGET = "over_budget", "the next request could have crossed the day's judging budget"
+    ERROR = "error", "preparing the window raised an exception"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowOutcome:
     """What became of one source row. Every row read has exactly one."""

@@ -18,7 +18,6 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
-    UniqueConstraint,
     func,
     text,
 )
@@ -102,6 +101,7 @@ window_outcomes = Table(
     Column("stocks", Integer, nullable=False),
     Column("predictions", Integer, nullable=False),
     Column("body", LargeBinary, nullable=False),  # types.WindowOutcomes
+    Column("changes_seen", BigInteger),  # of window_summary.outcome_changes, before they were read
 )
 
 contextualized_groups = Table(
@@ -194,6 +194,7 @@ check_results = Table(  # results of asset checks: a window with a failed requir
     Column("check_name", Text, primary_key=True),
     Column("passed", Boolean, nullable=False),
     Column("facts", Text, nullable=False),
+    Column("about", Text, nullable=False),  # version of the group, or key of the judgment; another one's result is none
     Index("ix_check_results_failed", "window_id", postgresql_where=text("NOT passed")),
 )
 
@@ -201,6 +202,19 @@ required_checks = Table(  # the checks that a window must have passed to train, 
     "required_checks",
     platform,
     Column("check_name", Text, primary_key=True),
+    Column("asset", Text, nullable=False),  # whose version its results are about
+)
+
+window_retries = Table(  # why a window could not be prepared, and when it is tried again; of another version: over
+    "window_retries",
+    platform,
+    Column("window_id", Text, primary_key=True),
+    Column("kind", Text, nullable=False),  # types.RetryKind
+    Column("reason", Text, nullable=False),  # a sentence
+    Column("version", Text, nullable=False),  # of the group; of an error: of the window, as trainable_windows gives it
+    Column("failures", Integer, nullable=False),
+    Column("tried_at", _at, nullable=False),
+    Column("not_before", _at, nullable=False),
 )
 
 planned_batches = Table(  # written before a training starts: a restart trains the same batch
@@ -213,6 +227,9 @@ planned_batches = Table(  # written before a training starts: a restart trains t
     Column("judgment_keys", ARRAY(Text), nullable=False),
     Column("learning_rate", Double),
     Column("planned_at", _at, nullable=False, server_default=func.now()),
+    Column("group_versions", ARRAY(Text), nullable=False),  # of each window's group, as it was when planned
+    Column("submitted_at", _at),  # written before a paid job is sent: from then on it may exist
+    Column("job_id", Text),  # the remote job's, as soon as it is known
 )
 
 checkpoints = Table(
@@ -220,7 +237,7 @@ checkpoints = Table(
     platform,
     Column("lineage", Text, primary_key=True),
     Column("step", Integer, primary_key=True),
-    Column("window_id", Text, nullable=False),  # the partition whose materialization trained it
+    Column("window_id", Text, nullable=False),  # the partition whose materialization trained it; it may train several
     Column("trainer", Text, nullable=False),
     Column("base_model", Text, nullable=False),
     Column("path", Text, nullable=False),
@@ -228,7 +245,6 @@ checkpoints = Table(
     Column("judgment_keys", ARRAY(Text), nullable=False),
     Column("metrics", Text, nullable=False),
     Column("trained_at", _at, nullable=False, server_default=func.now()),
-    UniqueConstraint("lineage", "window_id", name="one_checkpoint_per_partition"),
 )
 
 consumed_windows = Table(  # the primary key is what makes "trained once per lineage" true
@@ -239,6 +255,12 @@ consumed_windows = Table(  # the primary key is what makes "trained once per lin
     Column("step", Integer, nullable=False),
     Column("judgment_key", Text, nullable=False),
     Column("data_version", Text),  # of the group that trained; another one now: trained on older rows
+)
+
+ledger_identity = Table(  # one row: the id that this database's checkpoints carry, so that another's are told apart
+    "ledger_identity",
+    platform,
+    Column("ledger_id", Text, primary_key=True),
 )
 
 dropped_windows = Table(  # left out of judging and training by dropout, for good in this lineage
@@ -259,6 +281,8 @@ window_summary = Table(
     Column("outcomes", Boolean, nullable=False),
     Column("fingerprint", Text, nullable=False),  # of all its rows, without reading their steps
     Column("changes", BigInteger, nullable=False),  # how often its rows were seen to change
+    Column("outcome_fingerprint", Text),  # of its market outcomes; null: counted before there was one
+    Column("outcome_changes", BigInteger, nullable=False, server_default="0"),  # how often those were seen to change
     Index("ix_window_summary_blind", "window_id", postgresql_where=text("NOT outcomes")),
 )
 

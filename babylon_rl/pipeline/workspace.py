@@ -1,8 +1,9 @@
 """Everything a command or an asset needs, opened once: settings, the game's database, our store, the ledger."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
@@ -14,6 +15,10 @@ from babylon_rl.store.ledger import Ledger
 from babylon_rl.store.windows import Store
 
 
+def _read_clock() -> datetime:
+    return datetime.now(UTC)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workspace:
     """Open handles of one process.
@@ -22,12 +27,14 @@ class Workspace:
         game: The game's own tables; read, and written only where the database is ours.
         store: What the assets keep.
         owns_game: Whether the game's database is ours to write (embedded, or one that we migrated).
+        now: The clock that retries, budgets and open hours go by.
     """
 
     settings: Settings
     game: sa.Engine
     store: Store
     ledger: Ledger
+    now: Callable[[], datetime] = _read_clock
 
     @property
     def owns_game(self) -> bool:

@@ -1,0 +1,14 @@
+"""How long to wait before something is tried again: twice as long each time, up to a limit, and never for ever."""
+
+from datetime import timedelta
+
+
+def backoff(failures: int, *, first: timedelta, longest: timedelta) -> timedelta:
+    """The wait after so many failures in a row.
+
+    Args:
+        failures: 1 after the first.
+        first: The wait after the first.
+        longest: No wait is longer.
+    """
+    return min(longest, first * 2 ** min(max(failures, 1) - 1, 30))
