@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from babylon_rl.ingest.window_summary import refresh
+from babylon_rl.pipeline.discover import discover
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.eligibility import Reason, RecordedCounts, RecordedWindow, WindowState
 from babylon_rl.windows import HOUR, HourWindow
@@ -67,7 +67,7 @@ def readiness(
         last: Windows in the table, the newest.
         recount: Count old windows again too, in a game database that is polled (`ingest/window_summary.py`).
     """
-    refresh(workspace.game, workspace.store.engine, full=recount)
+    discover(workspace.game, workspace.store.engine, now=now, full=recount)
     eligibility = workspace.ledger.eligibility
     counts = eligibility.count_recorded(min_agents)
     recorded = eligibility.newest_recorded(last)
@@ -125,7 +125,7 @@ def recorded_but_not_judged(workspace: Workspace, *, min_agents: int) -> list[Ho
     A window that a check keeps out is not among them while its rows stay as they are (`materialize` prepares it again by
     hand). One that a checkpoint used never is: it is reported as stale.
     """
-    refresh(workspace.game, workspace.store.engine)
+    discover(workspace.game, workspace.store.engine, now=workspace.now())
     return workspace.ledger.eligibility.unprepared(min_agents)
 
 

@@ -166,13 +166,13 @@ def test_checks_read_prismas_tables_and_write_nothing_there(over_prisma: Workspa
 def test_a_polled_database_shows_late_and_rewritten_rows(over_prisma: Workspace, server_url: str) -> None:
     made(over_prisma)
     game, ours = over_prisma.game, over_prisma.store.engine
-    refresh(game, ours)
+    refresh(game, ours, now=NOW)
     writer = sa.make_url(str(over_prisma.settings.database.url.get_secret_value())).set(query={})  # type: ignore[union-attr]
     base = sa.make_url(server_url)
     with psycopg.connect(base.set(database=writer.database).render_as_string(hide_password=False)) as conn:
         conn.execute("""UPDATE trajectories SET "finalPnL" = 99 WHERE "agentId" = 'agent-2'""")
         conn.execute("""DELETE FROM trajectories WHERE "agentId" = 'next hour'""")
-    refresh(game, ours)
+    refresh(game, ours, now=NOW)
     lines = {x.window_id: x for x in readiness(over_prisma, min_agents=5, min_windows=1, now=NOW).lines}
     assert lines.keys() == {str(WINDOW)}
     assert lines[str(WINDOW)].state.startswith("changed")
