@@ -193,7 +193,7 @@ def count_windows(names: ColumnNames) -> str:
     w = w if w.startswith("NULL") else f"r.{w}"
     outcomes = f"'{NO_OUTCOMES}'"
     if o:
-        ours = _closed_outcomes(o, f"{o['window_id']} IN (w.id, w.other)", "w.id")
+        ours = _closed_outcomes(o, f"{o['window_id']} IN (w.id, w.other)", "w.id", "w.ends")
         outcomes = f"(SELECT {_OUTCOME_FINGERPRINT} FROM ({ours}) o)"  # noqa: S608
     return (
         f"SELECT w.id AS window_id, {_counts(names, 'r')}, {outcomes} AS outcome_fingerprint "  # noqa: S608
@@ -226,8 +226,10 @@ def fingerprint_outcomes(names: ColumnNames) -> str:
     w = c["window_id"]
     mine = _normalise(w)
     # The day, because a shorter text is less in every collation, and so the index can be used.
-    own = f"({w} >= left(coalesce(%(window_id)s::text, '1'), 10) AND {w} ~ '{VALID_WINDOW_ID}' AND {_is_between(mine)})"
-    rows = _closed_outcomes(c, own, mine)
+    own = f"{w} >= left(coalesce(%(window_id)s::text, '1'), 10) AND {w} ~ '{VALID_WINDOW_ID}' AND {_is_between(mine)}"
+    # CASE, because PostgreSQL may compute this before it looks whether the id is an hour.
+    ends = f"CASE WHEN {w} ~ '{VALID_WINDOW_ID}' THEN ({mine})::timestamp + interval '1 hour' END"
+    rows = _closed_outcomes(c, own, mine, ends)
     return f"SELECT win, {_OUTCOME_FINGERPRINT} FROM ({rows}) o GROUP BY 1"  # noqa: S608
 
 
@@ -255,13 +257,12 @@ _OUTCOME_FACTS: Final = (
 )
 
 
-def _closed_outcomes(c: Mapping[str, str], condition: str, window_id: str) -> str:
+def _closed_outcomes(c: Mapping[str, str], condition: str, window_id: str, ends: str) -> str:
     """The rows that `examine_outcomes` counts: `win` and `facts`, one text of all that matters of a row.
 
-    `condition` chooses the rows; it never fails to be evaluated before `window_id` is read as an instant.
+    `condition` chooses the rows; `window_id` and `ends` are SQL of their window and its end.
     """
     at = f"{c['created_at']}::timestamp"
-    ends = f"CASE WHEN {condition} THEN ({window_id})::timestamp + interval '1 hour' END"
     facts = ", ".join(f"{c[n]}::text" for n in _OUTCOME_FACTS)
     is_last = (
         f"row_number() OVER (PARTITION BY {window_id}, ltrim({c['stock_ticker']}, '$'), {c['prediction_market_id']} "

@@ -195,9 +195,9 @@ def _poll(game: sa.Connection, names: ColumnNames, first: HourWindow | None, new
     since: Json = {"window_id": None if first is None else str(first), "start_at": None, "newest": str(newest)}
     if first is not None:
         since["start_at"] = first.start_at.replace(tzinfo=None)
-    outcomes: dict[str, str] = {}
+    outcomes: dict[str, str] = {}  # window id → fingerprint
     if names.market_outcomes:
-        outcomes = {w: fingerprint for w, fingerprint in game.exec_driver_sql(fingerprint_outcomes(names), since)}
+        outcomes = dict(game.exec_driver_sql(fingerprint_outcomes(names), since).tuples().all())
     rows = game.exec_driver_sql(count_recent(names), since).mappings()
     return [_add_outcomes({**r, "outcome_fingerprint": outcomes.get(r["window_id"], NO_OUTCOMES)}) for r in rows]
 

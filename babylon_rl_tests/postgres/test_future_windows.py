@@ -1,21 +1,17 @@
 """Rows of hours that have not come are quarantined, stop nothing, and become normal when their hour is there."""
 
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from babylon_rl.database import game_tables
-from babylon_rl.database.migrate import upgrade
 from babylon_rl.export.explain import explain
 from babylon_rl.pipeline.ingest import ingest_window
 from babylon_rl.pipeline.readiness import readiness, recorded_but_not_judged
-from babylon_rl.pipeline.workspace import Workspace, open_workspace
-from babylon_rl.settings import Settings
+from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.row_outcomes import find_row_outcome
 from babylon_rl.windows import HourWindow
 from babylon_rl_tests.factories import a_row, insert_row, insert_rows
@@ -27,22 +23,11 @@ FAR = "9999-12-31T23:00"
 QUARANTINED = ("quarantined", "future_window")
 
 
-@pytest.fixture(params=["triggers", "polled"])
-def w(request: pytest.FixtureRequest, settings: Settings, engine: sa.Engine, tmp_path: Path) -> Iterator[Workspace]:
+@pytest.fixture
+def w(either_workspace: Workspace, engine: sa.Engine) -> Workspace:
     """Three hours of five agents each, in our own database and in one that may only be read. `engine` writes them."""
     insert_rows(engine, [a_row(f"a{i}", window=h) for h in WINDOWS for i in range(5)])
-    if request.param == "polled":
-        assert settings.database.url is not None
-        url = sa.make_url(settings.database.url.get_secret_value())
-        url = url.update_query_dict({"options": "-cdefault_transaction_read_only=on"})
-        settings = Settings.load(
-            BABYLON_HOME=str(tmp_path),
-            DATABASE_URL=url.render_as_string(hide_password=False),
-            BABYLON_PLATFORM_URL=request.getfixturevalue("empty_database_url"),
-        )
-        upgrade(settings.database)
-    with open_workspace(settings) as workspace:
-        yield replace(workspace, now=lambda: NOW)
+    return replace(either_workspace, now=lambda: NOW)
 
 
 def discover(w: Workspace) -> list[HourWindow]:
