@@ -1,6 +1,7 @@
 """Rows of hours that have not come are quarantined, stop nothing, and become normal when their hour is there."""
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -9,6 +10,8 @@ import sqlalchemy as sa
 
 from babylon_rl.database import game_tables
 from babylon_rl.export.explain import explain
+from babylon_rl.ingest.columns import ColumnNames, find_column_names
+from babylon_rl.ingest.queries import fingerprint_future_rows, select_future_rows
 from babylon_rl.pipeline.ingest import ingest_window
 from babylon_rl.pipeline.readiness import readiness, recorded_but_not_judged
 from babylon_rl.pipeline.workspace import Workspace
@@ -134,6 +137,16 @@ def test_a_row_that_is_accounted_for_keeps_its_outcome(w: Workspace, engine: sa.
     ingest_window(FIRST, w.game, w.store)
     discover(w)
     assert outcome(w, row) == QUARANTINED
+
+
+@pytest.mark.parametrize("statement", [fingerprint_future_rows, select_future_rows])
+def test_future_rows_are_found_by_the_games_indexes(engine: sa.Engine, statement: Callable[[ColumnNames], str]) -> None:
+    """Guards against a condition that no index can answer: it would read every row twice a minute."""
+    limits = {"newest": "2025-01-15T03:00", "end_at": datetime(2025, 1, 15, 4)}  # noqa: DTZ001  # as the column is
+    with engine.connect() as conn:
+        conn.exec_driver_sql("SET enable_seqscan = off")
+        plan = conn.exec_driver_sql(f"EXPLAIN {statement(find_column_names(conn))}", limits).scalars().all()
+    assert [line for line in plan if "Seq Scan" in line] == []
 
 
 def test_future_windows_counted_before_are_shown_no_more(w: Workspace, engine: sa.Engine) -> None:
