@@ -116,7 +116,7 @@ def bring_to(workspace: Workspace, reason: Reason | None) -> None:
             conn.execute(sa.delete(check).where(check.c.check_name == CHECK))
     elif reason is Reason.CHANGED:
         insert_row(workspace.game, "extra-late", window=FIRST)
-        refresh(workspace.game, workspace.store.engine)
+        refresh(workspace.game, workspace.store.engine, now=NOW)
     elif reason is Reason.STALE:
         group = t.contextualized_groups
         with workspace.store.engine.begin() as conn:  # as if it had been grouped with other outcomes
