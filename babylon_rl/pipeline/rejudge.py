@@ -14,6 +14,7 @@ from babylon_rl.judging.score import Item, score_groups
 from babylon_rl.pipeline.checks import CHECKS
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.check_results import write_check_result
+from babylon_rl.store.judgment_claims import JudgmentClaims
 from babylon_rl.store.ledger import find_trainings
 from babylon_rl.types import Judgment
 from babylon_rl.windows import HourWindow
@@ -76,8 +77,7 @@ def rejudge(
         concurrency: Groups being judged at a time.
 
     Raises:
-        TransientError: The judge cannot be reached; the judgments that arrived are kept.
-        ConfigError: The judge refuses our requests.
+        ConfigError: The judge refuses our requests; the judgments that arrived are kept.
     """
     store = workspace.store
     items: dict[HourWindow, Item] = {}
@@ -88,15 +88,19 @@ def rejudge(
     old = {w: store.judgment(w) for w in items}
     known_before = {w for w, (g, h) in items.items() if store.find_judgment(judge.key(g, h)) is not None}
 
-    report = asyncio.run(
-        score_groups(
-            judge,
-            list(items.values()),
-            cached=store.find_judgment,
-            store=store.write_judgment,
-            concurrency=concurrency,
+    with JudgmentClaims(store.engine) as claims:
+        report = asyncio.run(
+            score_groups(
+                judge,
+                list(items.values()),
+                cached=store.find_judgment,
+                store=store.write_judgment,
+                claims=claims,
+                concurrency=concurrency,
+            )
         )
-    )
+    if report.refusal is not None:
+        raise report.refusal
     used = find_trainings(store.engine, list(items))
     rejudged = []
     for w, (group, _) in items.items():
@@ -107,7 +111,7 @@ def rejudge(
                 window_id=str(w),
                 old=before,
                 new=new,
-                failed=report.failed.get(group.group_id),
+                failed=None if new is not None else report.failed[group.group_id].reason,
                 tau=None if before is None or new is None else kendall_tau(_values(before), _values(new)),
                 trained={u.policy: _name_judgment(u.judgment_key, before, new) for u in used if u.window_id == str(w)},
             )

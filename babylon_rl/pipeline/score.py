@@ -11,8 +11,9 @@ from babylon_rl.pipeline.window_result import WindowResult
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.dropout import drop_out
 from babylon_rl.store.judge_calls import cost_of
+from babylon_rl.store.judgment_claims import JudgmentClaims
 from babylon_rl.store.windows import Store
-from babylon_rl.types import Hindsight, Json, Judgment, TrajectoryGroup
+from babylon_rl.types import Hindsight, Json, Judgment, RetryKind, TrajectoryGroup
 from babylon_rl.windows import HourWindow
 
 logger = logging.getLogger(__name__)
@@ -65,14 +66,16 @@ async def score_windows(
         group, hindsight = store.group(w), store.hindsight(w)
         if group is not None and hindsight is not None:
             items[w] = (group, hindsight)
-    report = await score_groups(
-        judge,
-        list(items.values()),
-        cached=store.find_judgment,
-        store=store.write_judgment,
-        concurrency=concurrency,
-        progress=progress,
-    )
+    with JudgmentClaims(store.engine) as claims:
+        report = await score_groups(
+            judge,
+            list(items.values()),
+            cached=store.find_judgment,
+            store=store.write_judgment,
+            claims=claims,
+            concurrency=concurrency,
+            progress=progress,
+        )
     results: dict[HourWindow, WindowResult] = {}
     for w in windows:
         if w not in items:
@@ -88,7 +91,10 @@ async def score_windows(
                 data_version="none",
                 changed=False,
                 count=0,
-                facts={"failed": report.failed.get(group_id, "unknown"), "over_budget": group_id in report.over_budget},
+                facts={
+                    "failed": report.failed[group_id].reason,
+                    "over_budget": report.failed[group_id].kind is RetryKind.OVER_BUDGET,
+                },
             )
             if judgment is None
             else WindowResult(
@@ -105,6 +111,8 @@ async def score_windows(
         report.cached,
         len(report.failed),
     )
+    if report.refusal is not None:
+        raise report.refusal
     return results
 
 
