@@ -157,3 +157,9 @@ def lift_by_step(workspace: Workspace) -> "dict[int, Interval]":
 
     rows = curve(workspace)
     return {r.step: paired_bootstrap(rows[0].result.pnl_usd, r.result.pnl_usd, resamples=2000) for r in rows}
+
+
+def unevaluated(workspace: Workspace) -> list[int]:
+    """Steps of the lineage without an evaluation on the present suite, newest first; of the CPU trainer, whose are served here."""
+    done = {r.step for r in curve(workspace)}
+    return [c.step for c in reversed(workspace.ledger.checkpoints()) if c.step not in done and c.trainer == "cpu"]

@@ -8,7 +8,6 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
-from types import TracebackType
 from typing import Self, TypeVar
 
 import sqlalchemy as sa
@@ -23,7 +22,7 @@ T = TypeVar("T")
 class JudgmentClaims:
     """The claims of one process, over one connection that is opened with the first of them. Satisfies `Claims`.
 
-    Use it inside `with`, which releases them all.
+    Use it inside `async with`, which gives all of them back at the end.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
@@ -32,11 +31,11 @@ class JudgmentClaims:
         self._held: set[str] = set()
         self._one_at_a_time = threading.Lock()
 
-    def __enter__(self) -> Self:
+    async def __aenter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self._close)
 
     async def claim(self, key: str) -> bool:
         """Claim the making of a judgment; False while anyone holds it, another task of this process included.
@@ -50,8 +49,7 @@ class JudgmentClaims:
         """Give a claim back."""
         await asyncio.to_thread(self._release, key)
 
-    def close(self) -> None:
-        """Give back all claims, with the connection."""
+    def _close(self) -> None:
         with self._one_at_a_time:
             self._held.clear()
             self._disconnect()

@@ -74,7 +74,7 @@ def test_two_tasks_of_one_process_do_not_both_ask(engine: sa.Engine, server: Jud
     items = [a_pair(window=f"2025-01-15T{h:02}:00") for h in range(4)]
 
     async def judge_both() -> list[ScoreReport]:
-        with JudgmentClaims(engine) as claims:
+        async with JudgmentClaims(engine) as claims:
             return await asyncio.gather(
                 *(
                     score_groups(
@@ -97,28 +97,37 @@ async def claimed(claims: JudgmentClaims, *keys: str) -> list[bool]:
     return [await claims.claim(key) for key in keys]
 
 
-def test_claims_are_taken_again_when_their_connection_was_lost(engine: sa.Engine, database_url: str) -> None:
-    other_engine = connect(database_url)
-    with JudgmentClaims(engine) as mine, JudgmentClaims(other_engine) as others:
-        assert asyncio.run(claimed(mine, "a", "b", "a")) == [True, True, False]
-        assert asyncio.run(claimed(others, "a", "c")) == [False, True]
-        asyncio.run(others.release("c"))
+async def lose_connection(engine: sa.Engine, other_engine: sa.Engine) -> None:
+    async with JudgmentClaims(engine) as mine, JudgmentClaims(other_engine) as others:
+        assert await claimed(mine, "a", "b", "a") == [True, True, False]
+        assert await claimed(others, "a", "c") == [False, True]
+        await others.release("c")
         with engine.connect() as conn:
             pids = conn.scalars(BACKENDS).all()
             assert len(pids) >= 2
             for pid in pids:
                 conn.execute(sa.text("SELECT pg_terminate_backend(:pid, 10000)"), {"pid": pid})
-        assert asyncio.run(claimed(mine, "c")) == [True]
-        assert asyncio.run(claimed(others, "a", "b", "c", "d")) == [False, False, False, True]
-        asyncio.run(mine.release("a"))
-        assert asyncio.run(claimed(others, "a")) == [True]
-    with JudgmentClaims(engine) as later:  # closing gave all of them back
-        assert asyncio.run(claimed(later, "a", "b", "c", "d")) == [True] * 4
+        assert await claimed(mine, "c") == [True]
+        assert await claimed(others, "a", "b", "c", "d") == [False, False, False, True]
+        await mine.release("a")
+        assert await claimed(others, "a") == [True]
+    async with JudgmentClaims(engine) as later:  # leaving gave all of them back
+        assert await claimed(later, "a", "b", "c", "d") == [True] * 4
+
+
+def test_claims_are_taken_again_when_their_connection_was_lost(engine: sa.Engine, database_url: str) -> None:
+    other_engine = connect(database_url)
+    asyncio.run(lose_connection(engine, other_engine))
     other_engine.dispose()
+
+
+async def claim_nowhere(nowhere: sa.Engine) -> None:
+    async with JudgmentClaims(nowhere) as claims:
+        await claims.claim("a")
 
 
 def test_a_claim_without_its_database_is_an_error(engine: sa.Engine) -> None:
     nowhere = sa.create_engine(engine.url.set(database=f"nobodys_{os.getpid()}"))
-    with JudgmentClaims(nowhere) as claims, pytest.raises(sa.exc.OperationalError):
-        asyncio.run(claims.claim("a"))
+    with pytest.raises(sa.exc.OperationalError):
+        asyncio.run(claim_nowhere(nowhere))
     nowhere.dispose()
