@@ -4,9 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 from babylon_rl.judging.audit.synthetic_groups import SyntheticGroup, make_synthetic_group
-from babylon_rl.judging.ruler.circuit_breaker import RetryPolicy
 from babylon_rl.judging.ruler.endpoint import OpenAIEndpoint
 from babylon_rl.judging.ruler.judge import RulerJudge, trading_rubric
+from babylon_rl.judging.ruler.retry import RetryPolicy
 from babylon_rl.types import (
     GroupMember,
     Hindsight,

@@ -10,7 +10,7 @@ from judging_factories import Waits, a_pair, a_ruler
 from babylon_rl.errors import ConfigError, TransientError
 from babylon_rl.judging.hindsight_judge import HindsightJudge
 from babylon_rl.judging.judge import BudgetSpentError, ConnectionlessJudge, Judge, NoOutcomesError
-from babylon_rl.judging.ruler.circuit_breaker import RetryPolicy
+from babylon_rl.judging.ruler.retry import RetryPolicy
 from babylon_rl.judging.score import Item, ScoreReport, score_groups
 from babylon_rl.types import Hindsight, Judgment, RetryKind, TrajectoryGroup
 

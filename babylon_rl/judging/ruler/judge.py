@@ -19,13 +19,14 @@ from typing import Any, Final, NamedTuple, Self
 from babylon_rl.errors import BabylonRLError, DataError
 from babylon_rl.judging.judge import judgment_key, require_outcomes, validate_scores
 from babylon_rl.judging.ruler.call_log import Call, CallLog, CallStatus, NullCallLog
-from babylon_rl.judging.ruler.circuit_breaker import CircuitBreaker, RateLimiter, RetryPolicy
+from babylon_rl.judging.ruler.circuit_breaker import CircuitBreaker
 from babylon_rl.judging.ruler.completion import KEPT_OF_TOO_LONG, Reply
 from babylon_rl.judging.ruler.endpoint import BusyError, Endpoint, Message, TooLongError
 from babylon_rl.judging.ruler.order import MAX_PASSES, combine_passes, orders, pass_agreement
 from babylon_rl.judging.ruler.prices import Price, limits_of, price_of
 from babylon_rl.judging.ruler.prompt import PROMPT_VERSION, PROTOCOL, JudgePrompt, labels, write_forms
 from babylon_rl.judging.ruler.reply import RESPONSE_FORMAT, ReplyFault, ReplyScore, read_reply
+from babylon_rl.judging.ruler.retry import RateLimiter, RetryPolicy
 from babylon_rl.judging.ruler.sub_batches import score_in_sub_batches
 from babylon_rl.types import Hindsight, Json, Judgment, Score, TrajectoryGroup
 
