@@ -195,10 +195,15 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; loopback by default.")] = "127.0.0.1",
 ) -> None:
     """Serve every checkpoint at an OpenAI-compatible /v1/chat/completions."""
+    from babylon_rl.database.migrate import upgrade
+    from babylon_rl.pipeline.workspace import claim_checkpoints, open_workspace
     from babylon_rl.policy.process import base_of
     from babylon_rl.policy.server import serve as run
 
     settings = _settings()
+    upgrade(settings.database)
+    with open_workspace(settings) as workspace:
+        ledger_id = claim_checkpoints(workspace)
     if port:
         console.print(f"OpenAI-compatible endpoint: http://{host}:{port}/v1   (Ctrl-C stops it)", highlight=False)
     run(
@@ -207,6 +212,8 @@ def serve(
         default_temperature=settings.serving.serve_temperature,
         host=host,
         port=port,
+        lineage=settings.lineage,
+        ledger_id=ledger_id,
     )
 
 
