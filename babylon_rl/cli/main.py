@@ -266,12 +266,29 @@ def main() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setLevel(logging.WARNING)  # a run of ours logs INFO to Dagster's event log, not to this screen
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    # Dagster's storage (as root) and psycopg warn of each attempt to reach a database; the error that ends the command says it.
+    handler.addFilter(lambda r: r.name not in ("root", "psycopg") or r.levelno >= logging.ERROR)
     logging.getLogger().addHandler(handler)
     try:
         app()
     except BabylonRLError as e:
-        errors.print(f"babylon-rl: {e}", style="red", highlight=False, markup=False, soft_wrap=True)
+        _print_error(str(e))
         sys.exit(2)
+    except Exception as e:
+        from babylon_rl.database.connection import find_lost_connection
+
+        reason = find_lost_connection(e)
+        if reason is None:
+            raise
+        command = next((a for a in sys.argv[1:] if not a.startswith("-")), "babylon-rl")
+        _print_error(
+            f"the database went away during `{command}` ({reason}); what was committed is kept; run the same command again"
+        )
+        sys.exit(2)
+
+
+def _print_error(sentence: str) -> None:
+    errors.print(f"babylon-rl: {sentence}", style="red", highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
