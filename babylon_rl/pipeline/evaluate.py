@@ -151,6 +151,12 @@ def curve(workspace: Workspace) -> list[CurveRow]:
     return read_curve(workspace.store.engine, workspace.settings.lineage, suite_of(workspace).name)
 
 
+def unevaluated(workspace: Workspace) -> list[int]:
+    """Steps of the lineage that have not played the present suite, newest first: evaluation was killed, or left out."""
+    played = {row.step for row in curve(workspace)}
+    return [c.step for c in reversed(workspace.ledger.checkpoints()) if c.step not in played]
+
+
 def lift_by_step(workspace: Workspace) -> "dict[int, Interval]":
     """Every evaluated checkpoint's lift over the base on the present suite, in US dollars a window."""
     from babylon_rl.common.statistics import paired_bootstrap
