@@ -12,6 +12,12 @@ from babylon_rl.common.canonical import from_json
 from babylon_rl.database import game_tables
 from babylon_rl.database import tables as t
 from babylon_rl.ingest.reader import stream_window
+from babylon_rl.pipeline.checks import CHECKS
+from babylon_rl.pipeline.workspace import Workspace
+from babylon_rl.settings import Settings
+from babylon_rl.store.check_results import read_check_subject, write_check_result
+from babylon_rl.store.ledger import Ledger
+from babylon_rl.store.windows import Store
 from babylon_rl.types import (
     CheckResult,
     EnvironmentState,
@@ -28,6 +34,7 @@ from babylon_rl.types import (
 from babylon_rl.windows import HourWindow
 
 WINDOW = HourWindow.parse("2025-01-15T10:00")
+JUDGMENT_CHECKS = frozenset(check.name for check in CHECKS if check.is_about_judgment)
 # "After Test Data Generation", as the game's guide for operators prints it.
 GUIDE_SQL = """
 SELECT
@@ -217,3 +224,16 @@ def insert_call_log(engine: sa.Engine, trajectory_id: str, **changes: Any) -> Js
     with engine.begin() as conn:
         conn.execute(sa.insert(game_tables.llm_call_logs), [row])
     return row
+
+
+def a_workspace(engine: sa.Engine) -> Workspace:
+    """A workspace on one database, with the settings' defaults."""
+    settings = Settings.load()
+    return Workspace(settings=settings, game=engine, store=Store(engine), ledger=Ledger(engine, settings.lineage))
+
+
+def store_check_result(engine: sa.Engine, window: HourWindow, name: str, *, passed: bool) -> None:
+    """Keep the result of a check about what is current now; a check of a judgment that is not there keeps none."""
+    about = read_check_subject(engine, window)
+    subject = about.judgment if name in JUDGMENT_CHECKS else about.group
+    write_check_result(engine, window, name, CheckResult(passed=passed, facts={}), about=subject)

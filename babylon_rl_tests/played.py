@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from babylon_rl.judging.hindsight_judge import HindsightJudge
-from babylon_rl.pipeline.checks import CHECKS
+from babylon_rl.pipeline.checks import CHECKS, run_check
 from babylon_rl.pipeline.group import group_window
 from babylon_rl.pipeline.ingest import ingest_window
 from babylon_rl.pipeline.outcomes import snapshot_outcomes
 from babylon_rl.pipeline.score import score_windows
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.simulator.spawn import AgentLineup, spawn
-from babylon_rl.store.check_results import write_check_result
 from babylon_rl.windows import HourWindow
 
 FIRST = HourWindow.parse("2025-01-15T00:00")
@@ -36,14 +35,14 @@ def prepare(workspace: Workspace, window: HourWindow, *, min_agents: int = 5) ->
 
 def judge(workspace: Workspace, windows: Sequence[HourWindow], *, concurrency: int = 8) -> None:
     """Score the windows, then run every check."""
-    asyncio.run(score_windows(windows, workspace.store, HindsightJudge(), concurrency=concurrency))
+    asyncio.run(score_windows(workspace, HindsightJudge(), windows, concurrency=concurrency))
     for w in windows:
         verify(workspace, w)
 
 
 def verify(workspace: Workspace, window: HourWindow) -> None:
     for check in CHECKS:
-        write_check_result(workspace.store.engine, window, check.name, check.run(window, workspace))
+        run_check(check, window, workspace)
 
 
 def play_and_judge(workspace: Workspace, windows: Sequence[HourWindow], *, agents: int = 6) -> None:

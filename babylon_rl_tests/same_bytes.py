@@ -48,7 +48,7 @@ def copy_rows(source: sa.Engine, target: sa.Engine, r: random.Random) -> None:
 def build(workspace: Workspace, windows: Sequence[HourWindow], *, workers: int) -> None:
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(partial(prepare, workspace), windows))
-    asyncio.run(score_windows(windows, workspace.store, HindsightJudge(), concurrency=workers))
+    asyncio.run(score_windows(workspace, HindsightJudge(), windows, concurrency=workers))
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(partial(verify, workspace), windows))
 

@@ -1,5 +1,6 @@
 """May this window train? Training, export, `check-windows` and `explain` give one answer, whatever state it is in."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,11 @@ from babylon_rl.pipeline.ingest import ingest_window
 from babylon_rl.pipeline.readiness import readiness
 from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.settings import Settings
-from babylon_rl.store.check_results import write_check_result
 from babylon_rl.store.eligibility import Reason
-from babylon_rl.types import CheckResult
+from babylon_rl.store.retries import postpone, read_tries
+from babylon_rl.types import RetryKind
 from babylon_rl.windows import HourWindow
-from babylon_rl_tests.factories import insert_row
+from babylon_rl_tests.factories import insert_row, store_check_result
 from babylon_rl_tests.played import FIRST, NOW, hours, judge, play, prepare
 
 CHECK = "groups_hold_only_what_was_logged"
@@ -62,6 +63,33 @@ def ask_all(workspace: Workspace, out: Path, window: HourWindow = FIRST) -> Answ
     )
 
 
+SAID = {
+    Reason.ERROR: "it raised",
+    Reason.WAITING_FOR_OUTCOMES: "nothing yet",
+    Reason.JUDGE_FAILED: "no JSON",
+    Reason.JUDGE_DOWN: "HTTP 503",
+    Reason.OVER_BUDGET: "$2 of $2",
+}
+
+
+def wait(workspace: Workspace, reason: Reason) -> None:
+    """Let the first window wait for another try."""
+    engine = workspace.store.engine
+    stored = workspace.store.stored_group(FIRST)
+    assert stored is not None
+    failed = reason is Reason.ERROR
+    retry = postpone(
+        engine,
+        FIRST,
+        RetryKind(reason.value),
+        SAID[reason],
+        stage="raw_trajectories" if failed else "ruler_scores",
+        version=read_tries(engine, [FIRST])[FIRST].version if failed else stored.version,
+        now=NOW,
+    )
+    assert retry is not None
+
+
 def bring_to(workspace: Workspace, reason: Reason | None) -> None:
     """Bring the first window into a state."""
     play(workspace, hours(1), agents=3 if reason is Reason.TOO_FEW_AGENTS else 6)
@@ -76,10 +104,13 @@ def bring_to(workspace: Workspace, reason: Reason | None) -> None:
     prepare(workspace, FIRST)
     if reason in (Reason.NOT_JUDGED, Reason.TOO_FEW_AGENTS):
         return
+    if reason in SAID:
+        wait(workspace, reason)
+        return
     judge(workspace, hours(1))
     check = t.check_results
     if reason is Reason.CHECK_FAILED:
-        write_check_result(workspace.store.engine, FIRST, CHECK, CheckResult(passed=False, facts={}))
+        store_check_result(workspace.store.engine, FIRST, CHECK, passed=False)
     elif reason is Reason.CHECKS_MISSING:
         with workspace.store.engine.begin() as conn:
             conn.execute(sa.delete(check).where(check.c.check_name == CHECK))
@@ -97,12 +128,22 @@ def bring_to(workspace: Workspace, reason: Reason | None) -> None:
     [
         (None, "judged", "its window is ready, one of 1", True),
         (Reason.NOT_READ, "recorded", "That window was not read yet", True),
-        (Reason.CHANGED, "changed: rows came", "came or were rewritten since it was read", True),
+        (Reason.CHANGED, "changed: rows or outcomes came", "came or were rewritten since it was read", True),
         (Reason.STALE, "changed: rows or outcomes", "changed since its group was made", True),
         (Reason.CHECK_FAILED, f"kept out: {CHECK}", f"the window failed {CHECK}", False),
         (Reason.TOO_FEW_AGENTS, "kept out: 3 usable agents", "a group needs 5", False),
         (Reason.NOT_GROUPED, "recorded", "No group holds it", True),
         (Reason.NOT_JUDGED, "grouped", "a window trains when it is judged", True),
+        (
+            Reason.ERROR,
+            "kept out: raw_trajectories failed",
+            "preparing its window failed: it raised; it is tried",
+            True,
+        ),
+        (Reason.WAITING_FOR_OUTCOMES, "waiting for outcomes", "its window waits for outcomes: nothing yet", True),
+        (Reason.JUDGE_FAILED, "judge failed", "the judge gave its window nothing usable: no JSON", True),
+        (Reason.JUDGE_DOWN, "judge down", "the judge is out of reach: HTTP 503; it is tried again after", True),
+        (Reason.OVER_BUDGET, "over budget", "the day's judging budget is spent: $2 of $2", True),
         (Reason.CHECKS_MISSING, f"judged, without {CHECK}", f"{CHECK} did not run", True),
     ],
 )
@@ -121,7 +162,7 @@ def test_all_four_give_one_answer(
 
 def test_a_failed_check_that_is_not_required_counts_for_nothing(workspace: Workspace, tmp_path: Path) -> None:
     bring_to(workspace, None)
-    write_check_result(workspace.store.engine, FIRST, "an_opinion", CheckResult(passed=False, facts={}))
+    store_check_result(workspace.store.engine, FIRST, "an_opinion", passed=False)
     answers = ask_all(workspace, tmp_path / "x.jsonl")
     assert (answers.ready, answers.exported, answers.state, answers.unused) == (True, True, "judged", True)
     assert "its window is ready" in answers.story
@@ -143,8 +184,8 @@ def test_what_a_lineage_did_with_a_window_is_its_own(workspace: Workspace, tmp_p
 def test_the_view_names_every_reason_and_no_other(workspace: Workspace) -> None:
     with workspace.store.engine.connect() as conn:
         source = str(conn.scalar(sa.text("SELECT pg_get_viewdef('babylon_rl.trainable_windows')")))
-    named = {word.split("'")[1] for word in source.split("THEN ")[1:]}
-    assert named == set(Reason)
+    named = set(re.findall(r"(?:THEN|,) '([a-z_]+)'::text", source))
+    assert named | set(RetryKind) == set(Reason)
 
 
 def test_required_checks_are_those_that_the_code_declares(workspace: Workspace) -> None:
@@ -156,7 +197,7 @@ def test_required_checks_are_those_that_the_code_declares(workspace: Workspace) 
 def test_too_few_for_one_minimum_is_asked_again_for_a_lower_one(workspace: Workspace) -> None:
     bring_to(workspace, Reason.TOO_FEW_AGENTS)
     eligibility = workspace.ledger.eligibility
-    assert [eligibility.unprepared(n) for n in (5, 3)] == [[], [FIRST]]
+    assert [[u.window for u in eligibility.unprepared(n)] for n in (5, 3)] == [[], [FIRST]]
     assert [eligibility.count_recorded(n).unused for n in (5, 3)] == [0, 1]
     assert [s.reason for n in (5, 3) for s in eligibility.states([FIRST], min_agents=n)] == [
         Reason.TOO_FEW_AGENTS,

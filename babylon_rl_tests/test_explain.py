@@ -90,7 +90,8 @@ def test_a_judgment_changed_after_training_is_said(workspace: Workspace) -> None
     plan = workspace.ledger.plan(FIRST.next(2), 3, learning_rate=None)
     assert plan is not None
     workspace.ledger.record(plan, trainer="cpu", base_model="b", path="p", manifest={}, metrics={})
-    workspace.store.set_current_judgment(FIRST, "", None)
+    with workspace.store.engine.begin() as conn:
+        conn.execute(sa.delete(t.window_judgments))
     text = story(workspace, a_row_of(workspace))
     assert "That group has no current judgment yet" in text
     assert f"trained on it, with judgment {plan.judgment_keys[0][:12]}, which is not the current one" in text

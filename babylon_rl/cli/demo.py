@@ -149,7 +149,7 @@ class _Loop:
         first, last = plan.window_range(iteration)
         of = f"iteration {iteration} of {plan.iterations}"
         self._play(iteration, of)
-        if workspace.ledger.trained_in(last) is None:
+        if not workspace.ledger.trained_in(last):
             with self.run.phase("judge", of, total=plan.windows) as phase:
                 self.runner.materialize("windows", first, last, resources=self._resources(phase))
             with self.run.phase("train", of) as phase:

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from babylon_rl.errors import DataError
 from babylon_rl.pipeline.evaluate import unevaluated
-from babylon_rl.pipeline.readiness import contiguous, recorded_but_not_judged
+from babylon_rl.pipeline.readiness import contiguous, unprepared_windows
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.report import formatting
 from babylon_rl.report.screen import RunProgress, run_progress
@@ -77,13 +77,15 @@ def _iterate(
     console.print(f"\nITERATION {iteration}/{options.iterations}\n{RULE}", highlight=False)
     with run_progress(console) as run:
         if planned is None:
-            _prepare(workspace, options, run=run, runner=runner, need=size)
+            _prepare(workspace, options, run=run, runner=runner, need=size, first_time=iteration == 1)
         else:
             console.print(
                 f"Resuming checkpoint {planned.step}, which an interrupted training had planned with "
                 f"{len(planned.windows)} windows",
                 highlight=False,
             )
+        before = ledger.latest()
+        step = 1 if before is None else before.step + 1
         target = ledger.next_partition(size)
         if target is None:
             console.print(
@@ -102,11 +104,17 @@ def _iterate(
                 target,
                 target,
                 assets=["trained_checkpoint"],
-                config={"trained_checkpoint": {"windows_per_iteration": size, "learning_rate": options.learning_rate}},
+                config={
+                    "trained_checkpoint": {
+                        "windows_per_iteration": size,
+                        "learning_rate": options.learning_rate,
+                        "max_checkpoints": 1,
+                    }
+                },
                 resources={"workspace": workspace, "progress": phase},
             )
-        checkpoint = ledger.trained_in(target)
-        if checkpoint is None:
+        checkpoint = ledger.latest()
+        if checkpoint is None or checkpoint.step != step:
             raise DataError(f"partition {target} trained nothing although {size} windows were ready; run it again")
         if options.evaluate:
             _evaluate(workspace, checkpoint, run=run, runner=runner)
@@ -133,11 +141,24 @@ def _evaluate_newest_missing(workspace: Workspace, console: Console, runner: "Ru
         _evaluate(workspace, checkpoint, run=run, runner=runner)
 
 
-def _prepare(workspace: Workspace, options: TrainOptions, *, run: RunProgress, runner: "Runner", need: int) -> None:
-    """Materialize groups and scores of recorded windows that have none yet."""
+def _prepare(
+    workspace: Workspace,
+    options: TrainOptions,
+    *,
+    run: RunProgress,
+    runner: "Runner",
+    need: int,
+    first_time: bool,
+) -> None:
+    """Materialize groups and scores of recorded windows that have none yet.
+
+    Windows that wait for another try are tried at once, because a person asks, but not again in every iteration.
+    """
     if len(workspace.ledger.ready()) >= need:
         return
-    pending = recorded_but_not_judged(workspace, min_agents=options.min_agents)
+    now = workspace.now()
+    unprepared = unprepared_windows(workspace, min_agents=options.min_agents)
+    pending = [u.window for u in unprepared if first_time or u.is_due(now)]
     for first, last in contiguous(pending):
         total = sum(1 for _ in first.until(last))
         with run.phase("judge", f"{first} to {last}" if first != last else str(first), total=total) as phase:

@@ -136,6 +136,9 @@ def check_windows(
             console.print(f"… and {report.windows - len(report.lines)} older windows", highlight=False)
     else:
         console.print("No windows found.", highlight=False)
+    for line in reversed(report.lines):
+        if line.explanation is not None:
+            console.print(f"{line.window_id}: {line.explanation}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"Windows with {need}+ agents: {report.with_enough_agents}", highlight=False)
     if report.stale:
         console.print(

@@ -11,4 +11,5 @@ def backoff(failures: int, *, first: timedelta, longest: timedelta) -> timedelta
         first: The wait after the first.
         longest: No wait is longer.
     """
-    return min(longest, first * 2 ** min(max(failures, 1) - 1, 30))
+    doublings = min(max(failures, 1) - 1, 30)  # 2^30 times any first wait is longer than any longest
+    return min(longest, first * (1 << doublings))

@@ -209,6 +209,7 @@ window_retries = Table(  # why a window could not be prepared, and when it is tr
     "window_retries",
     platform,
     Column("window_id", Text, primary_key=True),
+    Column("stage", Text, nullable=False),  # the asset or check that could not
     Column("kind", Text, nullable=False),  # types.RetryKind
     Column("reason", Text, nullable=False),  # a sentence
     Column("version", Text, nullable=False),  # of the group; of an error: of the window, as trainable_windows gives it

@@ -5,8 +5,8 @@ market_outcomes ──┴─► contextualized_groups ─► ruler_scores ─►
 """
 
 import asyncio
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import dagster as dg
 
@@ -15,6 +15,7 @@ from babylon_rl.defs.failures import dagster_failures
 from babylon_rl.defs.partitions import HOURLY
 from babylon_rl.judging.judge import Judge
 from babylon_rl.pipeline import evaluate
+from babylon_rl.pipeline.each_window import for_each_window
 from babylon_rl.pipeline.group import group_window
 from babylon_rl.pipeline.ingest import ingest_window
 from babylon_rl.pipeline.outcomes import snapshot_outcomes
@@ -28,6 +29,8 @@ from babylon_rl.store.row_outcomes import count_row_outcomes
 from babylon_rl.windows import HourWindow
 
 RANGE = dg.BackfillPolicy.single_run()
+# A run that nobody watches leaves windows alone whose next try is later; a person who asks has them tried at once.
+UNATTENDED_TAGS: Final = frozenset({"dagster/schedule_name", "dagster/sensor_name"})
 
 
 class GroupingConfig(dg.Config):
@@ -46,15 +49,16 @@ class TrainingConfig(dg.Config):
     learning_rate: float | None = None
     """Unset: BABYLON_LEARNING_RATE, or the trainer's own."""
 
+    max_checkpoints: int | None = None
+    """Stop after so many; unset: train every full batch."""
+
 
 @dg.asset(partitions_def=HOURLY, backfill_policy=RANGE, group_name="windows", kinds={"postgres"}, code_version="1")
 def raw_trajectories(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.MaterializeResult[None]:
     """One stitched trajectory per usable agent of the window; every source row is accounted for."""
-    with dagster_failures():
-        for window in HourWindow.parse_all(context.partition_keys):
-            _add_window_metadata(context, window, ingest_window(window, workspace.game, workspace.store))
+    _prepare_each(context, workspace, lambda window: ingest_window(window, workspace.game, workspace.store))
     return dg.MaterializeResult()
 
 
@@ -63,12 +67,12 @@ def market_outcomes(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.MaterializeResult[None]:
     """What each market of the closed window did. For judges only: no policy ever reads it."""
-    now, sync = datetime.now(UTC), workspace.owns_game
-    with dagster_failures():
-        for window in HourWindow.parse_all(context.partition_keys):
-            _add_window_metadata(
-                context, window, snapshot_outcomes(window, workspace.game, workspace.store, now=now, sync=sync)
-            )
+    now, sync = workspace.now(), workspace.owns_game
+    _prepare_each(
+        context,
+        workspace,
+        lambda window: snapshot_outcomes(window, workspace.game, workspace.store, now=now, sync=sync),
+    )
     return dg.MaterializeResult()
 
 
@@ -85,11 +89,11 @@ def contextualized_groups(
 ) -> dg.MaterializeResult[None]:
     """At most one group per window: what its agents were shown and answered; stored apart, hindsight for the judge."""
     min_agents = config.min_agents or workspace.settings.training.min_agents
+    windows = _prepare_each(
+        context, workspace, lambda window: group_window(window, workspace.store, min_agents=min_agents)
+    )
+    # Once a run, on its last window: a picture for each would swell the event log.
     with dagster_failures():
-        windows = HourWindow.parse_all(context.partition_keys)
-        for window in windows:
-            _add_window_metadata(context, window, group_window(window, workspace.store, min_agents=min_agents))
-        # Once a run, on its last window: a picture for each would swell the event log.
         context.add_asset_metadata(_row_outcome_metadata(workspace, windows), partition_key=str(windows[-1]))
     return dg.MaterializeResult()
 
@@ -111,7 +115,8 @@ def ruler_scores(
     """One score in [0, 1] per member of a group, comparable only inside the group. No group is judged twice."""
     with dagster_failures():
         windows = HourWindow.parse_all(context.partition_keys)
-        results = asyncio.run(score_range(workspace, judge, windows, progress=progress))
+        unattended = not UNATTENDED_TAGS.isdisjoint(context.run.tags)
+        results = asyncio.run(score_range(workspace, judge, windows, unattended=unattended, progress=progress))
         for window, result in results.items():
             _add_window_metadata(context, window, result)
     return dg.MaterializeResult()
@@ -131,13 +136,17 @@ def trained_checkpoint(
     workspace: dg.ResourceParam[Workspace],
     progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult[None]:
-    """A checkpoint of the policy, trained when enough unused, judged windows are ready; otherwise nothing is trained."""
+    """Checkpoints of the policy: one for each full batch of unused, judged windows up to the hour; often none.
+
+    Old windows that fill up late train in the hour of the newest of their batch, whatever was trained before.
+    """
     with dagster_failures():
         outcomes = train_range(
             workspace,
             HourWindow.parse_all(context.partition_keys),
             batch_size=config.windows_per_iteration,
             learning_rate=config.learning_rate,
+            max_checkpoints=config.max_checkpoints,
             progress=progress,
         )
         for window, outcome in outcomes.items():
@@ -161,13 +170,19 @@ def policy_evaluation(
     """Each new checkpoint compared with its base on the same held-out windows: mean P&L, and the lift with its interval."""
     with dagster_failures():
         for window in HourWindow.parse_all(context.partition_keys):
-            checkpoint = workspace.ledger.trained_in(window)
-            if checkpoint is None:
+            results = [
+                evaluate.evaluate_checkpoint(workspace, checkpoint.step, progress=progress)
+                for checkpoint in workspace.ledger.trained_in(window)
+            ]
+            if not results:
                 context.add_asset_metadata({"evaluated": False}, partition_key=str(window))
                 continue
-            result = evaluate.evaluate_checkpoint(workspace, checkpoint.step, progress=progress)
             context.add_asset_metadata(
-                {**result.facts(), "curve": dg.MetadataValue.md(lift_curve(evaluate.lift_by_step(workspace)))},
+                {
+                    **results[-1].facts(),
+                    "checkpoints_evaluated": len(results),
+                    "curve": dg.MetadataValue.md(lift_curve(evaluate.lift_by_step(workspace))),
+                },
                 partition_key=str(window),
             )
     return dg.MaterializeResult()
@@ -175,6 +190,18 @@ def policy_evaluation(
 
 ASSETS = [raw_trajectories, market_outcomes, contextualized_groups, ruler_scores, trained_checkpoint, policy_evaluation]
 WINDOW_ASSETS = ASSETS[:4]
+
+
+def _prepare_each(
+    context: dg.AssetExecutionContext, workspace: Workspace, work: Callable[[HourWindow], WindowResult]
+) -> list[HourWindow]:
+    """Do the asset's work on each window of the run and show what was done; returns the windows."""
+    windows = HourWindow.parse_all(context.partition_keys)
+    with dagster_failures():
+        results = for_each_window(workspace, windows, context.asset_key.to_user_string(), work)
+        for window, result in results.items():
+            _add_window_metadata(context, window, result)
+    return windows
 
 
 def _add_window_metadata(context: dg.AssetExecutionContext, window: HourWindow, result: WindowResult) -> None:

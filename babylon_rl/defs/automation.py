@@ -1,28 +1,48 @@
-"""Schedules and sensors: a schedule prepares each hour once it has closed, a sensor prepares the hours that the schedule
-missed (late rows, hours during which nothing ran), and another sensor requests training.
+"""Schedules and sensors: a schedule prepares each hour once it has closed; sensors prepare the hours that it missed or that
+wait for another try, request trainings, and evaluate checkpoints whose evaluation is missing.
 
-A sensor may be killed at any time: its request follows from the database, so a repeated tick requests the same run under
-the same run key. Dagster accepts a run key only once, so the key counts the failures of earlier attempts.
+What is due is read from the database: the view and function of `store/eligibility.py` say of each window how far it has
+come and before which time it is not tried again. So a sensor may be killed at any time, and a repeated tick requests the
+same run under the same run key. Dagster accepts a run key only once, so the key counts the runs made before. Nothing is
+ever given up: a request that keeps failing is made again after longer and longer waits.
 """
 
-from datetime import UTC, datetime
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
 from typing import Final
 
 import dagster as dg
 
+from babylon_rl.common.backoff import backoff
+from babylon_rl.common.canonical import digest
 from babylon_rl.defs.assets import ASSETS, WINDOW_ASSETS
-from babylon_rl.ingest.window_summary import count_changes
-from babylon_rl.pipeline.readiness import contiguous, recorded_but_not_judged
+from babylon_rl.defs.dead_runs import end_dead_runs
+from babylon_rl.pipeline.evaluate import unevaluated
+from babylon_rl.pipeline.readiness import contiguous, unprepared_windows
 from babylon_rl.pipeline.workspace import Workspace
+from babylon_rl.store.eligibility import UnpreparedWindow
 from babylon_rl.windows import HourWindow
 
-MAX_ATTEMPTS: Final = 3
 STEP_TAG: Final = "babylon_rl/step"
 MISSED_TAG: Final = "babylon_rl/missed_windows"
+EVALUATION_TAG: Final = "babylon_rl/evaluation"
 REQUEST_KEY_TAG: Final = "babylon_rl/asked_for"  # as in stored runs: attempts made before are counted
+ASKED_AT_TAG: Final = "babylon_rl/asked_at"
 RANGE_START: Final = "dagster/asset_partition_range_start"
 RANGE_END: Final = "dagster/asset_partition_range_end"
 WINDOWS_PER_RUN: Final = 200
+CHECKPOINTS_PER_RUN: Final = 10
+GRACE: Final = timedelta(minutes=10)  # the schedule prepares an hour 5 minutes after it has closed
+FIRST_WAIT: Final = timedelta(minutes=1)
+LONGEST_WAIT: Final = timedelta(hours=1)
+_UNFINISHED: Final = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
 
 windows_job = dg.define_asset_job(
     "windows",
@@ -52,40 +72,47 @@ hourly_windows = dg.build_schedule_from_partitioned_job(
     job=windows_job,
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Prepares closed hours that the schedule missed, whose rows or outcomes came late, that wait for a judge "
+    "or for outcomes and whose time has come, or whose checks are missing.",
 )
 def prepare_missed_windows(
     context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.RunRequest | dg.SkipReason:
-    """Requests one range run over closed windows that have enough agents and no judgment yet."""
-    open_hour = HourWindow.containing(datetime.now(UTC))
+    """Requests one range run over the oldest windows that are due."""
+    end_dead_runs(context.instance)
+    now = workspace.now()
     first_partition = HourWindow.parse(workspace.settings.start)
-    pending = [
-        w
-        for w in recorded_but_not_judged(workspace, min_agents=workspace.settings.training.min_agents)
-        if first_partition <= w < open_hour
+    unprepared = [
+        u
+        for u in unprepared_windows(workspace, min_agents=workspace.settings.training.min_agents)
+        if first_partition <= u.window and u.window.end_at + GRACE <= now
     ]
-    if not pending:
-        return dg.SkipReason("every recorded window with enough agents is judged or kept out by a check")
-    runs = context.instance.get_runs(filters=dg.RunsFilter(tags={MISSED_TAG: "yes"}), limit=20)
-    if any(not r.is_finished for r in runs):
+    under_way = _find_windows_under_way(context.instance)
+    due = [u for u in unprepared if u.is_due(now) and not any(a <= u.window <= b for a, b in under_way)]
+    if not due:
+        return dg.SkipReason(_describe_waiting(unprepared, now))
+    if any(r.tags.get(MISSED_TAG) for r in context.instance.get_runs(filters=dg.RunsFilter(statuses=_UNFINISHED))):
         return dg.SkipReason("a run over missed windows is under way")
-    failed: list[str] = []
-    for first, last in contiguous(pending):
-        last = min(last, first.next(WINDOWS_PER_RUN - 1))
-        requested = [w for w in pending if first <= w <= last]
-        # Rows that come later make another version of the same windows: requested again, under another key.
-        request_key = f"{first}/{last}/{len(requested)}/{count_changes(workspace.store.engine, requested)}"
-        tried = context.instance.get_runs(filters=dg.RunsFilter(tags={REQUEST_KEY_TAG: request_key}))
-        failures = sum(r.is_failure_or_canceled for r in tried)
-        if failures < MAX_ATTEMPTS:
+    waiting: list[str] = []
+    for requested in _split_into_runs(due):
+        first, last = requested[0].window, requested[-1].window
+        # Rows or outcomes that come later make another version of the same windows: requested at once, under another key.
+        versions = digest([[str(u.window), u.version] for u in requested])[:12]
+        request = f"{first}/{last}/{versions}"
+        attempts, again_at = _count_attempts(context.instance, {REQUEST_KEY_TAG: request})
+        if again_at is None or again_at <= now:
             return dg.RunRequest(
-                run_key=f"missed/{request_key}/{failures}",
-                tags={MISSED_TAG: "yes", REQUEST_KEY_TAG: request_key, RANGE_START: str(first), RANGE_END: str(last)},
+                run_key=f"missed/{request}/{attempts}",
+                tags={
+                    MISSED_TAG: "yes",
+                    REQUEST_KEY_TAG: request,
+                    ASKED_AT_TAG: now.isoformat(),
+                    RANGE_START: str(first),
+                    RANGE_END: str(last),
+                },
             )
-        failed.append(str(first))  # other ranges do not wait for it
-    return dg.SkipReason(
-        f"preparing {', '.join(failed)} failed {MAX_ATTEMPTS} times; look at the last run and fix the cause"
-    )
+        waiting.append(f"{first} (asked {attempts} times, again after {again_at:%H:%M} UTC)")
+    return dg.SkipReason(f"waiting before windows are asked for again: {', '.join(waiting[:5])}; the last run says why")
 
 
 @dg.sensor(
@@ -93,34 +120,117 @@ def prepare_missed_windows(
     job=policy_job,
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Trains when BABYLON_MIN_WINDOWS unused, judged windows are ready, up to ten checkpoints in a run.",
 )
 def train_when_ready(
     context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.RunRequest | dg.SkipReason:
-    """Requests one training when BABYLON_MIN_WINDOWS unused, judged windows are ready."""
+    """Requests one training run when a full batch is ready."""
+    end_dead_runs(context.instance)
+    now = workspace.now()
     ledger, needed = workspace.ledger, workspace.settings.training.min_windows
-    due = ledger.next_partition(needed)
+    last_partition = HourWindow.containing(now).next(-1)  # the open hour is no partition yet
+    due = ledger.next_partition(needed, batches=CHECKPOINTS_PER_RUN, up_to=last_partition)
     if due is None:
-        return dg.SkipReason(f"{len(ledger.ready())} of {needed} windows are ready; waiting for more")
+        return dg.SkipReason(
+            f"{len(ledger.ready(up_to=last_partition))} of {needed} windows are ready; waiting for more"
+        )
     latest = ledger.latest()
     step = 1 if latest is None else latest.step + 1
     tag = f"{ledger.lineage}/{step}"
-    runs = context.instance.get_runs(filters=dg.RunsFilter(tags={STEP_TAG: tag}))
-    if any(not r.is_finished for r in runs):
+    if _is_under_way(context.instance, {STEP_TAG: tag}):
         return dg.SkipReason(f"a run that trains {ledger.lineage}@{step} is under way")
-    failures = sum(r.is_failure_or_canceled for r in runs)
-    if failures >= MAX_ATTEMPTS:
+    attempts, again_at = _count_attempts(context.instance, {STEP_TAG: tag})
+    if again_at is not None and again_at > now:
         return dg.SkipReason(
-            f"training {ledger.lineage}@{step} failed {failures} times; look at its last run, fix the cause and "
-            f"materialize trained_checkpoint for {due} by hand"
+            f"training {ledger.lineage}@{step} was asked for {attempts} times and is not done; it is asked for again after "
+            f"{again_at:%H:%M} UTC; its last run says why"
         )
     return dg.RunRequest(
-        run_key=f"{tag}/{due}/{failures}",
+        run_key=f"{tag}/{due}/{attempts}",
         partition_key=str(due),
-        tags={STEP_TAG: tag},
+        tags={STEP_TAG: tag, ASKED_AT_TAG: now.isoformat()},
+    )
+
+
+@dg.sensor(
+    name="evaluate_checkpoints",
+    job=policy_job,
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Evaluates the newest checkpoint whose evaluation is missing, because a run died or was stopped.",
+)
+def evaluate_checkpoints(
+    context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]
+) -> dg.RunRequest | dg.SkipReason:
+    """Requests one evaluation, while no training is under way: that would evaluate its checkpoint itself."""
+    end_dead_runs(context.instance)
+    now = workspace.now()
+    missing = unevaluated(workspace)
+    if not missing:
+        return dg.SkipReason("every checkpoint is evaluated")
+    if any(
+        r.tags.get(STEP_TAG) or r.tags.get(EVALUATION_TAG)
+        for r in context.instance.get_runs(filters=dg.RunsFilter(statuses=_UNFINISHED))
+    ):
+        return dg.SkipReason("a run that trains or evaluates is under way")
+    checkpoint = next(c for c in workspace.ledger.checkpoints() if c.step == missing[0])
+    attempts, again_at = _count_attempts(context.instance, {EVALUATION_TAG: checkpoint.name})
+    if again_at is not None and again_at > now:
+        return dg.SkipReason(
+            f"evaluating {checkpoint.name} was asked for {attempts} times; again after {again_at:%H:%M} UTC"
+        )
+    return dg.RunRequest(
+        run_key=f"evaluate/{checkpoint.name}/{attempts}",
+        partition_key=checkpoint.window_id,
+        asset_selection=[dg.AssetKey("policy_evaluation")],
+        tags={EVALUATION_TAG: checkpoint.name, ASKED_AT_TAG: now.isoformat()},
     )
 
 
 JOBS = [windows_job, policy_job]
 SCHEDULES = [hourly_windows]
-SENSORS = [prepare_missed_windows, train_when_ready]
+SENSORS = [prepare_missed_windows, train_when_ready, evaluate_checkpoints]
+
+
+def _split_into_runs(due: Sequence[UnpreparedWindow]) -> Iterator[list[UnpreparedWindow]]:
+    """The windows of each run, oldest first: neighbours share a run of at most `WINDOWS_PER_RUN` hours."""
+    for first, last in contiguous([u.window for u in due]):
+        while first <= last:
+            end = min(last, first.next(WINDOWS_PER_RUN - 1))
+            if requested := [u for u in due if first <= u.window <= end]:
+                yield requested
+            first = end.next()
+
+
+def _find_windows_under_way(instance: dg.DagsterInstance) -> list[tuple[HourWindow, HourWindow]]:
+    """The hours, first and last, of each unfinished run that prepares windows."""
+    runs = instance.get_runs(filters=dg.RunsFilter(job_name=windows_job.name, statuses=_UNFINISHED))
+    spans = []
+    for run in runs:
+        one = run.tags.get("dagster/partition")
+        first, last = run.tags.get(RANGE_START, one), run.tags.get(RANGE_END, one)
+        if first and last:
+            spans.append((HourWindow.parse(first), HourWindow.parse(last)))
+    return spans
+
+
+def _is_under_way(instance: dg.DagsterInstance, tags: dict[str, str]) -> bool:
+    return bool(instance.get_runs(filters=dg.RunsFilter(tags=tags, statuses=_UNFINISHED), limit=1))
+
+
+def _count_attempts(instance: dg.DagsterInstance, tags: dict[str, str]) -> tuple[int, datetime | None]:
+    """How many runs were asked for with these tags, and when the next one may be; None: at once."""
+    runs = instance.get_runs(filters=dg.RunsFilter(tags=tags))
+    asked = [datetime.fromisoformat(r.tags[ASKED_AT_TAG]) for r in runs if ASKED_AT_TAG in r.tags]
+    again_at = max(asked) + backoff(len(runs), first=FIRST_WAIT, longest=LONGEST_WAIT) if asked else None
+    return len(runs), again_at
+
+
+def _describe_waiting(unprepared: Sequence[UnpreparedWindow], now: datetime) -> str:
+    waiting = [u for u in unprepared if not u.is_due(now)]
+    if not waiting:
+        return "every recorded window with enough agents is judged, kept out by a check, or being prepared"
+    counts = ", ".join(f"{n} {reason}" for reason, n in sorted(Counter(u.reason.value for u in waiting).items()))
+    again_at = min(u.not_before for u in waiting if u.not_before is not None)
+    return f"no window is due: {counts}; the next is tried after {again_at:%Y-%m-%d %H:%M} UTC"

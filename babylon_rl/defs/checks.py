@@ -17,7 +17,6 @@ from babylon_rl.defs.assets import contextualized_groups, ruler_scores
 from babylon_rl.defs.failures import dagster_failures
 from babylon_rl.pipeline import checks
 from babylon_rl.pipeline.workspace import Workspace
-from babylon_rl.store.check_results import write_check_result
 from babylon_rl.windows import HourWindow
 
 
@@ -39,8 +38,8 @@ def asset_check(check: checks.Check, asset: dg.AssetsDefinition) -> dg.AssetChec
         with dagster_failures():
             for key in keys:
                 window = HourWindow.parse(key)
-                result = check.run(window, workspace)
-                write_check_result(workspace.store.engine, window, check.name, result)
+                checked = checks.run_check(check, window, workspace)
+                result = checked.result
                 target = None
                 if key in latest:
                     target = AssetCheckEvaluationTargetMaterializationData(
@@ -52,7 +51,8 @@ def asset_check(check: checks.Check, asset: dg.AssetsDefinition) -> dg.AssetChec
                     passed=result.passed,
                     partition=key,
                     metadata={k: _metadata_value(v) for k, v in result.facts.items()},
-                    severity=dg.AssetCheckSeverity.ERROR,
+                    # A window that waits to be judged has not failed: it is tried again, and its facts say when.
+                    severity=dg.AssetCheckSeverity.ERROR if checked.kept else dg.AssetCheckSeverity.WARN,
                     blocking=False,
                     target_materialization_data=target,
                 )

@@ -209,6 +209,11 @@ def _describe_trainings(workspace: Workspace, window: HourWindow, judgment: Judg
 
 
 _NOT_TRAINED: Final[Mapping[Reason, str]] = {
+    Reason.ERROR: "preparing its window failed: {why}",
+    Reason.WAITING_FOR_OUTCOMES: "its window waits for outcomes: {why}",
+    Reason.JUDGE_FAILED: "the judge gave its window nothing usable: {why}",
+    Reason.JUDGE_DOWN: "the judge is out of reach: {why}",
+    Reason.OVER_BUDGET: "the day's judging budget is spent: {why}",
     Reason.NOT_READ: "its window was not read: {again} reads it",
     Reason.CHANGED: "rows of {window} came or were rewritten since it was read; {again} reads them",
     Reason.STALE: "rows or outcomes of {window} changed since its group was made; {again} makes it anew",
@@ -230,7 +235,10 @@ def _explain_waiting(workspace: Workspace, window: HourWindow, state: WindowStat
             again=f"`babylon-rl materialize --from {window} --to {window}`",
             failed=", ".join(state.failed_checks),
             missing=", ".join(state.missing_checks),
+            why=(state.explanation or "").rstrip("."),
         )
+        if state.not_before is not None:
+            why += f"; it is tried again after {_format_instant(state.not_before)}"
         return f"Lineage {own} does not train on it: {why}."
     ready = len(workspace.ledger.ready())
     need = workspace.settings.training.min_windows

@@ -9,13 +9,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from babylon_rl.common.progress import Progress, ignore_progress
-from babylon_rl.errors import DataError
+from babylon_rl.errors import ConfigError, DataError
 from babylon_rl.judging.judge import BudgetSpentError, Judge
-from babylon_rl.types import Hindsight, Judgment, TrajectoryGroup
+from babylon_rl.types import Hindsight, Judgment, RetryKind, TrajectoryGroup
 
 logger = logging.getLogger(__name__)
 
 Item = tuple[TrajectoryGroup, Hindsight]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    kind: RetryKind
+    reason: str
+    retry_after_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +37,10 @@ class ScoreReport:
     """
 
     judgments: dict[str, Judgment] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, Failure] = field(default_factory=dict)
     calls: int = 0
     cached: int = 0
-    over_budget: frozenset[str] = frozenset()
+    refusal: ConfigError | None = None
 
 
 async def score_groups(
@@ -42,6 +49,7 @@ async def score_groups(
     *,
     cached: Callable[[str], Judgment | None],
     store: Callable[[Judgment], None],
+    claims: object = None,
     concurrency: int = 8,
     progress: Progress = ignore_progress,
 ) -> ScoreReport:
@@ -64,9 +72,8 @@ async def score_groups(
         ConfigError: The judge refuses us; the same holds for groups under way.
     """
     judgments: dict[str, Judgment] = {}
-    failed: dict[str, str] = {}
+    failed: dict[str, Failure] = {}
     errors: list[Exception] = []
-    over_budget: set[str] = set()
     hits = calls = 0
 
     async def settle(group: TrajectoryGroup, hindsight: Hindsight) -> None:
@@ -82,9 +89,10 @@ async def score_groups(
                 hits += 1
                 judgments[group.group_id] = known
         except DataError as e:
-            failed[group.group_id] = str(e)
-            if isinstance(e, BudgetSpentError):
-                over_budget.add(group.group_id)
+            kind = RetryKind.OVER_BUDGET if isinstance(e, BudgetSpentError) else RetryKind.JUDGE_FAILED
+            if "no outcomes" in str(e):
+                kind = RetryKind.WAITING_FOR_OUTCOMES
+            failed[group.group_id] = Failure(kind=kind, reason=str(e))
             logger.warning("could not judge group=%s reason=%s", group.group_id, e)
         progress()
 
@@ -117,5 +125,4 @@ async def score_groups(
         failed={g: failed[g] for g in order if g in failed},
         calls=calls,
         cached=hits,
-        over_budget=frozenset(over_budget),
     )

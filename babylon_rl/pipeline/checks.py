@@ -8,6 +8,7 @@ A window that holds no group passes its group's checks vacuously (its facts say 
 training never sees it.
 """
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,14 +17,20 @@ from typing import Final, Literal
 
 import sqlalchemy as sa
 
+from babylon_rl.errors import ConfigError, TransientError
 from babylon_rl.ingest.reader import logged_messages, window_ids
+from babylon_rl.pipeline.each_window import note_failure
 from babylon_rl.pipeline.workspace import Workspace
+from babylon_rl.store.check_results import CheckSubject, read_check_subject, write_check_result
 from babylon_rl.store.dropout import is_dropped
 from babylon_rl.store.judge_audits import audit_of
 from babylon_rl.store.judge_calls import cost_of
+from babylon_rl.store.retries import clear_retry, read_tries
 from babylon_rl.store.row_outcomes import row_outcomes_of
 from babylon_rl.types import CheckResult, Hindsight, Json, Judgment, RowOutcome, Trajectory, TrajectoryGroup
 from babylon_rl.windows import HourWindow
+
+logger = logging.getLogger(__name__)
 
 EQUAL_WITHIN = 1e-6
 LLM_EQUAL_WITHIN = 0.01  # the third decimal of an LLM's score is noise; that of the hindsight judge is computed
@@ -58,6 +65,46 @@ class Check:
     @property
     def is_about_judgment(self) -> bool:
         return self.asset == "ruler_scores"
+
+    def subject(self, about: CheckSubject) -> str | None:
+        """The version of the group, or the judgment, that a result of this check is about."""
+        return about.judgment if self.is_about_judgment else about.group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedWindow:
+    """The result of one check on one window.
+
+    Attributes:
+        kept: Whether it counts for training: there was something to check, and it is still what is current.
+    """
+
+    result: CheckResult
+    kept: bool
+
+
+def run_check(check: Check, window: HourWindow, workspace: Workspace) -> CheckedWindow:
+    """Run one check on one window and keep its result.
+
+    A check that raises has failed, with the exception as its reason; the window is looked at again later.
+    """
+    engine = workspace.store.engine
+    about = check.subject(read_check_subject(engine, window))
+    tried = read_tries(engine, [window])[window]
+    try:
+        result = check.run(window, workspace)
+    except (ConfigError, TransientError, sa.exc.DBAPIError):
+        raise
+    except Exception as e:  # noqa: BLE001  # whatever one window holds, its siblings are checked
+        logger.warning("check raised window=%s check=%s error=%s", window, check.name, type(e).__name__)
+        reason = f"{check.name}: {type(e).__name__}: {e}"
+        facts: Json = {"failed": reason[:500]}
+        if not tried.is_error or tried.stage == check.name:  # else an asset failed before, which is the cause
+            facts = note_failure(workspace, window, check.name, reason, version=tried.version).facts
+        return CheckedWindow(result=CheckResult(passed=False, facts=facts), kept=False)
+    if tried.stage == check.name:
+        clear_retry(engine, window, check.name)
+    return CheckedWindow(result=result, kept=write_check_result(engine, window, check.name, result, about=about))
 
 
 _declared: list[Check] = []
@@ -113,7 +160,13 @@ def every_member_has_one_score(window: HourWindow, workspace: Workspace) -> Chec
     # Dropout leaves a window unjudged on purpose; without a judgment it does not train.
     if is_dropped(workspace.store.engine, workspace.settings.lineage, window):
         return CheckResult(passed=True, facts={"dropped_out": True})
-    return one_score_per_member(workspace.store.group(window), workspace.store.judgment(window))
+    judgment = workspace.store.judgment(window)
+    result = one_score_per_member(workspace.store.group(window), judgment)
+    return (
+        result
+        if judgment is not None
+        else CheckResult(passed=result.passed, facts=result.facts | _say_why(window, workspace))
+    )
 
 
 @_check("ruler_scores", required=True)
@@ -284,6 +337,18 @@ def within_budget(
     if left:
         facts["reason"] = "JUDGE_BUDGET_USD is spent; raise it, or materialize ruler_scores again tomorrow (UTC)"
     return CheckResult(passed=not left, facts=facts)
+
+
+def _say_why(window: HourWindow, workspace: Workspace) -> Json:
+    """Why a window has no judgment, and when it is tried again."""
+    facts: Json = {}
+    for state in workspace.ledger.eligibility.states([window]):
+        facts["state"] = state.state.value
+        if state.explanation is not None:
+            facts["reason"] = state.explanation
+        if state.not_before is not None:
+            facts["tried_again_at"] = state.not_before.isoformat(timespec="seconds")
+    return facts
 
 
 def _read_consistency(judgment: Judgment) -> Json:

@@ -151,15 +151,15 @@ def curve(workspace: Workspace) -> list[CurveRow]:
     return read_curve(workspace.store.engine, workspace.settings.lineage, suite_of(workspace).name)
 
 
-def unevaluated(workspace: Workspace) -> list[int]:
-    """Steps of the lineage that have not played the present suite, newest first: evaluation was killed, or left out."""
-    played = {row.step for row in curve(workspace)}
-    return [c.step for c in reversed(workspace.ledger.checkpoints()) if c.step not in played]
-
-
 def lift_by_step(workspace: Workspace) -> "dict[int, Interval]":
     """Every evaluated checkpoint's lift over the base on the present suite, in US dollars a window."""
     from babylon_rl.common.statistics import paired_bootstrap
 
     rows = curve(workspace)
     return {r.step: paired_bootstrap(rows[0].result.pnl_usd, r.result.pnl_usd, resamples=2000) for r in rows}
+
+
+def unevaluated(workspace: Workspace) -> list[int]:
+    """Steps of the lineage without an evaluation on the present suite, newest first; of the CPU trainer, whose are served here."""
+    done = {r.step for r in curve(workspace)}
+    return [c.step for c in reversed(workspace.ledger.checkpoints()) if c.step not in done and c.trainer == "cpu"]

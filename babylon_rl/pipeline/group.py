@@ -1,23 +1,41 @@
 """`contextualized_groups`: the group of a window and, stored apart, the hindsight for the judge."""
 
+from typing import Final
+
 from babylon_rl.grouping.groups import decide_row_outcomes, make_group
 from babylon_rl.grouping.hindsight import hindsight_for
 from babylon_rl.pipeline.window_result import WindowResult
-from babylon_rl.store.row_outcomes import row_outcomes_of
-from babylon_rl.store.windows import Store
+from babylon_rl.store.windows import Store, SupersededError
 from babylon_rl.types import Hindsight
 from babylon_rl.windows import HourWindow
 
+TRIES: Final = 5  # a window that is read again while it is grouped is grouped again
+
 
 def group_window(window: HourWindow, store: Store, *, min_agents: int) -> WindowResult:
-    """Make a window's group and, apart from it, the hindsight; decide the outcome of each row."""
-    trajectories = store.trajectories(window)
-    group = make_group(window, trajectories, min_agents=min_agents)
+    """Make a window's group and, apart from it, the hindsight; decide the outcome of each row.
+
+    Raises:
+        SupersededError: Other processes kept reading the window anew all the while.
+    """
+    for _ in range(TRIES - 1):
+        try:
+            return _group_once(window, store, min_agents)
+        except SupersededError:
+            continue
+    return _group_once(window, store, min_agents)
+
+
+def _group_once(window: HourWindow, store: Store, min_agents: int) -> WindowResult:
+    sources = store.group_sources(window)
+    group = make_group(window, sources.trajectories, min_agents=min_agents)
     hindsight: Hindsight | None = None
     if group is not None:
-        hindsight = hindsight_for(group, trajectories, store.outcomes(window))
-    outcomes = decide_row_outcomes(row_outcomes_of(store.engine, window), group)
-    version, changed = store.write_group(window, group, hindsight, outcomes, min_agents=min_agents)
+        hindsight = hindsight_for(group, sources.trajectories, sources.outcomes)
+    outcomes = decide_row_outcomes(sources.row_outcomes, group)
+    version, changed = store.write_group(
+        window, group, hindsight, outcomes, made_from=sources.made_from, min_agents=min_agents
+    )
     members = 0 if group is None else len(group.members)
     turns = 0 if group is None else sum(len(m.turns) for m in group.members)
     return WindowResult(
@@ -28,7 +46,7 @@ def group_window(window: HourWindow, store: Store, *, min_agents: int) -> Window
             "group_id": None if group is None else group.group_id,
             "members": members,
             "turns": turns,
-            "agents_seen": len({t.agent_id for t in trajectories}),
+            "agents_seen": len({t.agent_id for t in sources.trajectories}),
             "outcomes_known": hindsight is not None and hindsight.outcomes.known,
         },
     )

@@ -1,13 +1,20 @@
 """Is there enough to train on? `check-windows` answers in one table, one line, and an exit status."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
 from babylon_rl.ingest.window_summary import refresh
 from babylon_rl.pipeline.workspace import Workspace
-from babylon_rl.store.eligibility import Reason, RecordedCounts, RecordedWindow, WindowState
+from babylon_rl.store.eligibility import (
+    Reason,
+    RecordedCounts,
+    RecordedWindow,
+    State,
+    UnpreparedWindow,
+    WindowState,
+)
 from babylon_rl.windows import HOUR, HourWindow
 
 
@@ -18,8 +25,8 @@ class WindowLine:
     Attributes:
         rows: Rows of `trajectories` in it.
         agents: Distinct agents with training rows.
-        state: How far it has come: `recorded`, `grouped`, `judged`, `kept out: <check>`, `dropped out`, `changed: …`,
-            `judged, without <checks that did not run>`, `trained @<step>`, `stale: trained @<step> on older rows`.
+        state: How far it has come, in a few words: those of `store.eligibility.State`, with what a person needs beside.
+        explanation: Why it could not be prepared, and when it is tried again; None: nothing went wrong.
     """
 
     window_id: str
@@ -28,6 +35,7 @@ class WindowLine:
     avg_pnl_usd: float | None
     outcomes: bool
     state: str
+    explanation: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +83,7 @@ def readiness(
     states = {s.window_id: s for s in eligibility.states(windows, min_agents=min_agents)}
     stale = workspace.ledger.stale()
     return Readiness(
-        lines=tuple(_describe(r, states[r.window_id], stale) for r in recorded),
+        lines=tuple(_describe(r, states[r.window_id]) for r in recorded),
         windows=counts.windows,
         with_enough_agents=counts.with_enough_agents,
         unused=counts.unused,
@@ -87,28 +95,40 @@ def readiness(
 
 
 _STATES: Final[Mapping[Reason | None, str]] = {
+    Reason.ERROR: "kept out: {stage} failed",
     Reason.NOT_READ: "recorded",
-    Reason.CHANGED: "changed: rows came or were rewritten since it was read",
+    Reason.CHANGED: "changed: rows or outcomes came or were rewritten since it was read",
     Reason.STALE: "changed: rows or outcomes changed since it was grouped",
     Reason.CHECK_FAILED: "kept out: {failed}",
     Reason.TOO_FEW_AGENTS: "kept out: {agents} usable agents",
     Reason.NOT_GROUPED: "recorded",
+    Reason.WAITING_FOR_OUTCOMES: "waiting for outcomes",
+    Reason.JUDGE_FAILED: "judge failed",
+    Reason.JUDGE_DOWN: "judge down",
+    Reason.OVER_BUDGET: "over budget",
     Reason.NOT_JUDGED: "grouped",
     Reason.CHECKS_MISSING: "judged, without {missing}",
     None: "judged",
 }
 
 
-def _describe(r: RecordedWindow, state: WindowState, stale: Sequence[str]) -> WindowLine:
-    if state.consumed_step is not None:
-        trained = f"trained @{state.consumed_step}"
-        text = f"stale: {trained} on older rows" if r.window_id in stale else trained
-    elif state.dropped:
-        text = "dropped out"
-    else:
-        text = _STATES[state.reason].format(
-            failed=", ".join(state.failed_checks), missing=", ".join(state.missing_checks), agents=state.agents
-        )
+def _describe(r: RecordedWindow, state: WindowState) -> WindowLine:
+    match state.state:
+        case State.TRAINED:
+            text = f"trained @{state.consumed_step}"
+        case State.STALE:
+            text = f"stale: trained @{state.consumed_step} on older rows"
+        case State.DROPPED_OUT:
+            text = "dropped out"
+        case State.PLANNED if state.reason is None:
+            text = f"planned for @{state.planned_step}"
+        case _:
+            text = _STATES[state.reason].format(
+                failed=", ".join(state.failed_checks),
+                missing=", ".join(state.missing_checks),
+                agents=state.agents,
+                stage=state.stage,
+            )
     return WindowLine(
         window_id=r.window_id,
         rows=r.rows,
@@ -116,17 +136,30 @@ def _describe(r: RecordedWindow, state: WindowState, stale: Sequence[str]) -> Wi
         avg_pnl_usd=r.avg_pnl_usd,
         outcomes=r.outcomes,
         state=text,
+        explanation=_explain_wait(state),
     )
 
 
-def recorded_but_not_judged(workspace: Workspace, *, min_agents: int) -> list[HourWindow]:
-    """Windows with enough agents that have no judgment, or whose rows changed since, in time order.
+def _explain_wait(state: WindowState) -> str | None:
+    if state.explanation is None or state.not_before is None:
+        return None
+    times = f"{state.failures} time{'s' * (state.failures > 1)}"
+    return f"{state.explanation} (tried {times}; again after {state.not_before:%Y-%m-%d %H:%M} UTC)"
 
-    A window that a check keeps out is not among them while its rows stay as they are (`materialize` prepares it again by
-    hand). One that a checkpoint used never is: it is reported as stale.
+
+def unprepared_windows(workspace: Workspace, *, min_agents: int) -> list[UnpreparedWindow]:
+    """Recorded windows with enough agents that preparing can advance, each with the time before which it waits.
+
+    A window that a check keeps out is not among them while its rows and outcomes stay as they are (`materialize` prepares it
+    again by hand). One that a checkpoint used never is: it is reported as stale.
     """
     refresh(workspace.game, workspace.store.engine)
     return workspace.ledger.eligibility.unprepared(min_agents)
+
+
+def recorded_but_not_judged(workspace: Workspace, *, min_agents: int) -> list[HourWindow]:
+    """The windows of `unprepared_windows`, those included that wait for their time: a person who asks need not wait."""
+    return [u.window for u in unprepared_windows(workspace, min_agents=min_agents)]
 
 
 def contiguous(windows: list[HourWindow], *, gap: int = 6) -> list[tuple[HourWindow, HourWindow]]:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from babylon_rl.common.rank_agreement import kendall_tau
 from babylon_rl.judging.judge import Judge
 from babylon_rl.judging.score import Item, score_groups
-from babylon_rl.pipeline.checks import CHECKS
+from babylon_rl.pipeline.checks import CHECKS, run_check
 from babylon_rl.pipeline.workspace import Workspace
-from babylon_rl.store.check_results import write_check_result
 from babylon_rl.store.ledger import find_trainings
 from babylon_rl.types import Judgment
 from babylon_rl.windows import HourWindow
@@ -80,11 +79,8 @@ def rejudge(
         ConfigError: The judge refuses our requests.
     """
     store = workspace.store
-    items: dict[HourWindow, Item] = {}
-    for w in windows:
-        group, hindsight = store.group(w), store.hindsight(w)
-        if group is not None and hindsight is not None:
-            items[w] = (group, hindsight)
+    stored = {w: g for w in windows if (g := store.stored_group(w)) is not None}
+    items: dict[HourWindow, Item] = {w: (g.group, g.hindsight) for w, g in stored.items()}
     old = {w: store.judgment(w) for w in items}
     known_before = {w for w, (g, h) in items.items() if store.find_judgment(judge.key(g, h)) is not None}
 
@@ -97,6 +93,8 @@ def rejudge(
             concurrency=concurrency,
         )
     )
+    if report.refusal is not None:
+        raise report.refusal
     used = find_trainings(store.engine, list(items))
     rejudged = []
     for w, (group, _) in items.items():
@@ -107,13 +105,15 @@ def rejudge(
                 window_id=str(w),
                 old=before,
                 new=new,
-                failed=report.failed.get(group.group_id),
+                failed=failure.reason if (failure := report.failed.get(group.group_id)) else None,
                 tau=None if before is None or new is None else kendall_tau(_values(before), _values(new)),
                 trained={u.policy: _name_judgment(u.judgment_key, before, new) for u in used if u.window_id == str(w)},
             )
         )
         if make_current and new is not None:
-            store.set_current_judgment(w, group.group_id, new.key)
+            store.set_current_judgment(
+                w, new, group_version=stored[w].version, instead_of=None if before is None else before.key
+            )
             _check_judgment(workspace, w)
     return RejudgeReport(
         windows=tuple(rejudged),
@@ -131,7 +131,7 @@ def _check_judgment(workspace: Workspace, window: HourWindow) -> None:
     """Run the checks of judgments on the new one: the results for the old one no longer apply."""
     for check in CHECKS:
         if check.is_about_judgment:
-            write_check_result(workspace.store.engine, window, check.name, check.run(window, workspace))
+            run_check(check, window, workspace)
 
 
 def _name_judgment(key: str, old: Judgment | None, new: Judgment | None) -> str:

@@ -1,27 +1,42 @@
 """`ruler_scores`: every group judged once; a group that cannot be judged does not hold up the others."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.judging.judge import Judge
-from babylon_rl.judging.score import score_groups
+from babylon_rl.judging.score import Failure, score_groups
 from babylon_rl.pipeline.window_result import WindowResult
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.dropout import drop_out
+from babylon_rl.store.eligibility import Reason, WindowState
 from babylon_rl.store.judge_calls import cost_of
-from babylon_rl.store.windows import Store
-from babylon_rl.types import Hindsight, Json, Judgment, TrajectoryGroup
+from babylon_rl.store.judgment_claims import JudgmentClaims
+from babylon_rl.store.retries import clear_retry, expect_judge, postpone, read_tries, release_errors
+from babylon_rl.store.windows import StoredGroup
+from babylon_rl.types import Json, Judgment
 from babylon_rl.windows import HourWindow
 
 logger = logging.getLogger(__name__)
 
-STALE: Final = "rows or outcomes changed since the group was made; materialize `contextualized_groups` first"
+STAGE: Final = "ruler_scores"
+# Judging these would pay for a group that is about to be made anew, or that must not train.
+_NOT_JUDGED: Final[Mapping[Reason, str]] = {
+    Reason.NOT_READ: "its rows were not read; materialize `raw_trajectories` first",
+    Reason.CHANGED: "rows or outcomes changed since they were read; materialize `raw_trajectories` and "
+    "`market_outcomes` first",
+    Reason.STALE: "rows or outcomes changed since the group was made; materialize `contextualized_groups` first",
+}
 
 
 async def score_range(
-    workspace: Workspace, judge: Judge, windows: Sequence[HourWindow], *, progress: Progress = ignore_progress
+    workspace: Workspace,
+    judge: Judge,
+    windows: Sequence[HourWindow],
+    *,
+    unattended: bool = False,
+    progress: Progress = ignore_progress,
 ) -> dict[HourWindow, WindowResult]:
     """Decide which of `windows` drop out of the lineage, and judge the groups of the others."""
     settings = workspace.settings
@@ -34,11 +49,12 @@ async def score_range(
         seed=settings.seed,
     )
     results = await score_windows(
-        [w for w in windows if w not in dropped],
-        workspace.store,
+        workspace,
         judge,
+        [w for w in windows if w not in dropped],
         # Twice what may be in flight: the next prompts are written while the judge works.
         concurrency=2 * settings.judge.concurrency,
+        unattended=unattended,
         progress=progress,
     )
     nothing = WindowResult(data_version="none", changed=False, count=0, facts={"dropped_out": True})
@@ -46,66 +62,141 @@ async def score_range(
 
 
 async def score_windows(
-    windows: Sequence[HourWindow],
-    store: Store,
+    workspace: Workspace,
     judge: Judge,
+    windows: Sequence[HourWindow],
     *,
     concurrency: int = 8,
+    unattended: bool = False,
     progress: Progress = ignore_progress,
 ) -> dict[HourWindow, WindowResult]:
     """Judge every group of `windows` once; a group judged before costs nothing.
 
-    A group that cannot be judged fails alone: its window has no current judgment, and its facts say why.
+    A group that cannot be judged fails alone: its window gets the reason and the time of its next try, and keeps the
+    current judgment that it may have.
+
+    Args:
+        workspace: Its store holds groups and judgments.
+        judge: Opened and closed here.
+        windows: Those without a group, or whose rows or outcomes changed, are not judged.
+        concurrency: Groups being judged at a time.
+        unattended: Leave out windows whose time has not come; a person who asks has them tried at once.
+        progress: Called after each group.
+
+    Raises:
+        ConfigError: The judge refuses us. What was judged before is kept, and every other window waits.
     """
-    items: dict[HourWindow, tuple[TrajectoryGroup, Hindsight]] = {}
-    stale = {w for w in windows if store.is_stale(w)}
-    for w in windows:
-        if w in stale:
-            continue
-        group, hindsight = store.group(w), store.hindsight(w)
-        if group is not None and hindsight is not None:
-            items[w] = (group, hindsight)
-    report = await score_groups(
-        judge,
-        list(items.values()),
-        cached=store.find_judgment,
-        store=store.write_judgment,
-        concurrency=concurrency,
-        progress=progress,
-    )
+    store, now = workspace.store, workspace.now()
+    tries = read_tries(store.engine, windows)
+    states = {s.window_id: s for s in workspace.ledger.eligibility.states(windows)}
     results: dict[HourWindow, WindowResult] = {}
+    groups: dict[HourWindow, StoredGroup] = {}
     for w in windows:
-        if w not in items:
-            store.set_current_judgment(w, "", None)
-            facts: Json = {"failed": STALE} if w in stale else {"members": 0}
-            results[w] = WindowResult(data_version="none", changed=False, count=0, facts=facts)
-            continue
-        group_id = items[w][0].group_id
-        judgment = report.judgments.get(group_id)
-        changed = store.set_current_judgment(w, group_id, None if judgment is None else judgment.key)
-        results[w] = (
-            WindowResult(
-                data_version="none",
-                changed=False,
-                count=0,
-                facts={"failed": report.failed.get(group_id, "unknown"), "over_budget": group_id in report.over_budget},
-            )
-            if judgment is None
-            else WindowResult(
-                data_version=judgment.key, changed=changed, count=len(judgment.scores), facts=_summarise(judgment)
-            )
+        state = states.get(str(w))
+        if (left_out := _find_obstacle(state)) is not None:
+            results[w] = _make_result({"failed": left_out})
+        elif unattended and state is not None and state.not_before is not None and state.not_before > now:
+            results[w] = _make_result(_describe_wait(state))
+        elif (group := store.stored_group(w)) is None:
+            results[w] = _make_result({"members": 0})
+        else:
+            groups[w] = group
+    async with JudgmentClaims(store.engine) as claims:
+        report = await score_groups(
+            judge,
+            [(g.group, g.hindsight) for g in groups.values()],
+            cached=store.find_judgment,
+            store=store.write_judgment,
+            claims=claims,
+            concurrency=concurrency,
+            progress=progress,
         )
+    for w, group in groups.items():
+        judgment = report.judgments.get(group.group.group_id)
+        if judgment is not None:
+            results[w] = _settle(workspace, w, group, judgment, stage=tries[w].stage)
+        else:
+            failure = report.failed[group.group.group_id]
+            results[w] = _postpone(workspace, w, group, failure)
         cost = cost_of(store.engine, str(w))
         results[w].facts.update({"window_calls": cost.calls, "window_cost_usd": cost.cost_usd})
+    if report.calls and report.judgments:
+        expect_judge(store.engine, now=workspace.now())
     logger.info(
         "scored windows=%d groups=%d calls=%d cached=%d failed=%d",
         len(windows),
-        len(items),
+        len(groups),
         report.calls,
         report.cached,
         len(report.failed),
     )
-    return results
+    if report.refusal is not None:
+        raise report.refusal
+    return {w: results[w] for w in windows}
+
+
+def _find_obstacle(state: WindowState | None) -> str | None:
+    """Why a window's group is not judged now, whatever the judge; None: nothing is in the way."""
+    if state is None or state.reason is None:
+        return None
+    if state.reason is Reason.ERROR and state.stage != "trained_checkpoint":
+        return state.explanation
+    return _NOT_JUDGED.get(state.reason)
+
+
+def _settle(
+    workspace: Workspace, window: HourWindow, group: StoredGroup, judgment: Judgment, *, stage: str | None
+) -> WindowResult:
+    """Make a judgment the current one; `stage` is the one that could not prepare the window before."""
+    settled = workspace.store.set_current_judgment(
+        window, judgment, group_version=group.version, instead_of=group.judgment_key
+    )
+    if settled == "superseded":
+        return _make_result(
+            {"failed": "the window was grouped or judged anew meanwhile; this judgment is kept, unused"}
+        )
+    if stage == STAGE:
+        clear_retry(workspace.store.engine, window, STAGE)
+    elif stage == "trained_checkpoint":
+        release_errors(workspace.store.engine, window, stage, now=workspace.now())
+    return WindowResult(
+        data_version=judgment.key,
+        changed=settled == "set",
+        count=len(judgment.scores),
+        facts=_summarise(judgment),
+    )
+
+
+def _postpone(workspace: Workspace, window: HourWindow, group: StoredGroup, failure: Failure) -> WindowResult:
+    retry = postpone(
+        workspace.store.engine,
+        window,
+        failure.kind,
+        failure.reason,
+        stage=STAGE,
+        version=group.version,
+        now=workspace.now(),
+        at_least_s=failure.retry_after_s or 0.0,
+    )
+    facts: Json = {"failed": failure.reason, "state": failure.kind.value}
+    if retry is not None:
+        facts |= {"failures": retry.failures, "tried_again_at": retry.not_before.isoformat(timespec="seconds")}
+    return _make_result(facts)
+
+
+def _describe_wait(state: WindowState) -> Json:
+    again = None if state.not_before is None else state.not_before.isoformat(timespec="seconds")
+    return {
+        "failed": state.explanation,
+        "state": state.state.value,
+        "failures": state.failures,
+        "tried_again_at": again,
+        "waits": True,
+    }
+
+
+def _make_result(facts: Json) -> WindowResult:
+    return WindowResult(data_version="none", changed=False, count=0, facts=facts)
 
 
 def _summarise(judgment: Judgment) -> Json:

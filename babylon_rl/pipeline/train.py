@@ -1,18 +1,22 @@
-"""`trained_checkpoint`: goes through the hours in order; each partition trains at most one checkpoint.
+"""`trained_checkpoint`: goes through the hours in order; a partition trains a checkpoint of each full batch that waits.
 
 Plan (a row) → train (files, written atomically) → record (checkpoint and consumed windows, one transaction). After a
-kill at any point the next run finds the planned batch and makes the same checkpoint from the same parent.
+kill at any point the next run finds the planned batch and makes the same checkpoint from the same parent; if its
+windows were grouped or judged anew meanwhile, it plans another.
 """
 
 import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.errors import DataError
+from babylon_rl.pipeline.each_window import note_failure
 from babylon_rl.pipeline.workspace import Workspace, claim_checkpoints
 from babylon_rl.store.ledger import PlannedBatch
+from babylon_rl.store.retries import read_tries
 from babylon_rl.training.factory import open_trainer
 from babylon_rl.training.rewards import rank_rewards
 from babylon_rl.training.trainer import RewardedGroup, TrainingBatch
@@ -22,27 +26,32 @@ from babylon_rl.windows import HourWindow
 logger = logging.getLogger(__name__)
 
 
+STAGE: Final = "trained_checkpoint"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HourOutcome:
     """What one hour's partition did.
 
     Attributes:
         policy: The checkpoint in force as of the hour, or None while the base still is.
-        trained: Whether it was made in this run.
+        trained: The checkpoints made in this run, by step; several where old windows had piled up.
         waiting: Ready windows that wait for the next batch.
     """
 
     policy: Checkpoint | None
-    trained: bool
+    trained: tuple[Checkpoint, ...]
     waiting: int
 
     def facts(self) -> Json:
-        """Small numbers for the partition's metadata."""
-        facts: Json = {"trained": self.trained, "windows_waiting": self.waiting}
+        """Small numbers for the partition's metadata; losses are the last checkpoint's."""
+        facts: Json = {"trained": bool(self.trained), "windows_waiting": self.waiting}
         if self.policy is not None:
-            facts |= {"policy": self.policy.name, "dagster/row_count": len(self.policy.windows) if self.trained else 0}
-            if self.trained:
-                facts |= {k: v for k, v in sorted(self.policy.metrics.items()) if k.startswith(("loss/", "behaviour/"))}
+            facts |= {"policy": self.policy.name, "dagster/row_count": sum(len(c.windows) for c in self.trained)}
+        if self.trained:
+            metrics = self.trained[-1].metrics
+            facts |= {"checkpoints": len(self.trained), "checkpoint_names": [c.name for c in self.trained]}
+            facts |= {k: v for k, v in sorted(metrics.items()) if k.startswith(("loss/", "behaviour/"))}
         return facts
 
 
@@ -52,36 +61,58 @@ def train_range(
     *,
     batch_size: int | None = None,
     learning_rate: float | None = None,
+    max_checkpoints: int | None = None,
     progress: Progress = ignore_progress,
 ) -> dict[HourWindow, HourOutcome]:
-    """Go through `windows` in time order; each trains when a full batch of unused windows waits by then.
+    """Go through `windows` in time order; each trains as long as a full batch of unused windows waits by then.
 
     Args:
         workspace: Its ledger says what waits; its settings which trainer trains.
         windows: Hours; a range over a month of history replays every iteration.
         batch_size: Windows per checkpoint; None: BABYLON_MIN_WINDOWS.
         learning_rate: None: BABYLON_LEARNING_RATE, or the trainer's own.
+        max_checkpoints: Stop after so many; None: no limit.
         progress: Called after each gradient step.
 
     Raises:
         TransientError: The lineage is being trained elsewhere, or a remote trainer is out of reach.
-        DataError: A batch cannot be trained; the message says why.
+        DataError: A batch cannot be trained; the message says why. Its plan is discarded, and a window that is to
+            blame is kept out for a while, so that the next training is planned anew.
     """
     ledger, settings = workspace.ledger, workspace.settings
     size = batch_size or settings.training.min_windows
     rate = learning_rate or settings.training.learning_rate
+    left = max_checkpoints
     outcomes: dict[HourWindow, HourOutcome] = {}
     for window in sorted(windows):
-        checkpoint = None
-        if ledger.may_train(window, size):
+        trained: list[Checkpoint] = []
+        while (left is None or left > 0) and ledger.may_train(window, size):
             with ledger.training():
                 planned = ledger.plan(window, size, learning_rate=rate)
-                if planned is not None:
-                    checkpoint = asyncio.run(_train(workspace, planned, progress))
-        policy = checkpoint or ledger.latest(as_of=window)
-        trained, waiting = checkpoint is not None, ledger.waiting(window)
-        outcomes[window] = HourOutcome(policy=policy, trained=trained, waiting=waiting)
+                if planned is None:
+                    break
+                try:
+                    trained.append(asyncio.run(_train(workspace, planned, progress)))
+                except DataError as e:
+                    _give_up(workspace, planned, e)
+                    raise
+            left = None if left is None else left - 1
+        outcomes[window] = HourOutcome(
+            policy=ledger.latest(as_of=window), trained=tuple(trained), waiting=ledger.waiting(window)
+        )
     return outcomes
+
+
+def _give_up(workspace: Workspace, planned: PlannedBatch, error: DataError) -> None:
+    """Discard a plan that cannot be trained, and keep the window out that is to blame, if one is."""
+    if not workspace.ledger.discard_unsent(planned):
+        return
+    logger.warning("discarded a plan that cannot be trained policy=%s@%d", planned.lineage, planned.step)
+    blamed = str(error.facts.get("window_id") or error.facts.get("group_id") or "").partition("#")[0]
+    if blamed in planned.windows:
+        window = HourWindow.parse(blamed)
+        version = read_tries(workspace.store.engine, [window])[window].version
+        note_failure(workspace, window, STAGE, f"{STAGE}: {error}", version=version)
 
 
 async def _train(workspace: Workspace, planned: PlannedBatch, progress: Progress) -> Checkpoint:
@@ -125,7 +156,7 @@ def load_rewarded_group(workspace: Workspace, window_id: str, judgment_key: str)
     if group is None or judgment is None or judgment.group_id != group.group_id:
         raise DataError(
             f"window {window_id!r} was planned for training with judgment {judgment_key[:12]!r}, which no longer fits "
-            "its group; run `babylon-rl discard-plan` to plan again from what is judged now",
+            "its group; train again: the batch is planned anew from what is judged now",
             facts={"window_id": window_id, "judgment_key": judgment_key},
         )
     scores = {s.trajectory_id: s.value for s in judgment.scores}

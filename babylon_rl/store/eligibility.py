@@ -1,12 +1,14 @@
 """May this window train? One SQL answer, asked by training, export, `check-windows` and `explain`.
 
 What belongs here: reading a window's state. What is the same for every lineage is the view
-`babylon_rl.trainable_windows` (migration 0009); what a lineage did with a window is joined to it here. How a state is
-worded for people is `pipeline/readiness.py` and `export/explain.py`.
+`babylon_rl.trainable_windows`, what a lineage did with a window is added by `babylon_rl.window_states` (migration 0010).
+How a state is worded for people is `pipeline/readiness.py` and `export/explain.py`.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 
 import sqlalchemy as sa
@@ -17,22 +19,56 @@ from babylon_rl.windows import HourWindow
 class Reason(StrEnum):
     """Why a window may not train; of several, the first in this order."""
 
+    ERROR = "error"
+    """Preparing it raised an exception."""
     NOT_READ = "not_read"
     """Rows are recorded, and `raw_trajectories` has not read them."""
     CHANGED = "changed"
-    """Rows came or were rewritten since it was read."""
+    """Rows or outcomes came or were rewritten since it was read."""
     STALE = "stale"
     """Its rows or outcomes were read again, and differ from those that its group was made from."""
     CHECK_FAILED = "check_failed"
-    """A required check failed."""
+    """A required check failed on its group or on its current judgment."""
     TOO_FEW_AGENTS = "too_few_agents"
     """It has no group, because it had fewer usable agents than grouping asked for."""
     NOT_GROUPED = "not_grouped"
     """It was read and not grouped since."""
+    WAITING_FOR_OUTCOMES = "waiting_for_outcomes"
+    """No market of it has an outcome, so no judge was asked."""
+    JUDGE_FAILED = "judge_failed"
+    """The judge gave its group nothing usable."""
+    JUDGE_DOWN = "judge_down"
+    """The judge was out of reach, or refused us."""
+    OVER_BUDGET = "over_budget"
+    """The day's judging budget was spent."""
     NOT_JUDGED = "not_judged"
     """Its group has no current judgment."""
     CHECKS_MISSING = "checks_missing"
-    """A required check did not run on it."""
+    """A required check did not run on its group or its current judgment."""
+
+
+class State(StrEnum):
+    """How far a window has come in a lineage; exactly one at a time. Computed by `babylon_rl.window_states`."""
+
+    RECORDED = "recorded"
+    """Its rows wait to be read and grouped, for the first time or again."""
+    GROUPED = "grouped"
+    """It has a group, which no judge was asked about."""
+    WAITING_FOR_OUTCOMES = "waiting_for_outcomes"
+    JUDGE_FAILED = "judge_failed"
+    """No judgment came: the reply could not be used, or the judge is down."""
+    OVER_BUDGET = "over_budget"
+    TOO_FEW_AGENTS = "too_few_agents"
+    KEPT_OUT = "kept_out"
+    """A required check failed, or preparing it raised an exception."""
+    JUDGED = "judged"
+    """It may train, or only its checks are missing."""
+    PLANNED = "planned"
+    """It is part of the batch whose training is under way or was interrupted."""
+    TRAINED = "trained"
+    STALE = "stale"
+    """It was trained on, and its rows or outcomes have changed since."""
+    DROPPED_OUT = "dropped_out"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,22 +76,33 @@ class WindowState:
     """How far one window has come.
 
     Attributes:
+        reason: Why no lineage may train on it; None: it may train.
+        stage: The asset or check that could not prepare it, where the reason is one that is tried again.
+        explanation: What that try said.
+        version: Rises with every change of its rows and outcomes: `<rows>.<outcomes>`.
+        failures: Tries in a row that failed for that reason.
+        not_before: It is not tried again by itself before; None: at once, or never by itself.
         agents: Usable agents; of a window that was not read, agents with rows that may train.
         failed_checks: Required checks that failed, by name.
         missing_checks: Required checks that did not run, by name.
-        reason: Why no lineage may train on it; None: it may train.
         consumed_step: The checkpoint of this lineage that trained on it.
         planned_step: The unfinished checkpoint of this lineage that it is planned for.
         dropped: Whether dropout left it out of this lineage.
     """
 
     window_id: str
+    state: State
+    reason: Reason | None
+    stage: str | None
+    explanation: str | None
+    version: str
+    failures: int
+    not_before: datetime | None
     agents: int
     group_id: str | None
     judgment_key: str | None
     failed_checks: tuple[str, ...]
     missing_checks: tuple[str, ...]
-    reason: Reason | None
     consumed_step: int | None
     planned_step: int | None
     dropped: bool
@@ -67,11 +114,31 @@ class WindowState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnpreparedWindow:
+    """A window that reading, grouping, judging or checking can advance.
+
+    Attributes:
+        version: As in `WindowState`.
+        not_before: As in `WindowState`.
+    """
+
+    window: HourWindow
+    reason: Reason
+    version: str
+    not_before: datetime | None
+
+    def is_due(self, now: datetime) -> bool:
+        """Whether it may be tried by itself."""
+        return self.not_before is None or self.not_before <= now
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReadyWindow:
-    """A window that this lineage may train on and has not used."""
+    """A window that this lineage may train on and has not used, with what it would train on."""
 
     window_id: str
     judgment_key: str
+    group_version: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,14 +241,36 @@ class Eligibility:
             oldest_without_outcomes=oldest,
         )
 
-    def unprepared(self, min_agents: int) -> list[HourWindow]:
-        """Recorded windows with enough agents that reading, grouping or judging can advance, in time order.
+    def unprepared(self, min_agents: int) -> list[UnpreparedWindow]:
+        """Recorded windows with enough agents that preparing can advance, now or at their time, in time order.
 
-        One that a check keeps out, or that has too few usable agents, returns here when its rows change; one that
-        the lineage used or dropped never does.
+        One that a check keeps out, or that has too few usable agents, returns here when its rows or outcomes change; one
+        that the lineage used or dropped never does.
         """
         with self.engine.connect() as conn:
-            return HourWindow.parse_all(list(conn.scalars(_UNPREPARED, self._parameters(min_agents=min_agents))))
+            rows = conn.execute(_UNPREPARED, self._parameters(min_agents=min_agents)).all()
+        found = [
+            UnpreparedWindow(
+                window=HourWindow.parse(r.window_id),
+                reason=Reason(r.reason),
+                version=r.version,
+                not_before=r.not_before,
+            )
+            for r in rows
+        ]
+        return sorted(found, key=lambda w: w.window)
+
+    def still_fit(self, windows: Sequence[ReadyWindow]) -> bool:
+        """Whether each of `windows` may still train, with the same judgment of the same group."""
+        with self.engine.connect() as conn:
+            rows = conn.execute(_CURRENT, {"windows": [w.window_id for w in windows]}).mappings()
+            return {ReadyWindow(**r) for r in rows} == set(windows)
+
+    def count_states(self, min_agents: int) -> Counter[State]:
+        """How many windows with enough agents are in each state; costs as much as all windows."""
+        with self.engine.connect() as conn:
+            rows = conn.execute(_COUNT_STATES, self._parameters(min_agents=min_agents)).all()
+        return Counter({State(state): count for state, count in rows})
 
     def _parameters(self, **more: object) -> dict[str, object]:
         return {"lineage": self.lineage, **more}
@@ -189,13 +278,14 @@ class Eligibility:
 
 def _read_state(r: sa.RowMapping) -> WindowState:
     lists = {name: tuple(r[name]) for name in ("failed_checks", "missing_checks")}
-    return WindowState(**{**r, **lists, "reason": None if r["reason"] is None else Reason(r["reason"])})
+    reason = None if r["reason"] is None else Reason(r["reason"])
+    return WindowState(**{**r, **lists, "state": State(r["state"]), "reason": reason})
 
 
 # Few windows are asked for out of many. `OFFSET 0` keeps the planner, which knows nothing about young tables, from
 # computing the state of every window first.
 _READY = sa.text("""
-    SELECT j.window_id, x.judgment_key FROM babylon_rl.window_judgments j
+    SELECT j.window_id, x.judgment_key, x.group_version FROM babylon_rl.window_judgments j
     CROSS JOIN LATERAL (SELECT * FROM babylon_rl.trainable_windows y
                         WHERE y.window_id = j.window_id OFFSET 0) x
     WHERE x.trainable
@@ -213,19 +303,25 @@ _GROUPS = sa.text("""
       AND (CAST(:last AS text) IS NULL OR g.window_id <= :last)
     ORDER BY g.window_id COLLATE "C" """)
 _STATES = sa.text("""
-    SELECT x.window_id, x.agents, x.group_id, x.judgment_key, x.failed_checks, x.missing_checks,
-           CASE WHEN x.reason = 'too_few_agents' AND x.agents >= CAST(:min_agents AS integer) THEN 'not_grouped'
-                ELSE x.reason END AS reason,
-           c.step AS consumed_step, p.step AS planned_step, d.window_id IS NOT NULL AS dropped
-    FROM babylon_rl.trainable_windows x
-    LEFT JOIN babylon_rl.consumed_windows c ON c.lineage = :lineage AND c.window_id = x.window_id
-    LEFT JOIN babylon_rl.dropped_windows d ON d.lineage = :lineage AND d.window_id = x.window_id
-    LEFT JOIN (SELECT b.step, unnest(b.windows) AS window_id FROM babylon_rl.planned_batches b
-               WHERE b.lineage = :lineage
-                 AND NOT EXISTS (SELECT FROM babylon_rl.checkpoints m WHERE m.lineage = b.lineage AND m.step = b.step)
-              ) p ON p.window_id = x.window_id
+    SELECT x.window_id, x.stage, x.explanation, x.version, x.failures, x.not_before, x.agents, x.group_id, x.judgment_key,
+           x.failed_checks, x.missing_checks, x.consumed_step, x.planned_step, x.dropped,
+           CASE WHEN n.asked_again AND x.state = 'too_few_agents' THEN 'recorded' ELSE x.state END AS state,
+           CASE WHEN n.asked_again THEN 'not_grouped' ELSE x.reason END AS reason
+    FROM babylon_rl.window_states(:lineage) x
+    CROSS JOIN LATERAL (SELECT coalesce(x.reason = 'too_few_agents' AND x.agents >= CAST(:min_agents AS integer),
+                                        false) AS asked_again) n
     WHERE x.window_id = ANY(:windows)
     ORDER BY x.window_id COLLATE "C" """)
+_CURRENT = sa.text("""
+    SELECT x.window_id, x.judgment_key, x.group_version
+    FROM unnest(CAST(:windows AS text[])) AS w(window_id)
+    CROSS JOIN LATERAL (SELECT * FROM babylon_rl.trainable_windows y
+                        WHERE y.window_id = w.window_id OFFSET 0) x
+    WHERE x.trainable""")
+_COUNT_STATES = sa.text("""
+    SELECT x.state, count(*)::int FROM babylon_rl.window_summary s
+    JOIN babylon_rl.window_states(:lineage) x ON x.window_id = s.window_id
+    WHERE s.agents >= :min_agents GROUP BY x.state""")
 _NEWEST = sa.text("""
     SELECT window_id, rows, agents, avg_pnl_usd, outcomes FROM babylon_rl.window_summary
     WHERE rows > 0 ORDER BY window_id DESC LIMIT :count""")
@@ -253,11 +349,12 @@ _OLDEST_WITHOUT_OUTCOMES = sa.text(f"""
     WHERE NOT s.outcomes AND s.agents >= :min_agents AND s.window_id NOT IN ({_SPENT_WINDOWS})
     ORDER BY s.window_id LIMIT 1""")  # noqa: S608  # a constant
 _UNPREPARED = sa.text("""
-    SELECT s.window_id FROM babylon_rl.window_summary s
+    SELECT s.window_id, x.version, x.not_before,
+           CASE WHEN x.reason = 'too_few_agents' THEN 'not_grouped' ELSE x.reason END AS reason
+    FROM babylon_rl.window_summary s
     JOIN babylon_rl.trainable_windows x ON x.window_id = s.window_id
-    WHERE s.agents >= :min_agents
-      AND (x.reason IN ('not_read', 'changed', 'stale', 'not_grouped', 'not_judged')
-           OR x.reason = 'too_few_agents' AND x.agents >= :min_agents)
+    WHERE s.agents >= :min_agents AND x.reason <> 'check_failed'
+      AND (x.reason <> 'too_few_agents' OR x.agents >= :min_agents)
       AND NOT EXISTS (SELECT FROM babylon_rl.consumed_windows c
                       WHERE c.lineage = :lineage AND c.window_id = s.window_id)
       AND NOT EXISTS (SELECT FROM babylon_rl.dropped_windows d

@@ -1,13 +1,17 @@
 """Judgments, each stored once and never deleted, and which of them is the current one of a window."""
 
+from typing import Literal
+
 import sqlalchemy as sa
 
 from babylon_rl.common.canonical import from_json, to_json
 from babylon_rl.database import tables as t
-from babylon_rl.database.upsert import insert_missing
+from babylon_rl.database.upsert import insert_missing, upsert
 from babylon_rl.store.window_lock import lock_window
 from babylon_rl.types import Judgment, Score
 from babylon_rl.windows import HourWindow
+
+Settled = Literal["set", "unchanged", "superseded"]
 
 
 class JudgmentStore:
@@ -44,20 +48,34 @@ class JudgmentStore:
         with self.engine.begin() as conn:
             insert_missing(conn, t.judgments, rows)
 
-    def set_current_judgment(self, window: HourWindow, group_id: str, key: str | None) -> bool:
-        """Set a window's current judgment (None: it has none); returns whether that is a change."""
-        c = t.window_judgments.c
+    def set_current_judgment(
+        self, window: HourWindow, judgment: Judgment, *, group_version: str, instead_of: str | None
+    ) -> Settled:
+        """Make a judgment the current one of its window, if what it was made of is still what is stored.
+
+        Args:
+            window: The hour.
+            judgment: Of its group.
+            group_version: Version of the group that was judged.
+            instead_of: Key of the judgment that was current when the group was read; None: there was none.
+
+        Returns:
+            `set`; `unchanged`: it was current already; `superseded`: the window was grouped or judged anew meanwhile,
+            and nothing was written.
+        """
+        c, g = t.window_judgments.c, t.contextualized_groups.c
+        w = str(window)
         with lock_window(self.engine, window) as conn:
-            current = conn.scalar(sa.select(c.judgment_key).where(c.window_id == str(window)))
-            if current == key:
-                return False
-            conn.execute(sa.delete(t.window_judgments).where(c.window_id == str(window)))
-            if key is not None:
-                conn.execute(
-                    sa.insert(t.window_judgments),
-                    [{"window_id": str(window), "group_id": group_id, "judgment_key": key}],
-                )
-        return True
+            if conn.scalar(sa.select(g.data_version).where(g.window_id == w)) != group_version:
+                return "superseded"
+            current = conn.scalar(sa.select(c.judgment_key).where(c.window_id == w))
+            if current == judgment.key:
+                return "unchanged"
+            if current != instead_of:
+                return "superseded"
+            row = {"window_id": w, "group_id": judgment.group_id, "judgment_key": judgment.key}
+            upsert(conn, t.window_judgments, [row])
+        return "set"
 
     def judgment(self, window: HourWindow) -> Judgment | None:
         """The current judgment of a window."""

@@ -32,6 +32,8 @@ class PlannedBatch:
         window_id: The partition that trains it.
         windows: What it trains on, in time order.
         judgment_keys: The judgment of each window, in the same order.
+        group_versions: The version of each window's group, hindsight included, in the same order.
+        is_sent: Whether a remote job that costs money was, or may have been, sent for it.
     """
 
     lineage: str
@@ -39,7 +41,15 @@ class PlannedBatch:
     window_id: str
     windows: tuple[str, ...]
     judgment_keys: tuple[str, ...]
+    group_versions: tuple[str, ...]
     learning_rate: float | None
+    is_sent: bool = False
+
+    @property
+    def members(self) -> tuple[ReadyWindow, ...]:
+        """Its windows with what each trains on."""
+        each = zip(self.windows, self.judgment_keys, self.group_versions, strict=True)
+        return tuple(ReadyWindow(window_id=w, judgment_key=k, group_version=v) for w, k, v in each)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +124,7 @@ class Ledger:
         ]
 
     def latest(self, as_of: HourWindow | None = None) -> Checkpoint | None:
-        """The policy as of an hour: the newest checkpoint trained in that partition or before."""
+        """The policy as of an hour: of the checkpoints trained in that partition or before, the one with the last step."""
         candidates = [c for c in self.checkpoints() if as_of is None or c.window_id <= str(as_of)]
         return candidates[-1] if candidates else None
 
@@ -122,7 +132,7 @@ class Ledger:
         """The planned batch that has no checkpoint yet: what a killed training left behind."""
         p, c = t.planned_batches.c, t.checkpoints.c
         query = (
-            sa.select(p.lineage, p.step, p.window_id, p.windows, p.judgment_keys, p.learning_rate)
+            sa.select(t.planned_batches)
             .where(p.lineage == self.lineage)
             .where(~sa.exists().where(sa.and_(c.lineage == p.lineage, c.step == p.step)))
             .order_by(p.step)
@@ -138,13 +148,15 @@ class Ledger:
                 window_id=r["window_id"],
                 windows=tuple(r["windows"]),
                 judgment_keys=tuple(r["judgment_keys"]),
+                group_versions=tuple(r["group_versions"]),
                 learning_rate=r["learning_rate"],
+                is_sent=r["submitted_at"] is not None,
             )
         )
 
-    def trained_in(self, window: HourWindow) -> Checkpoint | None:
-        """The checkpoint that this very partition trained."""
-        return next((c for c in self.checkpoints() if c.window_id == str(window)), None)
+    def trained_in(self, window: HourWindow) -> list[Checkpoint]:
+        """The checkpoints that this very partition trained, by step."""
+        return [c for c in self.checkpoints() if c.window_id == str(window)]
 
     def manifest(self, step: int) -> dict[str, str] | None:
         """File → SHA-256 of a step as it was recorded; None for the base."""
@@ -161,48 +173,59 @@ class Ledger:
         """A cheap look before the lock is taken; `plan` decides."""
         return self.unfinished_batch() is not None or self.waiting(window) >= batch_size
 
-    def next_partition(self, batch_size: int) -> HourWindow | None:
+    def next_partition(
+        self, batch_size: int, *, batches: int = 1, up_to: HourWindow | None = None
+    ) -> HourWindow | None:
         """The partition whose materialization will train next, or None while too few windows are ready.
 
-        It is the hour of the batch's last window, or the one after the last training when late windows
-        filled up an older hour: checkpoints go forward in time.
+        It is the hour of the newest window of the batch, whatever the hours of earlier checkpoints: old hours that fill
+        up late train as they come. A partition never comes twice: a window is used once.
+
+        Args:
+            batch_size: Windows per checkpoint.
+            batches: Take the hour by which so many batches are full, or as many as there are.
+            up_to: The last partition that there is; later windows do not count.
         """
-        if (batch := self.unfinished_batch()) is not None:
+        batch = self.unfinished_batch()
+        if batch is not None and self._stands(batch):
             return HourWindow.parse(batch.window_id)
-        ready = self.ready()
-        if len(ready) < batch_size:
-            return None
-        due = HourWindow.parse(ready[batch_size - 1].window_id)
-        last = self.latest()
-        return due if last is None else max(due, HourWindow.parse(last.window_id).next())
+        ready = self.ready(up_to=up_to)
+        full = min(batches, len(ready) // batch_size)
+        return HourWindow.parse(ready[full * batch_size - 1].window_id) if full else None
+
+    def _stands(self, batch: PlannedBatch) -> bool:
+        """Whether an unfinished batch is still to be trained: it was sent, or all that it was planned from is current."""
+        return batch.is_sent or self.eligibility.still_fit(batch.members)
 
     def discard_plan(self) -> PlannedBatch | None:
         """Delete the unfinished batch, so that the next training plans a new one. It has no checkpoint, so none is lost."""
         with self.training():
             batch = self.unfinished_batch()
             if batch is not None:
-                p = t.planned_batches.c
-                with self.engine.begin() as conn:
-                    conn.execute(sa.delete(t.planned_batches).where(p.lineage == self.lineage, p.step == batch.step))
+                self._delete_plan(batch)
         return batch
+
+    def discard_unsent(self, batch: PlannedBatch) -> bool:
+        """Delete a batch that could not be trained, unless a remote job may exist for it; call it inside `training()`."""
+        now = self.unfinished_batch()
+        if now is None or now.step != batch.step or now.is_sent:
+            return False
+        self._delete_plan(now)
+        return True
+
+    def _delete_plan(self, batch: PlannedBatch) -> None:
+        p = t.planned_batches.c
+        with self.engine.begin() as conn:
+            conn.execute(sa.delete(t.planned_batches).where(p.lineage == self.lineage, p.step == batch.step))
 
     def stale(self) -> list[str]:
         """Windows that trained on rows or outcomes which are no longer what is stored, in time order.
 
         They stay consumed: nothing is retrained by itself.
         """
-        query = sa.text("""
-            SELECT c.window_id FROM babylon_rl.consumed_windows c
-            LEFT JOIN LATERAL (SELECT data_version FROM babylon_rl.contextualized_groups
-                               WHERE window_id = c.window_id OFFSET 0) g ON true
-            LEFT JOIN LATERAL (SELECT changes_seen FROM babylon_rl.windows
-                               WHERE window_id = c.window_id OFFSET 0) w ON true
-            LEFT JOIN LATERAL (SELECT changes FROM babylon_rl.window_summary
-                               WHERE window_id = c.window_id OFFSET 0) s ON true
-            WHERE c.lineage = :lineage
-              AND (c.data_version <> coalesce(g.data_version, '') OR s.changes > w.changes_seen
-                   OR EXISTS (SELECT 1 FROM babylon_rl.stale_windows x WHERE x.window_id = c.window_id))
-            ORDER BY c.window_id""")
+        query = sa.text(
+            'SELECT window_id FROM babylon_rl.stale_trainings WHERE lineage = :lineage ORDER BY window_id COLLATE "C"'
+        )
         with self.engine.connect() as conn:
             return list(conn.scalars(query, {"lineage": self.lineage}))
 
@@ -233,12 +256,17 @@ class Ledger:
                     logger.warning("lost the training lock lineage=%s", self.lineage)
 
     def plan(self, window: HourWindow, batch_size: int, *, learning_rate: float | None) -> PlannedBatch | None:
-        """Plan the batch that partition `window` trains, or find the planned one; None when it has nothing to train."""
+        """Plan the batch that partition `window` trains, or find the planned one; None when it has nothing to train.
+
+        A planned batch whose windows were grouped or judged anew since, or may no longer train, is discarded and planned
+        anew; one that was sent to a remote trainer stands. Call it inside `training()`.
+        """
         if (batch := self.unfinished_batch()) is not None:
-            return batch if batch.window_id <= str(window) else None
+            if self._stands(batch):
+                return batch if batch.window_id <= str(window) else None
+            self._delete_plan(batch)
+            logger.warning("discarded a plan whose windows changed lineage=%s step=%d", self.lineage, batch.step)
         last = self.latest()
-        if last is not None and str(window) <= last.window_id:
-            return None
         due = self.ready(up_to=window)[:batch_size]
         if len(due) < batch_size:
             return None
@@ -248,6 +276,7 @@ class Ledger:
             window_id=str(window),
             windows=tuple(b.window_id for b in due),
             judgment_keys=tuple(b.judgment_key for b in due),
+            group_versions=tuple(b.group_version for b in due),
             learning_rate=learning_rate,
         )
         with self.engine.begin() as conn:
@@ -260,6 +289,7 @@ class Ledger:
                         "window_id": batch.window_id,
                         "windows": list(batch.windows),
                         "judgment_keys": list(batch.judgment_keys),
+                        "group_versions": list(batch.group_versions),
                         "learning_rate": batch.learning_rate,
                     }
                 ],
@@ -300,9 +330,6 @@ class Ledger:
                         }
                     ],
                 )
-                g = t.contextualized_groups.c
-                groups = conn.execute(sa.select(g.window_id, g.data_version).where(g.window_id.in_(batch.windows)))
-                versions = {r.window_id: r.data_version for r in groups}
                 conn.execute(
                     sa.insert(t.consumed_windows),
                     [
@@ -311,9 +338,9 @@ class Ledger:
                             "window_id": w,
                             "step": batch.step,
                             "judgment_key": k,
-                            "data_version": versions.get(w),
+                            "data_version": v,
                         }
-                        for w, k in zip(batch.windows, batch.judgment_keys, strict=True)
+                        for w, k, v in zip(batch.windows, batch.judgment_keys, batch.group_versions, strict=True)
                     ],
                 )
         except sa.exc.IntegrityError as e:

@@ -13,10 +13,15 @@ from babylon_rl.windows import HourWindow
 
 def row_outcomes_of(engine: sa.Engine, window: HourWindow) -> list[RowOutcome]:
     """The outcomes of a window's source rows, by source id."""
+    with engine.connect() as conn:
+        return read_row_outcomes(conn, window)
+
+
+def read_row_outcomes(conn: sa.Connection, window: HourWindow) -> list[RowOutcome]:
+    """The same in the caller's transaction."""
     c = t.row_outcomes.c
     query = sa.select(t.row_outcomes).where(c.window_id == str(window)).order_by(c.source_id)
-    with engine.connect() as conn:
-        return [_read(r) for r in conn.execute(query).mappings()]
+    return [_read(r) for r in conn.execute(query).mappings()]
 
 
 def find_row_outcome(engine: sa.Engine, name: str) -> RowOutcome | None:

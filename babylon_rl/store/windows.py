@@ -14,8 +14,9 @@ import sqlalchemy as sa
 
 from babylon_rl.common.canonical import digest, pack, pack_with_digest, unpack
 from babylon_rl.database import tables as t
+from babylon_rl.errors import TransientError
 from babylon_rl.store.judgments import JudgmentStore, read_judgment
-from babylon_rl.store.row_outcomes import version_entry, write_row_outcomes
+from babylon_rl.store.row_outcomes import read_row_outcomes, version_entry, write_row_outcomes
 from babylon_rl.store.window_lock import lock_window
 from babylon_rl.types import (
     Hindsight,
@@ -57,6 +58,39 @@ class PackedTrajectory:
             digest=digest_,
             body=body,
         )
+
+
+class SupersededError(TransientError):
+    """Another process wrote a newer version meanwhile; what was computed from the old one was not written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSources:
+    """What a window's group is made from.
+
+    Attributes:
+        made_from: Data versions of the two assets, as the view `stale_windows` compares them.
+    """
+
+    made_from: str
+    trajectories: tuple[Trajectory, ...]
+    outcomes: WindowOutcomes
+    row_outcomes: tuple[RowOutcome, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredGroup:
+    """A group as a judge is given it.
+
+    Attributes:
+        version: Of group and hindsight together.
+        judgment_key: The window's current judgment, if there is one.
+    """
+
+    version: str
+    group: TrajectoryGroup
+    hindsight: Hindsight
+    judgment_key: str | None
 
 
 class Store(JudgmentStore):
@@ -189,6 +223,20 @@ class Store(JudgmentStore):
         return WindowOutcomes(window_id=str(window)) if body is None else unpack(body, WindowOutcomes)
 
     # ── contextualized_groups ──────────────────────────────────────────────────────────────────────
+    def group_sources(self, window: HourWindow) -> GroupSources:
+        """What a group of the window is made from, in one snapshot."""
+        w = str(window)
+        x, o = t.window_trajectories.c, t.window_outcomes.c
+        with self.engine.connect().execution_options(isolation_level="REPEATABLE READ") as conn:
+            bodies = conn.scalars(sa.select(x.body).where(x.window_id == w).order_by(x.trajectory_id))
+            outcomes = conn.scalar(sa.select(o.body).where(o.window_id == w))
+            return GroupSources(
+                made_from=_read_sources(conn, w),
+                trajectories=tuple(unpack(b, Trajectory) for b in bodies),
+                outcomes=WindowOutcomes(window_id=w) if outcomes is None else unpack(outcomes, WindowOutcomes),
+                row_outcomes=tuple(read_row_outcomes(conn, window)),
+            )
+
     def write_group(
         self,
         window: HourWindow,
@@ -196,21 +244,39 @@ class Store(JudgmentStore):
         hindsight: Hindsight | None,
         outcomes: Iterable[RowOutcome],
         *,
+        made_from: str,
         min_agents: int | None = None,
     ) -> tuple[str, bool]:
         """Keep a window's group (or that it has none), its hindsight apart, and its rows' outcomes.
 
         A new version deletes the window's current judgment and check results, which were about other data. `min_agents`
         is what grouping asked for; it is not part of the version.
+
+        Args:
+            window: The hour.
+            group: None: it has too few agents.
+            hindsight: Of the group.
+            outcomes: One per row of the window.
+            made_from: The sources that all of these were made from (`GroupSources.made_from`).
+            min_agents: Distinct agents that grouping asked for.
+
+        Returns:
+            The group's data version, and whether it is a new one.
+
+        Raises:
+            SupersededError: Other rows or outcomes are stored by now; nothing was written.
         """
         ordered = sorted(outcomes, key=lambda o: o.source_id)
         version = digest([group, hindsight], depth=_PAIR_DEPTH)
         w = str(window)
         c = t.contextualized_groups.c
         with lock_window(self.engine, window) as conn:
+            if _read_sources(conn, w) != made_from:
+                raise SupersededError(
+                    f"window {w!r} was read again while its group was made; nothing was written: make the group again"
+                )
             write_row_outcomes(conn, ordered)
             conn.execute(sa.update(t.windows).where(t.windows.c.window_id == w).values(min_agents=min_agents))
-            made_from = _read_sources(conn, w)
             if conn.scalar(sa.select(c.data_version).where(c.window_id == w)) == version:
                 conn.execute(sa.update(t.contextualized_groups).where(c.window_id == w).values(made_from=made_from))
                 return version, False
@@ -233,6 +299,25 @@ class Store(JudgmentStore):
                     ],
                 )
         return version, True
+
+    def stored_group(self, window: HourWindow) -> StoredGroup | None:
+        """The window's group with its hindsight and version, in one snapshot, for judging."""
+        g, j = t.contextualized_groups.c, t.window_judgments.c
+        query = (
+            sa.select(g.data_version, g.body, g.hindsight, j.judgment_key)
+            .outerjoin(t.window_judgments, sa.and_(j.window_id == g.window_id, j.group_id == g.group_id))
+            .where(g.window_id == str(window))
+        )
+        with self.engine.connect() as conn:
+            row = conn.execute(query).one_or_none()
+        if row is None:
+            return None
+        return StoredGroup(
+            version=row.data_version,
+            group=unpack(row.body, TrajectoryGroup),
+            hindsight=unpack(row.hindsight, Hindsight),
+            judgment_key=row.judgment_key,
+        )
 
     def group(self, window: HourWindow) -> TrajectoryGroup | None:
         """The window's group: what may be trained on. The hindsight is another call on purpose."""

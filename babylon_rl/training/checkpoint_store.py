@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from babylon_rl.errors import DataError, TransientError
+from babylon_rl.errors import ConfigError, DataError, TransientError
 from babylon_rl.policy.checkpoints import (
     LEDGER_FILE,
     METADATA_FILE,
@@ -147,8 +147,8 @@ def reconcile(
         Names of the directories removed: unfinished ones and those after the parent.
 
     Raises:
-        DataError: The parent is missing, changed, or was trained on another base; or a checkpoint of another ledger is
-            in the way. Nothing is removed then.
+        DataError: The parent is missing, changed, or was trained on another base.
+        ConfigError: A checkpoint of another ledger is in the way. Nothing is removed in either case.
     """
     if parent_step:
         verify(root, lineage, parent_step, base=base, manifest=manifest)
@@ -158,7 +158,7 @@ def reconcile(
     unfinished = sorted(home.glob("*.tmp"))
     for directory in [*later, *(d for d in unfinished if d.stem > f"{parent_step:04d}")]:
         if _is_foreign(directory, ledger_id):
-            raise DataError(
+            raise ConfigError(
                 f"checkpoint {lineage}@{parent_step + 1} cannot be trained: {str(directory)!r} was not made for this "
                 "database, so it is kept; set BABYLON_LINEAGE or BABYLON_HOME to another one, or move that folder away",
                 facts={"lineage": lineage, "step": parent_step + 1},

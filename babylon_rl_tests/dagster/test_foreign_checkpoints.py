@@ -15,7 +15,7 @@ from dagster_factories import FIRST, spawn_windows
 
 from babylon_rl.cli.runner import Runner
 from babylon_rl.database.migrate import upgrade
-from babylon_rl.errors import DataError
+from babylon_rl.errors import ConfigError
 from babylon_rl.pipeline.train import train_range
 from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.policy.checkpoints import LEDGER_FILE, checkpoint_dir
@@ -91,7 +91,7 @@ def test_another_databases_checkpoints_are_not_deleted(
     judge_elsewhere(elsewhere, runner, resources)
     before = digests(trained)
     with open_workspace(elsewhere) as other:
-        with pytest.raises(DataError, match="BABYLON_LINEAGE") as refusal:
+        with pytest.raises(ConfigError, match="BABYLON_LINEAGE") as refusal:
             train_range(other, [FIRST.next(2)], batch_size=3)
         assert str(trained / "0001") in str(refusal.value)
         assert "BABYLON_HOME" in str(refusal.value)

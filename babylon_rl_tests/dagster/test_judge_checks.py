@@ -1,5 +1,8 @@
 """The checks on judging through Dagster: an unfit judge and a spent budget keep windows out, by name."""
 
+from datetime import timedelta
+
+import dagster as dg
 import pytest
 import sqlalchemy as sa
 from dagster_factories import FIRST, CountingJudge, spawn_windows
@@ -7,9 +10,11 @@ from dagster_factories import FIRST, CountingJudge, spawn_windows
 from babylon_rl.cli.runner import Runner
 from babylon_rl.judging.ruler.call_log import Call, CallLog
 from babylon_rl.pipeline.workspace import Workspace
+from babylon_rl.store.eligibility import State
 from babylon_rl.store.judge_audits import latest_audit
 from babylon_rl.store.judge_calls import PostgresCallLog
 from babylon_rl.types import Hindsight, Judgment, TrajectoryGroup
+from babylon_rl.windows import HourWindow
 from babylon_rl_tests.factories import read_check_results
 
 
@@ -74,12 +79,24 @@ def test_a_check_says_that_the_budget_was_spent(
     judge = PricedJudge(PostgresCallLog(workspace.store.engine, budget_usd=1.5))
     ran = runner.materialize("windows", FIRST, FIRST.next(), resources=resources | {"judge": judge})
     assert [r.window_id for r in workspace.ledger.ready()] in ([str(FIRST)], [str(FIRST.next())])
-    failed = {
-        name: result.facts
-        for w in (FIRST, FIRST.next())
-        for name, result in read_check_results(workspace.store.engine, w).items()
-        if not result.passed
-    }
-    assert failed.keys() == {"judging_stays_within_budget", "every_member_has_one_score"}
     assert ran.failed_checks == 2
-    assert "JUDGE_BUDGET_USD is spent" in failed["judging_stays_within_budget"]["reason"]
+    left = HourWindow.parse(
+        {str(FIRST), str(FIRST.next())}.difference(r.window_id for r in workspace.ledger.ready()).pop()
+    )
+    assert all(r.passed for r in read_check_results(workspace.store.engine, left).values()), "waiting is no failure"
+    [state] = workspace.ledger.eligibility.states([left])
+    assert (state.state, state.failures) == (State.OVER_BUDGET, 1)
+    assert "JUDGE_BUDGET_USD" in str(state.explanation)
+    assert state.not_before is not None
+    tomorrow = state.not_before - workspace.now()
+    assert (state.not_before.hour, state.not_before.minute, tomorrow <= timedelta(days=1)) == (0, 0, True)
+    assert evaluated(runner.instance, "judging_stays_within_budget", left) == (False, dg.AssetCheckSeverity.WARN)
+
+
+def evaluated(instance: dg.DagsterInstance, check: str, window: HourWindow) -> tuple[bool, dg.AssetCheckSeverity]:
+    """What Dagster shows of a check on a window."""
+    key = dg.AssetCheckKey(dg.AssetKey("ruler_scores"), check)
+    records = instance.event_log_storage.get_asset_check_execution_history(key, limit=10)
+    found = [r.event.dagster_event.asset_check_evaluation_data for r in records if r.event and r.event.dagster_event]
+    [one] = [e for e in found if e.partition == str(window)]
+    return one.passed, one.severity

@@ -3,11 +3,11 @@
 import hashlib
 from pathlib import Path
 
+import dagster as dg
 import pytest
 from dagster_factories import FIRST, spawn_windows
 
 from babylon_rl.cli.runner import Runner
-from babylon_rl.errors import BabylonRLError
 from babylon_rl.pipeline.train import train_range
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.policy.checkpoints import LEDGER_FILE, checkpoint_dir
@@ -69,13 +69,32 @@ def test_an_unfinished_batch_is_finished_with_its_own_windows(workspace: Workspa
 
 
 @pytest.mark.usefixtures("judged")
-def test_a_planned_window_grouped_anew_stops_the_training(
+def test_a_planned_window_grouped_anew_is_left_out(
     workspace: Workspace, runner: Runner, resources: dict[str, object]
 ) -> None:
-    workspace.ledger.plan(FIRST.next(2), 3, learning_rate=None)
+    """A late row under an open plan used to stop all training for ever."""
+    plan = workspace.ledger.plan(FIRST.next(2), 3, learning_rate=None)
+    assert plan is not None
     runner.materialize(
         "windows", FIRST, FIRST, resources=resources, config={"contextualized_groups": {"min_agents": 7}}
     )
-    with pytest.raises(BabylonRLError, match="discard-plan"):
-        runner.materialize("policy", FIRST.next(2), FIRST.next(2), assets=["trained_checkpoint"], resources=resources)
-    assert workspace.ledger.checkpoints() == []
+    runner.materialize("policy", FIRST.next(3), FIRST.next(3), assets=["trained_checkpoint"], resources=resources)
+    [made] = workspace.ledger.checkpoints()
+    assert (made.step, made.windows) == (1, tuple(str(FIRST.next(i)) for i in (1, 2, 3)))
+
+
+@pytest.mark.usefixtures("judged")
+def test_one_partition_trains_every_batch_that_waits(
+    workspace: Workspace, runner: Runner, resources: dict[str, object]
+) -> None:
+    """A backlog is not trained once per new hour."""
+    sixth = FIRST.next(5)
+    runner.materialize("policy", sixth, sixth, assets=["trained_checkpoint"], resources=resources)
+    assert [(c.step, c.window_id) for c in workspace.ledger.checkpoints()] == [(1, str(sixth)), (2, str(sixth))]
+    key = dg.AssetKey("trained_checkpoint")
+    records = runner.instance.fetch_materializations(dg.AssetRecordsFilter(key, asset_partitions=[str(sixth)]), limit=1)
+    materialization = records.records[0].asset_materialization
+    assert materialization is not None
+    shown = {name: value.value for name, value in materialization.metadata.items()}
+    assert shown["checkpoint_names"] == ["babylon-mmo@1", "babylon-mmo@2"]
+    assert (shown["checkpoints"], shown["policy"], shown["dagster/row_count"]) == (2, "babylon-mmo@2", 6)

@@ -19,8 +19,8 @@ from babylon_rl.judging.ruler.endpoint import OpenAIEndpoint
 from babylon_rl.judging.ruler.judge import RulerJudge, trading_rubric
 from babylon_rl.pipeline.score import score_windows
 from babylon_rl.store.judge_calls import PostgresCallLog
-from babylon_rl.store.windows import Store
 from babylon_rl.windows import HourWindow
+from babylon_rl_tests.factories import a_workspace
 
 
 def watch(engine: sa.Engine, point: str, nth: int) -> None:
@@ -56,7 +56,7 @@ def watch(engine: sa.Engine, point: str, nth: int) -> None:
 
 
 async def judge_all(engine: sa.Engine, url: str, concurrency: int) -> None:
-    store = Store(engine)
+    workspace = a_workspace(engine)
     endpoint = OpenAIEndpoint("gpt-4o-mini", api_key="k", base_url=url, timeout_s=30)
     judge = RulerJudge(
         endpoint,
@@ -65,8 +65,8 @@ async def judge_all(engine: sa.Engine, url: str, concurrency: int) -> None:
         max_concurrency=concurrency,
         call_log=PostgresCallLog(engine, budget_usd=100.0),
     )
-    windows = [HourWindow.parse(w) for w in store.ingested()]
-    done = await score_windows(windows, store, judge, concurrency=concurrency)
+    windows = [HourWindow.parse(w) for w in workspace.store.ingested()]
+    done = await score_windows(workspace, judge, windows, concurrency=concurrency)
     print("judged", sum(s.count > 0 for s in done.values()), flush=True)  # noqa: T201
 
 

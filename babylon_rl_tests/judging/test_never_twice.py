@@ -22,6 +22,7 @@ from babylon_rl.pipeline.window_result import WindowResult
 from babylon_rl.store.judge_calls import PostgresCallLog
 from babylon_rl.store.windows import Store
 from babylon_rl.windows import HourWindow
+from babylon_rl_tests.factories import a_workspace
 
 SCRIPT = Path(__file__).with_name("killed_judging.py")
 FIRST = HourWindow.parse("2025-01-15T00:00")
@@ -41,7 +42,7 @@ def fill(engine: sa.Engine, windows: int) -> list[HourWindow]:
     for w in hours:
         group, h = a_pair(window=str(w))
         store.write_ingest(w, [], [], rows=0)
-        store.write_group(w, group, h, [])
+        store.write_group(w, group, h, [], made_from=store.group_sources(w).made_from)
     return hours
 
 
@@ -165,7 +166,7 @@ def run(
     concurrency: int = 8,
 ) -> dict[HourWindow, WindowResult]:
     judge = a_ruler(server.url, call_log=PostgresCallLog(engine, budget_usd=budget_usd))
-    return asyncio.run(score_windows(windows, Store(engine), judge, concurrency=concurrency))
+    return asyncio.run(score_windows(a_workspace(engine), judge, windows, concurrency=concurrency))
 
 
 def test_the_budget_stops_before_the_request_that_crosses_it(engine: sa.Engine, server: JudgeServer) -> None:
@@ -185,7 +186,7 @@ def test_the_budget_stops_before_the_request_that_crosses_it(engine: sa.Engine, 
     assert len(judged) == 3
     assert server.calls == 3
     left = done[windows[5]].facts
-    assert left["over_budget"] is True
+    assert left["state"] == "over_budget"
     assert "JUDGE_BUDGET_USD" in left["failed"]
     assert "raise the budget" in left["failed"]
     with engine.connect() as conn:
@@ -211,7 +212,7 @@ def test_many_that_ask_at_once_cannot_cross_the_budget_together(engine: sa.Engin
         )
     assert sum(rows) <= 3 * reserve
     assert 0 < len(rows) == server.calls < 12
-    assert sum(bool(s.facts.get("over_budget")) for s in done.values()) == 12 - server.calls
+    assert sum(s.facts.get("state") == "over_budget" for s in done.values()) == 12 - server.calls
 
 
 def a_call(**change: object) -> Call:

@@ -20,12 +20,12 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.ledger import Ledger
 from babylon_rl.store.windows import Store
 from babylon_rl.windows import HourWindow
-from babylon_rl_tests.factories import read_check_results
+from babylon_rl_tests.factories import a_workspace, read_check_results
 
 
 def first_judged(engine: sa.Engine, count: int = 4) -> tuple[Store, list[HourWindow]]:
     store, windows = Store(engine), fill(engine, count)
-    asyncio.run(score_windows(windows, store, HindsightJudge()))
+    asyncio.run(score_windows(a_workspace(engine), HindsightJudge(), windows))
     with engine.begin() as conn:  # a checkpoint used the first two
         for w in windows[:2]:
             judgment = store.judgment(w)

@@ -36,7 +36,7 @@ def test_one_bad_group_fails_visibly_and_the_others_go_on(server: JudgeServer) -
     shelf = Shelf()
     report = run(a_ruler(server.url), shelf, progress=lambda steps=1, **_: done.append(steps))
     assert list(report.failed) == ["2025-01-15T04:00/g"]
-    assert "no usable reply" in report.failed["2025-01-15T04:00/g"]
+    assert "no usable reply" in report.failed["2025-01-15T04:00/g"].reason
     assert list(report.judgments) == [f"{w}/g" for w in HOURS if not w.endswith("04:00")]
     assert (report.calls, report.cached, len(shelf)) == (10, 0, 9)
     assert done == [1] * len(HOURS)

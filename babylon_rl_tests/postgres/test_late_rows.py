@@ -21,12 +21,11 @@ from babylon_rl.pipeline.readiness import readiness, recorded_but_not_judged
 from babylon_rl.pipeline.score import score_windows
 from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.settings import Settings
-from babylon_rl.store.check_results import write_check_result
 from babylon_rl.store.dropout import drop_out
 from babylon_rl.store.row_outcomes import row_outcomes_of
-from babylon_rl.types import CheckResult, Hindsight, Judgment, TrajectoryGroup
+from babylon_rl.types import Hindsight, Judgment, TrajectoryGroup
 from babylon_rl.windows import HourWindow
-from babylon_rl_tests.factories import a_json_call, a_json_step, a_row, insert_row, insert_rows
+from babylon_rl_tests.factories import a_json_call, a_json_step, a_row, insert_row, insert_rows, store_check_result
 
 FIRST = HourWindow.parse("2025-01-15T00:00")
 WINDOWS = [FIRST.next(i) for i in range(4)]
@@ -68,10 +67,10 @@ def prepare(w: Workspace, judge: CountingJudge, windows: list[HourWindow] = WIND
         ingest_window(h, w.game, w.store)
         snapshot_outcomes(h, w.game, w.store, now=NOW, sync=True)
         group_window(h, w.store, min_agents=5)
-    asyncio.run(score_windows(windows, w.store, judge))
+    asyncio.run(score_windows(w, judge, windows))
     for h in windows:
         for check in REQUIRED_CHECKS:
-            write_check_result(w.store.engine, h, check, CheckResult(passed=True, facts={}))
+            store_check_result(w.store.engine, h, check, passed=True)
 
 
 def ready(w: Workspace) -> list[str]:
@@ -131,10 +130,10 @@ def test_a_stale_group_neither_trains_nor_is_judged(w: Workspace, judge: Countin
     insert_row(w.game, "late", window=WINDOWS[0])
     ingest_window(WINDOWS[0], w.game, w.store)
     assert ready(w) == [str(h) for h in WINDOWS[1:]]
-    scored = asyncio.run(score_windows(WINDOWS, w.store, judge))
+    scored = asyncio.run(score_windows(w, judge, WINDOWS))
     assert "materialize `contextualized_groups`" in scored[WINDOWS[0]].facts["failed"]
     for check in REQUIRED_CHECKS:
-        write_check_result(w.store.engine, WINDOWS[0], check, CheckResult(passed=True, facts={}))
+        store_check_result(w.store.engine, WINDOWS[0], check, passed=True)
     assert ready(w) == [str(h) for h in WINDOWS[1:]]
     assert len(judge.asked) == 4
 

@@ -3,18 +3,18 @@
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
 
 from babylon_rl.database import tables as t
 from babylon_rl.errors import DataError, TransientError
-from babylon_rl.store.check_results import write_check_result
 from babylon_rl.store.ledger import Ledger, PlannedBatch
 from babylon_rl.store.windows import Store
-from babylon_rl.types import CheckResult, Hindsight, Judgment, Score, WindowOutcomes
+from babylon_rl.types import Hindsight, Judgment, PredictionOutcome, Score, WindowOutcomes
 from babylon_rl.windows import HourWindow
-from babylon_rl_tests.factories import a_group
+from babylon_rl_tests.factories import a_group, store_check_result
 
 FIRST = HourWindow.parse("2025-01-15T00:00")
 CHECKS = ("a", "b")
@@ -24,7 +24,9 @@ CHECKS = ("a", "b")
 def ledger(engine: sa.Engine) -> Ledger:
     with engine.begin() as conn:
         conn.execute(sa.delete(t.required_checks))
-        conn.execute(sa.insert(t.required_checks), [{"check_name": name} for name in CHECKS])
+        conn.execute(
+            sa.insert(t.required_checks), [{"check_name": name, "asset": "contextualized_groups"} for name in CHECKS]
+        )
     return Ledger(engine, "line")
 
 
@@ -45,11 +47,13 @@ def make_ready(engine: sa.Engine, *windows: HourWindow, passed: tuple[bool, ...]
             scores=(score,),
         )
         store.write_ingest(w, [], [], rows=0)
-        store.write_group(w, group, hindsight, [])
+        store.write_group(w, group, hindsight, [], made_from=store.group_sources(w).made_from)
         store.write_judgment(judgment)
-        store.set_current_judgment(w, judgment.group_id, judgment.key)
+        stored = store.stored_group(w)
+        assert stored is not None
+        store.set_current_judgment(w, judgment, group_version=stored.version, instead_of=stored.judgment_key)
         for name, ok in zip(CHECKS, passed, strict=False):
-            write_check_result(store.engine, w, name, CheckResult(passed=ok, facts={}))
+            store_check_result(store.engine, w, name, passed=ok)
 
 
 def record(ledger: Ledger, plan: PlannedBatch) -> None:
@@ -99,6 +103,7 @@ def test_no_window_is_consumed_twice(engine: sa.Engine, ledger: Ledger) -> None:
         window_id=str(FIRST.next(5)),
         windows=plan.windows[1:],
         judgment_keys=plan.judgment_keys[1:],
+        group_versions=plan.group_versions[1:],
         learning_rate=None,
     )
     with pytest.raises(DataError, match="no window trains twice"):
@@ -115,17 +120,72 @@ def test_another_lineage_may_use_the_same_windows(engine: sa.Engine, ledger: Led
     assert [r.window_id for r in Ledger(engine, "other").ready()] == [str(FIRST)]
 
 
-def test_late_windows_train_in_an_hour_after_the_last_training(engine: sa.Engine, ledger: Ledger) -> None:
-    """Checkpoints go forward in time: the policy as of an hour never changes afterwards."""
+def test_late_windows_train_in_their_own_hour(engine: sa.Engine, ledger: Ledger) -> None:
+    """The order of training is that in which windows become ready, not the clock's: a year that comes late need not wait."""
     make_ready(engine, FIRST.next(5))
     plan = ledger.plan(FIRST.next(5), 1, learning_rate=None)
     assert plan is not None
     record(ledger, plan)
-    make_ready(engine, FIRST.next(1))
-    assert ledger.plan(FIRST.next(1), 1, learning_rate=None) is None
-    assert ledger.plan(FIRST.next(5), 1, learning_rate=None) is None
-    assert ledger.next_partition(1) == FIRST.next(6)
-    assert ledger.plan(FIRST.next(6), 1, learning_rate=None) is not None
+    make_ready(engine, FIRST.next(1), FIRST.next(2), FIRST.next(3))
+    assert ledger.next_partition(1) == FIRST.next(1)
+    assert ledger.next_partition(1, batches=10) == FIRST.next(3)
+    assert ledger.next_partition(1, batches=10, up_to=FIRST.next(2)) == FIRST.next(2)
+    assert ledger.next_partition(1, up_to=FIRST) is None
+    late = ledger.plan(FIRST.next(3), 1, learning_rate=None)
+    assert late is not None
+    assert (late.step, late.window_id, late.windows) == (2, str(FIRST.next(3)), (str(FIRST.next(1)),))
+    record(ledger, late)
+    more = ledger.plan(FIRST.next(3), 2, learning_rate=None)
+    assert more is not None
+    record(ledger, more)
+    assert [c.step for c in ledger.trained_in(FIRST.next(3))] == [2, 3]
+
+
+def test_a_plan_whose_window_changed_is_planned_anew(engine: sa.Engine, ledger: Ledger) -> None:
+    make_ready(engine, FIRST, FIRST.next())
+    old = ledger.plan(FIRST.next(), 2, learning_rate=None)
+    assert old is not None
+    make_ready(engine, FIRST.next(2))
+    regroup(engine, FIRST)
+    assert ledger.next_partition(2) == FIRST.next(2), "the sensor sees the hour of the batch that will be planned"
+    new = ledger.plan(FIRST.next(2), 2, learning_rate=None)
+    assert new is not None
+    assert (new.step, new.windows) == (1, (str(FIRST.next()), str(FIRST.next(2))))
+
+
+def test_a_plan_that_was_sent_stands_whatever_changes(engine: sa.Engine, ledger: Ledger) -> None:
+    """A paid job may exist for it: planning anew would pay twice."""
+    make_ready(engine, FIRST)
+    old = ledger.plan(FIRST, 1, learning_rate=None)
+    assert old is not None
+    with engine.begin() as conn:
+        conn.execute(sa.update(t.planned_batches).values(submitted_at=sa.func.now()))
+    regroup(engine, FIRST)
+    kept = ledger.plan(FIRST, 1, learning_rate=None)
+    assert kept is not None
+    assert (kept.judgment_keys, kept.group_versions, kept.is_sent) == (old.judgment_keys, old.group_versions, True)
+    assert not ledger.discard_unsent(kept)
+
+
+def test_what_changes_during_a_training_is_reported_stale(engine: sa.Engine, ledger: Ledger) -> None:
+    make_ready(engine, FIRST)
+    plan = ledger.plan(FIRST, 1, learning_rate=None)
+    assert plan is not None
+    regroup(engine, FIRST)  # while the trainer works
+    record(ledger, plan)
+    assert ledger.stale() == [str(FIRST)]
+
+
+def regroup(engine: sa.Engine, window: HourWindow) -> None:
+    """Make a window's group anew with other outcomes; its messages stay the same."""
+    store = Store(engine)
+    stored = store.stored_group(window)
+    assert stored is not None
+    outcomes = WindowOutcomes(
+        window_id=str(window), predictions=(PredictionOutcome(market_id="m", question="?", outcome="YES"),)
+    )
+    hindsight = replace(stored.hindsight, outcomes=outcomes)
+    store.write_group(window, stored.group, hindsight, [], made_from=store.group_sources(window).made_from)
 
 
 def test_the_policy_as_of_an_hour(engine: sa.Engine, ledger: Ledger) -> None:

@@ -12,7 +12,7 @@ import pytest
 import training_factories
 from training_factories import LINEAGE, a_batch, a_group, batch_of, cpu_trainer
 
-from babylon_rl.errors import DataError, TransientError
+from babylon_rl.errors import ConfigError, DataError, TransientError
 from babylon_rl.policy.checkpoints import checkpoint_dir, latest_step, write_ledger_of
 from babylon_rl.policy.model import load_policy
 from babylon_rl.policy.shipped import shipped_base
@@ -288,7 +288,7 @@ def test_only_our_own_leftovers_are_removed(tmp_path) -> None:
     assert reconcile() == ["0001", "0002", "0003"]
     for name, ledger_id, finished in (("0001", "theirs", True), ("0004", None, True), ("0001.tmp", "theirs", False)):
         ours, foreign = leave("0002", "ours", finished=True), leave(name, ledger_id, finished=finished)
-        with pytest.raises(DataError, match=rf"{name}' was not made for this database.*BABYLON_LINEAGE"):
+        with pytest.raises(ConfigError, match=rf"{name}' was not made for this database.*BABYLON_LINEAGE"):
             reconcile()
         assert ours.is_dir(), "a refusal removes nothing"
         assert foreign.is_dir()

@@ -6,6 +6,8 @@ train several checkpoints. Outcomes have a count of changes of their own, as row
 checkpoints carry.
 """
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -25,6 +27,7 @@ _TRAINABLE_WINDOWS = """
 CREATE VIEW babylon_rl.trainable_windows AS
 SELECT k.window_id, coalesce(w.agents, s.agents) AS agents, g.group_id, g.data_version AS group_version, j.judgment_key,
        c.failed AS failed_checks, c.missing AS missing_checks, r.reason, r.reason IS NULL AS trainable, n.version,
+       CASE WHEN r.reason = y.kind THEN y.stage END AS stage,
        CASE WHEN r.reason = y.kind THEN y.reason END AS explanation,
        CASE WHEN r.reason = y.kind THEN y.failures ELSE 0 END AS failures,
        CASE WHEN r.reason = y.kind THEN y.not_before END AS not_before
@@ -83,7 +86,7 @@ WHERE c.data_version <> coalesce(g.data_version, '') OR s.changes > w.changes_se
 # One state per window of a lineage. A plain SQL function, so that the planner sees through it.
 _WINDOW_STATES = """
 CREATE FUNCTION babylon_rl.window_states(of_lineage text) RETURNS TABLE (
-    window_id text, state text, reason text, explanation text, version text, failures integer, not_before timestamptz,
+    window_id text, state text, reason text, stage text, explanation text, version text, failures integer, not_before timestamptz,
     agents integer, group_id text, judgment_key text, failed_checks text[], missing_checks text[],
     consumed_step integer, planned_step integer, dropped boolean
 ) LANGUAGE sql STABLE AS $$
@@ -99,7 +102,7 @@ SELECT x.window_id,
             WHEN x.reason = 'judge_down' THEN 'judge_failed'
             WHEN x.reason IN ('too_few_agents', 'waiting_for_outcomes', 'judge_failed', 'over_budget') THEN x.reason
             ELSE 'judged' END,
-       x.reason, x.explanation, x.version, x.failures, x.not_before, x.agents, x.group_id, x.judgment_key,
+       x.reason, x.stage, x.explanation, x.version, x.failures, x.not_before, x.agents, x.group_id, x.judgment_key,
        x.failed_checks, x.missing_checks, c.step, p.step, d.window_id IS NOT NULL
 FROM babylon_rl.trainable_windows x
 LEFT JOIN babylon_rl.consumed_windows c ON c.lineage = of_lineage AND c.window_id = x.window_id
@@ -145,15 +148,15 @@ CROSS JOIN LATERAL (
 
 
 def upgrade() -> None:
-    _add("window_summary", sa.Column("outcome_fingerprint", sa.Text))
-    _add("window_summary", sa.Column("outcome_changes", sa.BigInteger, nullable=False, server_default="0"))
-    _add("window_outcomes", sa.Column("changes_seen", sa.BigInteger))
-    _add("required_checks", sa.Column("asset", sa.Text, nullable=False, server_default="ruler_scores"))
+    _add("window_summary", sa.Column("outcome_fingerprint", sa.Text()))
+    _add("window_summary", sa.Column("outcome_changes", sa.BigInteger(), nullable=False, server_default="0"))
+    _add("window_outcomes", sa.Column("changes_seen", sa.BigInteger()))
+    _add("required_checks", sa.Column("asset", sa.Text(), nullable=False, server_default="ruler_scores"))
     op.get_bind().execute(
         sa.text("UPDATE babylon_rl.required_checks SET asset = 'contextualized_groups' WHERE check_name = ANY(:names)"),
         {"names": list(_GROUP_CHECKS)},
     )
-    _add("check_results", sa.Column("about", sa.Text, nullable=False, server_default=""))
+    _add("check_results", sa.Column("about", sa.Text(), nullable=False, server_default=""))
     op.execute("""
         UPDATE babylon_rl.check_results v SET about = coalesce(CASE
             WHEN (SELECT asset FROM babylon_rl.required_checks q WHERE q.check_name = v.check_name)
@@ -161,13 +164,13 @@ def upgrade() -> None:
             THEN coalesce((SELECT data_version FROM babylon_rl.contextualized_groups g WHERE g.window_id = v.window_id),
                           (SELECT data_version FROM babylon_rl.windows w WHERE w.window_id = v.window_id))
             ELSE (SELECT judgment_key FROM babylon_rl.window_judgments j WHERE j.window_id = v.window_id) END, '')""")
-    _add("planned_batches", sa.Column("group_versions", sa.ARRAY(sa.Text), nullable=False, server_default="{}"))
+    _add("planned_batches", sa.Column("group_versions", sa.ARRAY(sa.Text()), nullable=False, server_default="{}"))
     op.execute("""
         UPDATE babylon_rl.planned_batches p SET group_versions = ARRAY(
             SELECT coalesce(g.data_version, '') FROM unnest(p.windows) WITH ORDINALITY AS u(window_id, n)
             LEFT JOIN babylon_rl.contextualized_groups g ON g.window_id = u.window_id ORDER BY u.n)""")
     _add("planned_batches", sa.Column("submitted_at", sa.DateTime(timezone=True)))
-    _add("planned_batches", sa.Column("job_id", sa.Text))
+    _add("planned_batches", sa.Column("job_id", sa.Text()))
     for table, column in (
         ("required_checks", "asset"),
         ("check_results", "about"),
@@ -177,11 +180,12 @@ def upgrade() -> None:
     op.drop_constraint("one_checkpoint_per_partition", "checkpoints", schema="babylon_rl")
     op.create_table(
         "window_retries",
-        sa.Column("window_id", sa.Text, nullable=False),
-        sa.Column("kind", sa.Text, nullable=False),
-        sa.Column("reason", sa.Text, nullable=False),
-        sa.Column("version", sa.Text, nullable=False),
-        sa.Column("failures", sa.Integer, nullable=False),
+        sa.Column("window_id", sa.Text(), nullable=False),
+        sa.Column("stage", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("version", sa.Text(), nullable=False),
+        sa.Column("failures", sa.Integer(), nullable=False),
         sa.Column("tried_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("not_before", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("window_id"),
@@ -189,7 +193,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "ledger_identity",
-        sa.Column("ledger_id", sa.Text, nullable=False),
+        sa.Column("ledger_id", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("ledger_id"),
         schema="babylon_rl",
     )
@@ -223,5 +227,5 @@ def downgrade() -> None:
     op.execute(_TRAINABLE_WINDOWS_0009)
 
 
-def _add(table: str, column: "sa.Column[object]") -> None:
+def _add(table: str, column: "sa.Column[Any]") -> None:
     op.add_column(table, column, schema="babylon_rl")
