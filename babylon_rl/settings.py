@@ -216,7 +216,7 @@ class Settings(_Part):
     lineage: str = Field(
         default="babylon-mmo",
         validation_alias="BABYLON_LINEAGE",
-        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$",  # no leading dot: it names a folder
         description="Name of a series of checkpoints; a window trains once per lineage.",
     )
     seed: int = Field(
