@@ -96,8 +96,6 @@ class Day:
             except sa.exc.OperationalError:  # the server has just been killed: the daemon logs it and ticks again
                 self.counts["ticks that found no database"] += 1
                 return
-        if isinstance(said, dg.SkipReason) and os.environ.get("SOAK_DEBUG"):
-            print(self.now, sensor.name, said.skip_message, flush=True)
         if isinstance(said, dg.RunRequest):
             job = "policy" if sensor is train_when_ready else "windows"
             self.launch(job, said, {"dagster/sensor_name": sensor.name})
