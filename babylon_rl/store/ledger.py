@@ -22,6 +22,9 @@ from babylon_rl.windows import HourWindow
 
 logger = logging.getLogger(__name__)
 
+# The second is what SQLAlchemy raises from then on.
+_CONNECTION_LOST = (sa.exc.DBAPIError, sa.exc.PendingRollbackError)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedBatch:
@@ -90,7 +93,7 @@ class LineageLock:
         """
         try:
             held = holds_session(self._conn, Lock.LINEAGE, self.lineage)
-        except sa.exc.DBAPIError as e:
+        except _CONNECTION_LOST as e:
             raise TransientError(self._lost()) from e
         if not held:
             raise TransientError(self._lost())
@@ -288,7 +291,7 @@ class Ledger:
             finally:
                 try:
                     unlock_session(conn, Lock.LINEAGE, self.lineage)
-                except sa.exc.DBAPIError:
+                except _CONNECTION_LOST:
                     # The connection died during the training, and the lock with it. Windows are still not consumed
                     # twice: the primary key of `consumed_windows` sees to that.
                     logger.warning("lost the training lock lineage=%s", self.lineage)

@@ -68,7 +68,7 @@ def test_metrics_are_kept_on_disk_while_wandb_is_down(
     started = time.monotonic()
     log_to_wandb(training, tmp_path, lineage="line", step=3, metrics={"loss/train": 0.5})
 
-    assert time.monotonic() - started < LIMIT_S + 5
+    assert time.monotonic() - started < sum(LIMIT_S.values())
     assert wandb_server.connections > 0, "it was tried"
     (kept,) = (tmp_path / "wandb").glob("offline-run-*-line")
     assert b"loss/train" in next(kept.glob("run-*.wandb")).read_bytes()
