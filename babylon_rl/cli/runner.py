@@ -88,6 +88,7 @@ def materialize_range(
     assets: Sequence[str] | None = None,
     config: Mapping[str, Mapping[str, Any]] | None = None,
     resources: Mapping[str, object] | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> dg.ExecuteInProcessResult:
     """One Dagster run over the windows `first` to `last`.
 
@@ -99,6 +100,7 @@ def materialize_range(
         assets: Names of the job's assets to run, with their checks; None: all.
         config: Asset name → its config.
         resources: Plain objects instead of the resources of `definitions.py`.
+        tags: Of the run, besides those of its range.
 
     Raises:
         ConfigError: A window or an asset is not among the partitions or the job's assets.
@@ -117,7 +119,7 @@ def materialize_range(
     with _hide_warnings():
         result = definition.execute_in_process(
             instance=instance,
-            tags={RANGE_START: str(first), RANGE_END: str(last), PROCESS_TAG: _make_process_tag()},
+            tags={**(tags or {}), RANGE_START: str(first), RANGE_END: str(last), PROCESS_TAG: _make_process_tag()},
             asset_selection=None if assets is None else [dg.AssetKey(a) for a in assets],
             run_config={
                 "ops": {name: {"config": dict(c)} for name, c in (config or {}).items()},

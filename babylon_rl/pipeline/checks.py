@@ -97,10 +97,11 @@ def run_check(check: Check, window: HourWindow, workspace: Workspace) -> Checked
         raise
     except Exception as e:  # noqa: BLE001  # whatever one window holds, its siblings are checked
         logger.warning("check raised window=%s check=%s error=%s", window, check.name, type(e).__name__)
-        failed = note_failure(
-            workspace, window, check.name, f"{check.name}: {type(e).__name__}: {e}", version=tried.version
-        )
-        return CheckedWindow(result=CheckResult(passed=False, facts=failed.facts), kept=False)
+        reason = f"{check.name}: {type(e).__name__}: {e}"
+        facts: Json = {"failed": reason[:500]}
+        if not tried.is_error or tried.stage == check.name:  # else an asset failed before, which is the cause
+            facts = note_failure(workspace, window, check.name, reason, version=tried.version).facts
+        return CheckedWindow(result=CheckResult(passed=False, facts=facts), kept=False)
     if tried.stage == check.name:
         clear_retry(engine, window, check.name)
     return CheckedWindow(result=result, kept=write_check_result(engine, window, check.name, result, about=about))

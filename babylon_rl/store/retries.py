@@ -118,6 +118,8 @@ def expect_judge(engine: sa.Engine, *, now: datetime) -> int:
     c = t.window_retries.c
     waiting = (c.kind == RetryKind.JUDGE_DOWN, c.not_before > now)
     with engine.begin() as conn:
+        if not conn.scalar(sa.select(sa.exists().where(*waiting))):  # the usual case writes nothing
+            return 0
         return conn.execute(sa.update(t.window_retries).where(*waiting).values(not_before=now)).rowcount
 
 
@@ -128,10 +130,12 @@ class TriedWindow:
     Attributes:
         version: Rises with every change of its rows and outcomes that was seen: `<rows>.<outcomes>`.
         stage: The asset or check that could not prepare it last, if one could not, whatever the version was.
+        is_error: Whether that raised an exception on this very version.
     """
 
     version: str
     stage: str | None
+    is_error: bool
 
 
 def read_tries(engine: sa.Engine, windows: Sequence[HourWindow]) -> dict[HourWindow, TriedWindow]:
@@ -140,10 +144,18 @@ def read_tries(engine: sa.Engine, windows: Sequence[HourWindow]) -> dict[HourWin
     ids = [str(w) for w in windows]
     with engine.connect() as conn:
         counts = conn.execute(sa.select(s.window_id, s.changes, s.outcome_changes).where(s.window_id.in_(ids))).all()
-        stages = conn.execute(sa.select(c.window_id, c.stage).where(c.window_id.in_(ids))).all()
+        entries = conn.execute(sa.select(c.window_id, c.stage, c.kind, c.version).where(c.window_id.in_(ids))).all()
     versions = {r.window_id: f"{r.changes}.{r.outcome_changes}" for r in counts}
-    failed = {r.window_id: r.stage for r in stages}
-    return {w: TriedWindow(version=versions.get(str(w), "0.0"), stage=failed.get(str(w))) for w in windows}
+    failed = {r.window_id: r for r in entries}
+    tries = {}
+    for w in windows:
+        version, entry = versions.get(str(w), "0.0"), failed.get(str(w))
+        tries[w] = TriedWindow(
+            version=version,
+            stage=None if entry is None else entry.stage,
+            is_error=entry is not None and entry.kind == RetryKind.ERROR and entry.version == version,
+        )
+    return tries
 
 
 def _is_unjudged(conn: sa.Connection, window_id: str, group_version: str) -> bool:

@@ -1,13 +1,19 @@
 """The sensor requests each training once, under a run key of its own."""
 
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
 import dagster as dg
 import pytest
 import sqlalchemy as sa
-from dagster_factories import FIRST, spawn_windows
+from dagster_factories import FIRST, CountingJudge, spawn_windows
 
 from babylon_rl.cli.runner import Runner
+from babylon_rl.database import tables as t
 from babylon_rl.defs.automation import RANGE_END, RANGE_START, STEP_TAG, prepare_missed_windows, train_when_ready
+from babylon_rl.ingest.window_summary import refresh
 from babylon_rl.pipeline.workspace import Workspace
+from babylon_rl.store.eligibility import State
 from babylon_rl_tests.factories import insert_row
 
 
@@ -42,21 +48,42 @@ def test_a_repeated_tick_requests_the_same_run(workspace: Workspace, instance: d
 
 
 @pytest.mark.usefixtures("three_ready")
-def test_a_run_that_failed_three_times_is_not_requested_again(
-    workspace: Workspace, instance: dg.DagsterInstance
-) -> None:
-    for failures in range(3):
-        said = tick(instance, workspace)
-        assert isinstance(said, dg.RunRequest)
-        assert said.run_key is not None
-        assert said.run_key.endswith(f"/{failures}")
-        dg_run = instance.create_run_for_job(
-            _job(), tags={STEP_TAG: "babylon-mmo/1"}, status=dg.DagsterRunStatus.FAILURE
-        )
-        assert dg_run.is_failure_or_canceled
-    said = tick(instance, workspace)
+def test_a_training_that_fails_is_asked_for_again_for_ever(workspace: Workspace, instance: dg.DagsterInstance) -> None:
+    """It used to end after three failures. The waits grow to an hour and stay there."""
+    clock = Clock(workspace.now())
+    watched = replace(workspace, now=clock)
+    waits = []
+    for attempt in range(9):
+        asked_at, said = clock.now, tick(instance, watched)
+        while isinstance(said, dg.SkipReason):
+            assert f"was asked for {attempt} times" in str(said.skip_message)
+            clock.now += timedelta(seconds=30)
+            said = tick(instance, watched)
+        waits.append((clock.now - asked_at) / timedelta(minutes=1))
+        assert str(said.run_key).endswith(f"/{attempt}")
+        instance.create_run_for_job(_job(), tags=said.tags, status=dg.DagsterRunStatus.FAILURE)
+    assert waits == [0, 1, 2, 4, 8, 16, 32, 60, 60]
+
+
+@pytest.mark.usefixtures("three_ready")
+def test_an_hour_that_is_still_open_is_never_requested(workspace: Workspace, instance: dg.DagsterInstance) -> None:
+    open_hour = replace(workspace, now=Clock(FIRST.next(2).start_at + timedelta(minutes=30)))
+    said = tick(instance, open_hour)
     assert isinstance(said, dg.SkipReason)
-    assert "failed 3 times" in str(said.skip_message)
+    assert said.skip_message == "2 of 3 windows are ready; waiting for more"
+    closed = replace(workspace, now=Clock(FIRST.next(3).start_at))
+    assert isinstance(tick(instance, closed), dg.RunRequest)
+
+
+def test_a_backlog_trains_ten_checkpoints_in_a_run(
+    workspace: Workspace, runner: Runner, resources: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(workspace.settings.training.__dict__, "min_windows", 1)
+    spawn_windows(workspace, 12, agents=5)
+    runner.materialize("windows", FIRST, FIRST.next(11), resources=resources)
+    said = tick(runner.instance, workspace)
+    assert isinstance(said, dg.RunRequest)
+    assert said.partition_key == str(FIRST.next(9))
 
 
 @pytest.mark.usefixtures("three_ready")
@@ -108,32 +135,146 @@ def test_a_window_is_requested_each_time_rows_come_late(
 
 
 def test_a_range_that_keeps_failing_does_not_hold_up_others(workspace: Workspace, instance: dg.DagsterInstance) -> None:
-    spawn_windows(workspace, 1)
-    spawn_windows(workspace, 1, first=FIRST.next(24))
-    for _ in range(3):
-        asked = missed(instance, workspace)
-        assert isinstance(asked, dg.RunRequest)
-        assert asked.tags[RANGE_START] == str(FIRST)
-        instance.create_run_for_job(_job(), tags=asked.tags, status=dg.DagsterRunStatus.FAILURE)
-    asked = missed(instance, workspace)
-    assert isinstance(asked, dg.RunRequest)
-    assert asked.tags[RANGE_START] == str(FIRST.next(24))
-    for _ in range(3):
-        instance.create_run_for_job(_job(), tags=asked.tags, status=dg.DagsterRunStatus.FAILURE)
-    said = missed(instance, workspace)
-    assert isinstance(said, dg.SkipReason)
-    assert f"preparing {FIRST}, {FIRST.next(24)} failed 3 times" in str(said.skip_message)
-
-
-def test_a_window_that_cannot_be_judged_is_not_requested_forever(
-    workspace: Workspace, runner: Runner, resources: dict[str, object]
-) -> None:
-    spawn_windows(workspace, 1)
+    """300 hours in a row: what fails in the first 200 must not keep the others from being prepared."""
+    spawn_windows(workspace, 1, agents=5)
+    refresh(workspace.game, workspace.store.engine, now=workspace.now())
+    copy = sa.text(
+        "INSERT INTO babylon_rl.window_summary (window_id, rows, agents, outcomes, fingerprint, changes) "
+        "SELECT w, rows, agents, outcomes, fingerprint, 1 FROM babylon_rl.window_summary, unnest(CAST(:ids AS text[])) AS w"
+    )
     with workspace.game.begin() as conn:
-        conn.execute(sa.text("DELETE FROM babylon_rl.price_facts"))
-        conn.execute(sa.text("DELETE FROM babylon_rl.prediction_facts"))
+        conn.execute(copy, {"ids": [str(FIRST.next(i)) for i in range(1, 300)]})
+    clock = Clock(workspace.now())
+    watched = replace(workspace, now=clock)
+    spans = []
+    for _ in range(2):
+        asked = missed(instance, watched)
+        assert isinstance(asked, dg.RunRequest)
+        spans.append((asked.tags[RANGE_START], asked.tags[RANGE_END]))
+        instance.create_run_for_job(_job(), tags=asked.tags, status=dg.DagsterRunStatus.FAILURE)
+    assert spans == [(str(FIRST), str(FIRST.next(199))), (str(FIRST.next(200)), str(FIRST.next(299)))]
+    said = missed(instance, watched)
+    assert isinstance(said, dg.SkipReason)
+    assert f"{FIRST} (asked 1 times, again after" in str(said.skip_message)
+    clock.now += timedelta(minutes=1)
+    again = missed(instance, watched)
+    assert isinstance(again, dg.RunRequest)
+    assert (again.tags[RANGE_START], str(again.run_key).rpartition("/")[2]) == (str(FIRST), "1")
+
+
+def test_outcomes_that_come_late_are_noticed_and_judged(
+    workspace: Workspace, runner: Runner, resources: dict[str, object], judge: CountingJudge
+) -> None:
+    """The normal case of a live game: outcomes land after the schedule has run."""
+    spawn_windows(workspace, 1)
+    facts = take_facts(workspace)
+    clock = Clock(FIRST.end_at + timedelta(minutes=11))
+    watched = resources | {"workspace": replace(workspace, now=clock)}
+    runner.materialize("windows", FIRST, FIRST, resources=watched)
+    assert judge.asked == [str(FIRST)]  # it refused: nothing to judge by
+    [state] = workspace.ledger.eligibility.states([FIRST])
+    assert (state.state, state.failures) == (State.WAITING_FOR_OUTCOMES, 1)
+    assert state.not_before == clock.now + timedelta(minutes=5)
+    said = missed(runner.instance, replace(workspace, now=clock))
+    assert isinstance(said, dg.SkipReason)
+    assert "1 waiting_for_outcomes; the next is tried after 2025-01-15 01:16 UTC" in str(said.skip_message)
+
+    clock.now += timedelta(minutes=5)
+    assert isinstance(missed(runner.instance, replace(workspace, now=clock)), dg.RunRequest)
+    runner.materialize("windows", FIRST, FIRST, resources=watched)
+    [state] = workspace.ledger.eligibility.states([FIRST])
+    assert (state.failures, state.not_before) == (2, clock.now + timedelta(minutes=10))
+
+    give_facts(workspace, facts)
+    clock.now += timedelta(minutes=10)
+    assert isinstance(missed(runner.instance, replace(workspace, now=clock)), dg.RunRequest)
+    runner.materialize("windows", FIRST, FIRST, resources=watched)
+    [state] = workspace.ledger.eligibility.states([FIRST])
+    assert (state.state, state.reason, state.not_before) == (State.JUDGED, None, None)
+
+
+def test_a_window_whose_checks_never_ran_is_requested(
+    workspace: Workspace, runner: Runner, resources: dict[str, object], judge: CountingJudge
+) -> None:
+    """A run killed between the judgments and their checks left them neither ready nor asked for."""
+    spawn_windows(workspace, 1)
+    runner.materialize("windows", FIRST, FIRST, resources=resources)
+    with workspace.store.engine.begin() as conn:
+        conn.execute(sa.text("DELETE FROM babylon_rl.check_results"))
+    assert isinstance(missed(runner.instance, workspace), dg.RunRequest)
     runner.materialize("windows", FIRST, FIRST, resources=resources)
     assert isinstance(missed(runner.instance, workspace), dg.SkipReason)
+    assert [r.window_id for r in workspace.ledger.ready()] == [str(FIRST)]
+    assert judge.asked == [str(FIRST)], "nothing is judged again"
+
+
+def test_a_window_that_can_never_be_grouped_starves_nobody(
+    workspace: Workspace, runner: Runner, resources: dict[str, object]
+) -> None:
+    """Five agents are recorded, four usable."""
+    spawn_windows(workspace, 1, agents=4)
+    insert_row(workspace.game, "without-calls", window=FIRST, steps_json=[])
+    runner.materialize("windows", FIRST, FIRST, resources=resources)
+    [state] = workspace.ledger.eligibility.states([FIRST])
+    assert state.state == State.TOO_FEW_AGENTS
+    far = FIRST.next(30)
+    spawn_windows(workspace, 1, first=far)
+    asked = missed(runner.instance, workspace)
+    assert isinstance(asked, dg.RunRequest)
+    assert asked.tags[RANGE_START] == str(far)
+
+
+def test_windows_of_a_run_that_is_under_way_are_left_to_it(workspace: Workspace, instance: dg.DagsterInstance) -> None:
+    """The schedule's run, or somebody's by hand."""
+    spawn_windows(workspace, 1)
+    tags = {"dagster/partition": str(FIRST)}
+    instance.create_run_for_job(windows_run(), tags=tags, status=dg.DagsterRunStatus.STARTED)
+    assert isinstance(missed(instance, workspace), dg.SkipReason)
+    spawn_windows(workspace, 1, first=FIRST.next(48))
+    asked = missed(instance, workspace)
+    assert isinstance(asked, dg.RunRequest)
+    assert asked.tags[RANGE_START] == str(FIRST.next(48))
+
+
+def test_the_schedule_has_its_ten_minutes(workspace: Workspace, instance: dg.DagsterInstance) -> None:
+    spawn_windows(workspace, 1)
+    for minutes, kind in ((9, dg.SkipReason), (10, dg.RunRequest)):
+        clock = Clock(FIRST.end_at + timedelta(minutes=minutes))
+        assert isinstance(missed(instance, replace(workspace, now=clock)), kind)
+
+
+@dataclass
+class Clock:
+    """A clock that stands until it is moved."""
+
+    now: datetime
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+def take_facts(workspace: Workspace) -> list[tuple[object, ...]]:
+    """Take the facts of the world away, so that no outcomes can be computed."""
+    with workspace.game.begin() as conn:
+        conn.execute(sa.text("DELETE FROM babylon_rl.prediction_facts"))
+        return [tuple(r) for r in conn.execute(sa.text("DELETE FROM babylon_rl.price_facts RETURNING *"))]
+
+
+def give_facts(workspace: Workspace, facts: list[tuple[object, ...]]) -> None:
+    with workspace.game.begin() as conn:
+        rows = [dict(zip(("ticker", "at", "price"), f, strict=True)) for f in facts]
+        conn.execute(sa.insert(t.price_facts), rows)
+
+
+def windows_run() -> dg.JobDefinition:
+    @dg.op
+    def nothing() -> None: ...
+
+    @dg.job(name="windows")
+    def windows() -> None:
+        nothing()
+
+    return windows
 
 
 def _job() -> dg.JobDefinition:

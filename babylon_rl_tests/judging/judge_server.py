@@ -166,6 +166,10 @@ class JudgeServer:
         self._rules.append((mode, times, only))
         self._retry_after = retry_after
 
+    def set_rules(self, rules: list[tuple[str, int | None, str]]) -> None:
+        """Put these rules (mode, times, only) in place of all others."""
+        self._rules = rules
+
     def __enter__(self) -> Self:
         self._thread.start()
         return self

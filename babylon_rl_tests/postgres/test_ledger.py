@@ -181,7 +181,9 @@ def regroup(engine: sa.Engine, window: HourWindow) -> None:
     store = Store(engine)
     stored = store.stored_group(window)
     assert stored is not None
-    outcomes = WindowOutcomes(window_id=str(window), predictions=(PredictionOutcome(market_id="m", question="?"),))
+    outcomes = WindowOutcomes(
+        window_id=str(window), predictions=(PredictionOutcome(market_id="m", question="?", outcome="YES"),)
+    )
     hindsight = replace(stored.hindsight, outcomes=outcomes)
     store.write_group(window, stored.group, hindsight, [], made_from=store.group_sources(window).made_from)
 
