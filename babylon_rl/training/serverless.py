@@ -134,6 +134,8 @@ class ServerlessEngine:
         except openai.APIConnectionError as e:
             raise TransientError(f"{what}: no connection; try again, or correct BABYLON_WANDB_TRAINING_URL") from e
         except openai.APIStatusError as e:
+            if e.status_code in (408, 425):  # of a question; a job that meets them is followed, not sent again
+                raise TransientError(f"{what} failed with HTTP {e.status_code}; try again later") from e
             raise DataError(f"{what} was refused with HTTP {e.status_code}: {str(e)[:300]}; correct it first") from e
 
     def is_resuming(self) -> bool:

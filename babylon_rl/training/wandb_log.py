@@ -49,7 +49,7 @@ def _log_once(mode: str, job: Mapping[str, object]) -> bool:
     command = [sys.executable, "-m", "babylon_rl.training.wandb_log", mode]
     try:
         (Path(str(job["directory"])) / "wandb").mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(  # noqa: S603  # our own module, no shell
+        done = subprocess.run(  # our own module, no shell
             command, input=json.dumps(job).encode(), capture_output=True, timeout=LIMIT_S[mode], check=False
         )
     except (OSError, subprocess.SubprocessError):

@@ -12,7 +12,9 @@ import pytest
 import sqlalchemy as sa
 from pydantic import SecretStr
 from serverless_server import KEY, Fault, ServerlessServer
+from typer.testing import CliRunner
 
+from babylon_rl.cli.main import app
 from babylon_rl.database import tables as t
 from babylon_rl.errors import BabylonRLError, ConfigError, DataError, TransientError
 from babylon_rl.pipeline.adopt import adopt_next_checkpoint
@@ -91,24 +93,29 @@ def train_unattended(workspace: Workspace, attempts: int = 4) -> Checkpoint:
 
 def train_in_process(workspace: Workspace, tmp_path: Path, point: str = "none", nth: int = 1, *, fault: Fault) -> int:
     """Train the next batch in a process of its own; its exit status. The server may kill it by `fault`."""
+    command = [sys.executable, str(Path(__file__).parent / "killed_training.py"), point, str(nth)]
+    with (tmp_path / "log").open("ab") as log:
+        process = subprocess.Popen(command, env=environment_of(workspace), stdout=log, stderr=log)
+        if fault.kills is not None:
+            fault.kills.append(process.pid)
+        return process.wait(timeout=240)
+
+
+def environment_of(workspace: Workspace) -> dict[str, str]:
+    """The variables of a process that trains as `workspace` does."""
     settings, training = workspace.settings, workspace.settings.training
     assert settings.database.url is not None
-    environment = {
+    return {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "BABYLON_HOME": str(settings.home),
         "DATABASE_URL": settings.database.url.get_secret_value(),
-        "BABYLON_TRAINER": "serverless",
+        "BABYLON_TRAINER": training.trainer,
         "BABYLON_BASE_MODEL": str(training.base_model),
+        "BABYLON_MIN_WINDOWS": str(training.min_windows),
         "BABYLON_WANDB_TRAINING_URL": str(training.wandb_base_url),
         "WANDB_API_KEY": KEY,
     }
-    command = [sys.executable, str(Path(__file__).parent / "killed_training.py"), point, str(nth)]
-    with (tmp_path / "log").open("ab") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        if fault.kills is not None:
-            fault.kills.append(process.pid)
-        return process.wait(timeout=240)
 
 
 def sent(workspace: Workspace) -> list[tuple[bool, str | None]]:
@@ -273,6 +280,26 @@ def test_a_remote_step_without_a_plan_is_adopted_on_request(server, workspace) -
     assert (adopted.name, adopted.trainer, adopted.metrics) == ("babylon-mmo@1", "serverless", {"loss/train": 0.25})
     assert train(workspace).step == 2
     assert len(server.jobs) == 2
+
+
+def test_the_command_says_what_it_would_record(server, workspace, monkeypatch) -> None:
+    play_and_judge(workspace, hours(1))
+    for name, value in environment_of(workspace).items():
+        monkeypatch.setenv(name, value)
+    server.faults.append(Fault("job", status=502))
+    with pytest.raises(BabylonRLError):
+        train(with_training(workspace, remote_patience_s=0.0))
+    server.steps["model-1"] = [1]  # it was accepted after all
+
+    refused = CliRunner().invoke(app, ["discard-plan"])
+    shown = CliRunner().invoke(app, ["adopt-checkpoint"])
+    assert "would pay for another" in str(refused.exception)
+    assert shown.exit_code == 1
+    assert "would record test-entity/babylon-agents/babylon-mmo:step1 as babylon-mmo@1" in shown.output
+    assert workspace.ledger.checkpoints() == []
+
+    assert CliRunner().invoke(app, ["adopt-checkpoint", "--yes"]).exit_code == 0
+    assert [c.name for c in workspace.ledger.checkpoints()] == ["babylon-mmo@1"]
 
 
 def test_what_cannot_be_adopted_is_refused_with_a_reason(server, workspace) -> None:

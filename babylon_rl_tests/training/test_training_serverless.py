@@ -130,7 +130,9 @@ def test_a_failing_job_is_one_clear_error_and_is_not_sent_again(server, settings
     assert len(server.jobs) == 1
 
 
-@pytest.mark.parametrize(("status", "error"), [(403, ConfigError), (422, DataError), (503, TransientError)])
+@pytest.mark.parametrize(
+    ("status", "error"), [(403, ConfigError), (422, DataError), (408, TransientError), (503, TransientError)]
+)
 def test_a_refusal_says_who_must_act(server, settings, status, error) -> None:
     server.refuses_with = status
 
