@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from babylon_rl.pipeline.evaluate import unevaluated
 from babylon_rl.pipeline.workspace import open_workspace
 from babylon_rl.settings import Settings
 from babylon_rl.simulator.spawn import AgentLineup, spawn
@@ -19,7 +20,7 @@ from babylon_rl.windows import HourWindow
 FIRST = HourWindow.parse("2025-01-15T00:00")
 
 
-def train(environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+def train(environment: dict[str, str], log: Path, *, evaluate: bool = False) -> subprocess.Popen[bytes]:
     command = [
         sys.executable,
         "-m",
@@ -29,7 +30,7 @@ def train(environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
         "2",
         "--windows-per-iteration",
         "4",
-        "--no-evaluate",
+        "--evaluate" if evaluate else "--no-evaluate",
     ]
     with log.open("ab") as out:  # the process has its own handle of it
         return subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
@@ -81,3 +82,29 @@ def test_after_a_kill_training_finishes_and_repeats_no_window(
     assert len(used) == len(set(used)) == 8
     assert not list(step.parent.glob("*.tmp"))
     assert sorted(p.name for p in step.parent.iterdir() if p.is_dir()) == ["0001", "0002"]
+
+
+def test_a_checkpoint_killed_in_evaluation_is_evaluated_later(
+    settings: Settings, engine: sa.Engine, environment: dict[str, str], tmp_path: Path
+) -> None:
+    spawn(engine, [FIRST.next(i) for i in range(4)], AgentLineup(learners=6, policy="habits"), seed=1)
+    log = tmp_path / "log"
+    environment = environment | {"BABYLON_EVALUATION_WINDOWS": "4"}
+
+    def count(table: str) -> int:
+        with engine.connect() as conn:
+            return int(conn.scalar(sa.text(f"SELECT count(*) FROM babylon_rl.{table}")) or 0)
+
+    process = train(environment, log, evaluate=True)
+    wait_until(lambda: count("checkpoints") == 1, process, log)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert count("evaluations") == 0
+    with open_workspace(settings.changed(serving={"evaluation_windows": 4})) as workspace:
+        assert unevaluated(workspace) == [1]
+
+        assert train(environment, log, evaluate=True).wait(timeout=240) == 0, log.read_text()
+
+        assert unevaluated(workspace) == []
+        assert [c.step for c in workspace.ledger.checkpoints()] == [1]
+    assert "Evaluating babylon-mmo@1" in log.read_text()

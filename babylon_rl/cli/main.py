@@ -224,10 +224,15 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; loopback by default.")] = "127.0.0.1",
 ) -> None:
     """Serve every checkpoint at an OpenAI-compatible /v1/chat/completions."""
+    from babylon_rl.database.migrate import upgrade
+    from babylon_rl.pipeline.workspace import claim_checkpoints, open_workspace
     from babylon_rl.policy.process import base_of
     from babylon_rl.policy.server import serve as run
 
     settings = _settings()
+    upgrade(settings.database)
+    with open_workspace(settings) as workspace:
+        ledger_id = claim_checkpoints(workspace)
     if port:
         console.print(f"OpenAI-compatible endpoint: http://{host}:{port}/v1   (Ctrl-C stops it)", highlight=False)
     run(
@@ -236,6 +241,8 @@ def serve(
         default_temperature=settings.serving.serve_temperature,
         host=host,
         port=port,
+        lineage=settings.lineage,
+        ledger_id=ledger_id,
     )
 
 
@@ -288,12 +295,29 @@ def main() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setLevel(logging.WARNING)  # a run of ours logs INFO to Dagster's event log, not to this screen
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    # Dagster's storage (as root) and psycopg warn of each attempt to reach a database; the error that ends the command says it.
+    handler.addFilter(lambda r: r.name not in ("root", "psycopg") or r.levelno >= logging.ERROR)
     logging.getLogger().addHandler(handler)
     try:
         app()
     except BabylonRLError as e:
-        errors.print(f"babylon-rl: {e}", style="red", highlight=False, markup=False, soft_wrap=True)
+        _print_error(str(e))
         sys.exit(2)
+    except Exception as e:
+        from babylon_rl.database.connection import find_lost_connection
+
+        reason = find_lost_connection(e)
+        if reason is None:
+            raise
+        command = next((a for a in sys.argv[1:] if not a.startswith("-")), "babylon-rl")
+        _print_error(
+            f"the database went away during `{command}` ({reason}); what was committed is kept; run the same command again"
+        )
+        sys.exit(2)
+
+
+def _print_error(sentence: str) -> None:
+    errors.print(f"babylon-rl: {sentence}", style="red", highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,21 @@
 """Run our jobs in this process, against the same Dagster instance that the webserver shows."""
 
 import logging
-import socket
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO, cast
 
 import dagster as dg
-import psutil
-from dagster._core.storage.dagster_run import FINISHED_STATUSES
 
 from babylon_rl.definitions import build_defs
 from babylon_rl.defs.automation import RANGE_END, RANGE_START
+from babylon_rl.defs.dead_runs import PROCESS_TAG, end_dead_runs, make_process_tag
 from babylon_rl.defs.partitions import HOURLY
-from babylon_rl.errors import BabylonRLError, ConfigError, DataError
+from babylon_rl.errors import BabylonRLError, ConfigError, DataError, TransientError
 from babylon_rl.windows import HourWindow
-
-PROCESS_TAG = "babylon_rl/process"
 
 
 @contextmanager
@@ -28,30 +25,8 @@ def open_runner() -> Iterator["Runner"]:
     warnings.filterwarnings("ignore", category=dg.BetaWarning)
     logging.getLogger("dagster").setLevel(logging.ERROR)
     with dg.DagsterInstance.get() as instance:
-        close_dead_runs(instance)
+        end_dead_runs(instance)
         yield Runner(instance)
-
-
-def close_dead_runs(instance: dg.DagsterInstance) -> None:
-    """Mark as failed the runs of commands whose process is gone: nothing else would end them."""
-    unfinished = [s for s in dg.DagsterRunStatus if s not in FINISHED_STATUSES]
-    for run in instance.get_runs(filters=dg.RunsFilter(statuses=unfinished)):
-        owner = run.tags.get(PROCESS_TAG)
-        if owner is not None and owner.startswith(_make_process_tag().partition("/")[0] + "/") and not _is_alive(owner):
-            instance.report_run_failed(run, "the process of this run was killed; what it wrote is kept")
-
-
-def _make_process_tag(pid: int | None = None) -> str:
-    """`host/pid/start`: a pid alone may belong to another process by now."""
-    process = psutil.Process(pid)
-    return f"{socket.gethostname()}/{process.pid}/{process.create_time():.0f}"
-
-
-def _is_alive(tag: str) -> bool:
-    try:
-        return _make_process_tag(int(tag.split("/")[1])) == tag
-    except psutil.NoSuchProcess:
-        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,10 +91,10 @@ def materialize_range(
     known = {k.to_user_string() for k in definition.asset_layer.selected_asset_keys}
     if unknown := sorted(set(assets or ()) - known):
         raise ConfigError(f"asset {unknown[0]!r} is not in job {job!r}; expected some of {', '.join(sorted(known))}")
-    with _hide_warnings():
+    with _hide_warnings(), redirect_stderr(cast(TextIO, _WithoutEventLogErrors(sys.stderr))):
         result = definition.execute_in_process(
             instance=instance,
-            tags={**(tags or {}), RANGE_START: str(first), RANGE_END: str(last), PROCESS_TAG: _make_process_tag()},
+            tags={**(tags or {}), RANGE_START: str(first), RANGE_END: str(last), PROCESS_TAG: make_process_tag()},
             asset_selection=None if assets is None else [dg.AssetKey(a) for a in assets],
             run_config={
                 "ops": {name: {"config": dict(c)} for name, c in (config or {}).items()},
@@ -139,12 +114,31 @@ def _read_failure(result: dg.ExecuteInProcessResult) -> BabylonRLError:
             cause = error
             while cause.cause is not None:
                 cause = cause.cause
+            if cause.cls_name in ("OperationalError", "InterfaceError"):
+                reason = cause.message.strip().splitlines()[0]
+                return TransientError(
+                    f"{event.step_key}: the database went away ({reason}); what was committed is kept; run the same "
+                    "command again"
+                )
             ours = event.step_failure_data.user_failure_data
             text = ours.description if ours else None
             return DataError(
                 f"{event.step_key}: {text or cause.message.strip()} (run {result.run_id[:8]}; `babylon-rl up` shows its log)"
             )
     return DataError(f"run {result.run_id[:8]} failed before any step ran; `babylon-rl up` shows its log")
+
+
+class _WithoutEventLogErrors:
+    """stderr without what Dagster writes there, SQL and all, on an event that it cannot store; the error ends the run."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return len(text) if text.startswith("Exception while writing logger call") else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @contextmanager

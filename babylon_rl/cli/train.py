@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from babylon_rl.errors import DataError
+from babylon_rl.pipeline.evaluate import unevaluated
 from babylon_rl.pipeline.readiness import contiguous, unprepared_windows
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.report import formatting
@@ -50,6 +51,8 @@ def train(workspace: Workspace, options: TrainOptions, console: Console) -> list
             if checkpoint is None:
                 break
             made.append(checkpoint)
+        if options.evaluate:
+            _evaluate_newest_missing(workspace, console, runner)
     latest = workspace.ledger.latest()
     if not made and latest is None:
         raise DataError(_explain_missing(workspace, options))
@@ -114,12 +117,28 @@ def _iterate(
         if checkpoint is None or checkpoint.step != step:
             raise DataError(f"partition {target} trained nothing although {size} windows were ready; run it again")
         if options.evaluate:
-            decisions = workspace.settings.serving.evaluation_windows * 3
-            with run.phase("evaluate", checkpoint.name, total=decisions) as phase:
-                resources = {"workspace": workspace, "progress": phase}
-                runner.materialize("policy", target, target, assets=["policy_evaluation"], resources=resources)
+            _evaluate(workspace, checkpoint, run=run, runner=runner)
     console.print(f"✅ Iteration {iteration} complete! Checkpoint: step {checkpoint.step}", highlight=False)
     return checkpoint
+
+
+def _evaluate(workspace: Workspace, checkpoint: Checkpoint, *, run: RunProgress, runner: "Runner") -> None:
+    partition = HourWindow.parse(checkpoint.window_id)
+    decisions = workspace.settings.serving.evaluation_windows * 3
+    with run.phase("evaluate", checkpoint.name, total=decisions) as phase:
+        resources = {"workspace": workspace, "progress": phase}
+        runner.materialize("policy", partition, partition, assets=["policy_evaluation"], resources=resources)
+
+
+def _evaluate_newest_missing(workspace: Workspace, console: Console, runner: "Runner") -> None:
+    """Evaluate the newest checkpoint that a kill, or a run without evaluation, left without a result: one a call."""
+    missing = unevaluated(workspace)
+    if not missing:
+        return
+    checkpoint = next(c for c in workspace.ledger.checkpoints() if c.step == missing[0])
+    console.print(f"\nEvaluating {checkpoint.name}, which has no evaluation yet", highlight=False)
+    with run_progress(console) as run:
+        _evaluate(workspace, checkpoint, run=run, runner=runner)
 
 
 def _prepare(

@@ -39,7 +39,7 @@ def spawn_test_agents(
     from contextlib import ExitStack
 
     from babylon_rl.database.migrate import upgrade
-    from babylon_rl.pipeline.workspace import open_workspace, running_policy_server
+    from babylon_rl.pipeline.workspace import claim_checkpoints, open_workspace, running_policy_server
     from babylon_rl.report.screen import run_progress
     from babylon_rl.simulator.spawn import AgentLineup, free_windows, spawn
     from babylon_rl.types import policy_name
@@ -59,7 +59,8 @@ def spawn_test_agents(
         url = None
         if lineup.needs_server:
             with run.phase("start", "policy server"):
-                url = stack.enter_context(running_policy_server(settings))
+                ledger_id = claim_checkpoints(workspace)
+                url = stack.enter_context(running_policy_server(settings, ledger_id=ledger_id))
         with run.phase("play", f"{windows} windows", total=len(chosen) * agents * decisions) as phase:
             done = spawn(
                 workspace.game,

@@ -104,6 +104,33 @@ def connect(url: str) -> sa.Engine:
         ) from None
 
 
+def find_lost_connection(error: BaseException) -> str | None:
+    """The driver's first words where an error, or what it came from, is a connection to PostgreSQL that was lost.
+
+    Drivers are known by name: Dagster brings psycopg2, which nothing of ours imports. None for any other error.
+    """
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        e = waiting.pop()
+        if id(e) in seen:
+            continue
+        seen.add(id(e))
+        if _is_lost_connection(e):
+            return next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)[:300]
+        related = (getattr(e, "orig", None), e.__cause__, e.__context__)
+        waiting += [r for r in (*related, *getattr(e, "exceptions", ())) if isinstance(r, BaseException)]
+    return None
+
+
+def _is_lost_connection(e: BaseException) -> bool:
+    names = {c.__name__ for c in type(e).__mro__ if c.__module__.partition(".")[0] in ("psycopg", "psycopg2")}
+    if "OperationalError" in names:
+        code = getattr(e, "sqlstate", None) or getattr(e, "pgcode", None)
+        return code is None or code.startswith(("08", "57P"))  # connection exceptions, and a server that shuts down
+    return "InterfaceError" in names and "closed" in str(e)
+
+
 def _with_option(url: URL, option: str) -> URL:
     old = url.query.get("options", "")
     return url.update_query_dict({"options": f"{old} {option}".strip()})

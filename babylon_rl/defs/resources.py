@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import dagster as dg
 
 from babylon_rl.common.progress import Progress, ignore_progress
+from babylon_rl.defs.dead_runs import tag_run
 from babylon_rl.judging.judge import Judge
 from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.settings import Settings
@@ -17,7 +18,9 @@ class WorkspaceResource(dg.ConfigurableResource[Workspace]):
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Generator[Workspace]:
-        """Dispose of the pools even when the run fails."""
+        """Dispose of the pools even when the run fails; the run, if there is one, learns which process executes it."""
+        if context.instance is not None and context.run is not None:
+            tag_run(context.instance, context.run)
         with open_workspace(Settings.load()) as workspace:
             yield workspace
 

@@ -14,7 +14,7 @@ from typing import Final
 from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.errors import DataError
 from babylon_rl.pipeline.each_window import note_failure
-from babylon_rl.pipeline.workspace import Workspace
+from babylon_rl.pipeline.workspace import Workspace, claim_checkpoints
 from babylon_rl.store.ledger import PlannedBatch
 from babylon_rl.store.retries import read_tries
 from babylon_rl.store.training_jobs import TrainingJobs
@@ -128,6 +128,7 @@ async def _train(workspace: Workspace, planned: PlannedBatch, jobs: JobJournal, 
         learning_rate=planned.learning_rate,
         seed=settings.seed,
         parent_manifest=ledger.manifest(planned.step - 1),
+        ledger_id=claim_checkpoints(workspace),
     )
     async with open_trainer(
         settings.training, checkpoints=settings.checkpoints_dir, jobs=jobs, progress=progress

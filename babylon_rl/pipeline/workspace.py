@@ -12,7 +12,9 @@ from babylon_rl.database.ownership import created_by_us
 from babylon_rl.policy.process import base_of, running_server
 from babylon_rl.settings import Settings
 from babylon_rl.store.ledger import Ledger
+from babylon_rl.store.ledger_identity import read_ledger_id, read_manifests
 from babylon_rl.store.windows import Store
+from babylon_rl.training.checkpoint_store import claim, find_unclaimed
 
 
 def _read_clock() -> datetime:
@@ -44,13 +46,22 @@ class Workspace:
             return created_by_us(conn, "market_outcomes")
 
 
-def running_policy_server(settings: Settings) -> AbstractContextManager[str]:
-    """The endpoint that serves the lineage's checkpoints, for the length of a `with` block."""
+def claim_checkpoints(workspace: Workspace) -> str:
+    """The id of the workspace's ledger, after marking as its own the checkpoints from before the id that it recorded."""
+    ledger_id, root = read_ledger_id(workspace.ledger.engine), workspace.settings.checkpoints_dir
+    if find_unclaimed(root):
+        claim(root, ledger_id, read_manifests(workspace.ledger.engine))
+    return ledger_id
+
+
+def running_policy_server(settings: Settings, *, ledger_id: str | None) -> AbstractContextManager[str]:
+    """The endpoint that serves the ledger's checkpoints, for the length of a `with` block; `ledger_id` None: all."""
     return running_server(
         settings.serving,
         base=base_of(settings.training),
         checkpoints=settings.checkpoints_dir,
         lineage=settings.lineage,
+        ledger_id=ledger_id,
     )
 
 

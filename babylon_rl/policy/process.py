@@ -31,7 +31,9 @@ def base_of(settings: "TrainingSettings") -> Path:
 
 
 @contextmanager
-def running_server(settings: "ServingSettings", *, base: Path, checkpoints: Path, lineage: str) -> Iterator[str]:
+def running_server(
+    settings: "ServingSettings", *, base: Path, checkpoints: Path, lineage: str, ledger_id: str | None
+) -> Iterator[str]:
     """Yield the base URL, ending in `/v1`, of an endpoint that serves the checkpoints.
 
     That is `settings.inference_url` where it is set. Otherwise a server is started on a free loopback port; it stops
@@ -42,6 +44,7 @@ def running_server(settings: "ServingSettings", *, base: Path, checkpoints: Path
         base: Directory of the base policy.
         checkpoints: Directory under which every checkpoint lies.
         lineage: The lineage that can be asked for before its first checkpoint.
+        ledger_id: Only checkpoints of this ledger are served; None: all.
 
     Raises:
         ConfigError: The server exited before it was ready; the message has the last lines of its log.
@@ -54,11 +57,14 @@ def running_server(settings: "ServingSettings", *, base: Path, checkpoints: Path
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener, tempfile.TemporaryFile() as log:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        process = _start(
-            {"--base": base, "--root": checkpoints, "--temperature": settings.serve_temperature, "--lineage": lineage},
-            listener,
-            log,
-        )
+        arguments = {
+            "--base": base,
+            "--root": checkpoints,
+            "--temperature": settings.serve_temperature,
+            "--lineage": lineage,
+            **({} if ledger_id is None else {"--ledger-id": ledger_id}),
+        }
+        process = _start(arguments, listener, log)
         listener.close()
         try:
             _wait_until_ready(process, port, log)

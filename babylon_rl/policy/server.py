@@ -50,6 +50,7 @@ def create_app(
     max_batch: int = 256,
     threads: int | None = None,
     lineage: str = DEFAULT_LINEAGE,
+    ledger_id: str | None = None,
 ) -> FastAPI:
     """Make the application; it loads the base when it starts, and a checkpoint when it is first asked for.
 
@@ -61,6 +62,7 @@ def create_app(
         max_batch: Most requests sampled together.
         threads: Processor threads of the model; None: one for a small model, torch's choice for a larger one.
         lineage: The lineage that can be asked for before its first checkpoint; others must have one.
+        ledger_id: Serve only checkpoints of this ledger; None: all under `root`.
     """
     from babylon_rl.policy.engine import SamplingEngine
 
@@ -68,7 +70,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine = SamplingEngine(base=base, root=root, gather_s=gather_ms / 1000, max_batch=max_batch, threads=threads)
         async with engine.running() as policy:
-            app.state.endpoint = _Endpoint(engine, policy, root, default_temperature, lineage)
+            app.state.endpoint = _Endpoint(engine, policy, root, default_temperature, lineage, ledger_id)
             yield
 
     app = FastAPI(title="Babylon policy", lifespan=lifespan, openapi_url=None)
@@ -102,13 +104,20 @@ class _Endpoint:
     """What the routes do. Only the event loop's thread uses the tokenizer: fast tokenizers are not thread-safe."""
 
     def __init__(
-        self, engine: "SamplingEngine", policy: "LoadedPolicy", root: Path, default_temperature: float, lineage: str
+        self,
+        engine: "SamplingEngine",
+        policy: "LoadedPolicy",
+        root: Path,
+        default_temperature: float,
+        lineage: str,
+        ledger_id: str | None,
     ) -> None:
         self._engine = engine
         self._policy = policy
         self._root = root
         self._temperature = default_temperature
         self._lineage = lineage
+        self._ledger_id = ledger_id
         self._renderer = PromptRenderer(policy.tokenizer)
 
     async def complete(self, body: bytes) -> Response:
@@ -118,7 +127,7 @@ class _Endpoint:
             raise RequestError(413, f"the request has {len(body)} bytes; send at most {MAX_BODY_BYTES}")
         request = ChatRequest.read(body)
         try:
-            lineage, step = resolve(self._root, request.model, known=(self._lineage,))
+            lineage, step = resolve(self._root, request.model, known=(self._lineage,), ledger_id=self._ledger_id)
         except DataError as e:
             raise RequestError(404, str(e), param="model", code="model_not_found") from None
         prompt = self._renderer.ids_of([m.plain() for m in request.messages])
@@ -159,9 +168,9 @@ class _Endpoint:
 
     def models(self) -> dict[str, Any]:
         names: list[tuple[str, int]] = []
-        for lineage in sorted({self._lineage, *lineages(self._root)}):
+        for lineage in sorted({self._lineage, *lineages(self._root, ledger_id=self._ledger_id)}):
             names.append((policy_name(lineage, 0), 0))
-            for step in steps(self._root, lineage):
+            for step in steps(self._root, lineage, ledger_id=self._ledger_id):
                 created = checkpoint_dir(self._root, lineage, step).stat().st_mtime
                 names.append((policy_name(lineage, step), int(created)))
         cards = [{"id": n, "object": "model", "created": at, "owned_by": "babylon-rl"} for n, at in names]
@@ -189,6 +198,7 @@ def serve(
     max_batch: int = 256,
     threads: int | None = None,
     lineage: str = DEFAULT_LINEAGE,
+    ledger_id: str | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM.
 
@@ -203,6 +213,7 @@ def serve(
         max_batch: See `create_app`.
         threads: See `create_app`.
         lineage: See `create_app`.
+        ledger_id: See `create_app`.
 
     Raises:
         ConfigError: `base` holds no model.
@@ -218,6 +229,7 @@ def serve(
         max_batch=max_batch,
         threads=threads,
         lineage=lineage,
+        ledger_id=ledger_id,
     )
     if listener is None:
         listener = socket.create_server((host, port), backlog=2048)
@@ -251,6 +263,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--max-batch", type=int, default=256)
     p.add_argument("--threads", type=int)
     p.add_argument("--lineage", default=DEFAULT_LINEAGE)
+    p.add_argument("--ledger-id", help="serve only checkpoints of this ledger")
     p.add_argument(
         "--parent", type=int, help="id of the process that started this one: stop when it dies or closes our stdin"
     )
@@ -269,6 +282,7 @@ def main(argv: list[str] | None = None) -> None:
         max_batch=a.max_batch,
         threads=a.threads,
         lineage=a.lineage,
+        ledger_id=a.ledger_id,
     )
 
 

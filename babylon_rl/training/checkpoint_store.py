@@ -4,7 +4,8 @@ What belongs here: directories, digests, `checkpoint.json`, and the removal of c
 know. Their paths are `policy/checkpoints.py`; their tensors are the trainer's.
 
 Only what the caller's ledger records counts. A directory with a later step than the parent is left over from a training
-that was not recorded, and is removed before that step is made again; a missing or changed parent is an error.
+that was not recorded, and is removed before that step is made again; a missing or changed parent is an error. A
+checkpoint of another database's ledger is no leftover: it is never removed, and its step cannot be made beside it.
 """
 
 import fcntl
@@ -18,8 +19,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from babylon_rl.errors import DataError, TransientError
-from babylon_rl.policy.checkpoints import METADATA_FILE, checkpoint_dir
+from babylon_rl.errors import ConfigError, DataError, TransientError
+from babylon_rl.policy.checkpoints import (
+    LEDGER_FILE,
+    METADATA_FILE,
+    checkpoint_dir,
+    is_finished,
+    lineages,
+    read_ledger_of,
+    steps,
+    write_ledger_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +38,11 @@ _BASE_FILES: Final = {"config.json", "tokenizer.json", "tokenizer_config.json", 
 
 
 def file_digests(directory: Path) -> dict[str, str]:
-    """File name → SHA-256 of every file directly in a directory, by name."""
-    return {p.name: _sha256(p) for p in sorted(directory.iterdir()) if p.is_file()}
+    """File name → SHA-256 of every file directly in a directory, by name, except the id of its ledger.
+
+    Equal trainings have equal digests, whatever database records them.
+    """
+    return {p.name: _sha256(p) for p in sorted(directory.iterdir()) if p.is_file() and p.name != LEDGER_FILE}
 
 
 def base_digest(base: Path) -> str:
@@ -75,8 +88,50 @@ def lineage_lock(root: Path, lineage: str) -> Generator[None]:
         yield
 
 
+def find_unclaimed(root: Path) -> list[tuple[str, int]]:
+    """Lineage and step of each finished checkpoint that carries no ledger's id."""
+    return [
+        (lineage, step)
+        for lineage in lineages(root)
+        for step in steps(root, lineage)
+        if read_ledger_of(checkpoint_dir(root, lineage, step)) is None
+    ]
+
+
+def claim(root: Path, ledger_id: str, manifests: Mapping[tuple[str, int], Mapping[str, str]]) -> None:
+    """Mark checkpoints from before the id as those of the ledger that recorded them.
+
+    In a lineage with a checkpoint that the ledger recorded, those without an id are the same ledger's: what a killed
+    training left behind. All others stay as they are.
+
+    Args:
+        root: Directory of all lineages.
+        ledger_id: Of the ledger.
+        manifests: (Lineage, step) → file → SHA-256 of each checkpoint that the ledger recorded.
+    """
+    unclaimed = find_unclaimed(root)
+    recorded = {
+        (lineage, step)
+        for lineage, step in unclaimed
+        if (expected := manifests.get((lineage, step), {}).get(METADATA_FILE)) is not None
+        and _sha256(checkpoint_dir(root, lineage, step) / METADATA_FILE) == expected
+    }
+    ours = {lineage for lineage, _ in recorded}
+    ours |= {lineage for lineage, _ in unclaimed if steps(root, lineage, ledger_id=ledger_id)}
+    for lineage, step in unclaimed:
+        if lineage in ours:
+            write_ledger_of(checkpoint_dir(root, lineage, step), ledger_id)
+            logger.info("claimed checkpoint lineage=%s step=%d", lineage, step)
+
+
 def reconcile(
-    root: Path, lineage: str, parent_step: int, *, base: str, manifest: Mapping[str, str] | None = None
+    root: Path,
+    lineage: str,
+    parent_step: int,
+    *,
+    base: str,
+    manifest: Mapping[str, str] | None = None,
+    ledger_id: str | None = None,
 ) -> list[str]:
     """Make the directory agree with the ledger, so that step `parent_step + 1` can be made.
 
@@ -86,29 +141,48 @@ def reconcile(
         parent_step: Newest step that the caller's ledger holds; 0 is the base.
         base: Digest of the base that the lineage is trained on.
         manifest: File name → SHA-256 of the parent, from the ledger.
+        ledger_id: Of the caller's ledger; None: of none, so that only checkpoints without an id are its own.
 
     Returns:
         Names of the directories removed: unfinished ones and those after the parent.
 
     Raises:
-        DataError: The parent is missing, changed, or was trained on another base. Nothing is removed then.
+        DataError: The parent is missing, changed, or was trained on another base.
+        ConfigError: A checkpoint of another ledger is in the way. Nothing is removed in either case.
     """
     if parent_step:
         verify(root, lineage, parent_step, base=base, manifest=manifest)
     removed = []
     home = checkpoint_dir(root, lineage, 0).parent
-    for after in sorted(home.glob("*")):
-        if after.is_dir() and after.name.isdecimal() and int(after.name) > parent_step:
-            # Renamed first, so that a crash halfway leaves no partial checkpoint under a valid name.
-            doomed = after.with_suffix(".tmp")
-            shutil.rmtree(doomed, ignore_errors=True)
-            after.rename(doomed)
-    for unfinished in sorted(home.glob("*.tmp")):
-        shutil.rmtree(unfinished)
-        removed.append(unfinished.stem)
+    later = [d for d in sorted(home.glob("*")) if d.is_dir() and d.name.isdecimal() and int(d.name) > parent_step]
+    unfinished = sorted(home.glob("*.tmp"))
+    for directory in [*later, *(d for d in unfinished if d.stem > f"{parent_step:04d}")]:
+        if _is_foreign(directory, ledger_id):
+            raise ConfigError(
+                f"checkpoint {lineage}@{parent_step + 1} cannot be trained: {str(directory)!r} was not made for this "
+                "database, so it is kept; set BABYLON_LINEAGE or BABYLON_HOME to another one, or move that folder away",
+                facts={"lineage": lineage, "step": parent_step + 1},
+            )
+    for after in later:
+        # Renamed first, so that a crash halfway leaves no partial checkpoint under a valid name.
+        doomed = after.with_suffix(".tmp")
+        shutil.rmtree(doomed, ignore_errors=True)
+        after.rename(doomed)
+    for leftover in sorted(home.glob("*.tmp")):
+        if not _is_foreign(leftover, ledger_id):
+            shutil.rmtree(leftover)
+            removed.append(leftover.stem)
     if removed:
         logger.warning("removed unrecorded checkpoints lineage=%s parent=%d steps=%s", lineage, parent_step, removed)
     return removed
+
+
+def _is_foreign(directory: Path, ledger_id: str | None) -> bool:
+    """Whether another ledger's. What has no id is ours only where no ledger is asked for, or while it is unfinished."""
+    owner = read_ledger_of(directory)
+    if owner is None:
+        return ledger_id is not None and is_finished(directory)
+    return owner != ledger_id
 
 
 def verify(
@@ -159,13 +233,16 @@ def verify(
     return metadata
 
 
-def write(directory: Path, metadata: Mapping[str, Any], fill: Callable[[Path], None]) -> dict[str, str]:
+def write(
+    directory: Path, metadata: Mapping[str, Any], fill: Callable[[Path], None], *, ledger_id: str | None = None
+) -> dict[str, str]:
     """Write a checkpoint under a name that ends in `.tmp`, force it to disk, then rename it.
 
     Args:
         directory: Its final place, which must not exist.
         metadata: Content of `checkpoint.json`; the digests of all other files are added.
         fill: Writes those other files into the directory it is given.
+        ledger_id: Of the ledger that will record it; None: of none.
 
     Returns:
         The manifest: file name → SHA-256, the metadata included.
@@ -174,6 +251,8 @@ def write(directory: Path, metadata: Mapping[str, Any], fill: Callable[[Path], N
     if unfinished.exists():
         shutil.rmtree(unfinished)
     unfinished.mkdir(parents=True)
+    if ledger_id is not None:
+        write_ledger_of(unfinished, ledger_id)
     fill(unfinished)
     write_metadata(unfinished, metadata)
     for path in unfinished.iterdir():

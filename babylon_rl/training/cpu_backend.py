@@ -188,7 +188,12 @@ class CpuEngine:
         digest = checkpoint_store.base_digest(self._base)
         with checkpoint_store.lineage_lock(self._root, batch.lineage):
             checkpoint_store.reconcile(
-                self._root, batch.lineage, batch.parent_step, base=digest, manifest=batch.parent_manifest
+                self._root,
+                batch.lineage,
+                batch.parent_step,
+                base=digest,
+                manifest=batch.parent_manifest,
+                ledger_id=batch.ledger_id,
             )
             for step in {b.step for b in plan.behaviours if b.step} - {batch.parent_step}:
                 checkpoint_store.verify(self._root, batch.lineage, step, base=digest)
@@ -202,6 +207,7 @@ class CpuEngine:
                     windows=batch.windows,
                     judgment_keys=batch.judgment_keys,
                     behaviours=plan.behaviours,
+                    ledger_id=batch.ledger_id,
                 )
             )
             yield

@@ -65,6 +65,7 @@ class CpuJob:
     windows: tuple[str, ...] = ()
     judgment_keys: tuple[str, ...] = ()
     behaviours: tuple[Behaviour, ...] = ()
+    ledger_id: str | None = None
 
     @property
     def parent_step(self) -> int:
@@ -136,7 +137,8 @@ class CpuService:
             "windows": list(job.windows),
             "judgment_keys": list(job.judgment_keys),
         }
-        checkpoint_store.write(checkpoint_dir(self._root, job.lineage, job.step), metadata, learner.save)
+        directory = checkpoint_dir(self._root, job.lineage, job.step)
+        checkpoint_store.write(directory, metadata, learner.save, ledger_id=job.ledger_id)
         logger.info("trained lineage=%s step=%d rows=%d gradient_steps=%d", job.lineage, job.step, count, total)
 
     def _fill_logprobs(self, rows: Rows, lengths: Tensor) -> Tensor:

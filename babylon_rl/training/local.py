@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from babylon_rl.common.canonical import digest
 from babylon_rl.errors import ConfigError
-from babylon_rl.policy.checkpoints import checkpoint_dir
+from babylon_rl.policy.checkpoints import checkpoint_dir, write_ledger_of
 from babylon_rl.training import checkpoint_store
 from babylon_rl.training.art_groups import to_art_groups
 from babylon_rl.training.sequences import TrainingPlan
@@ -77,6 +77,7 @@ class LocalEngine:
                 batch.parent_step,
                 base=digest(self.base_model),
                 manifest=batch.parent_manifest,
+                ledger_id=batch.ledger_id,
             )
             with redirect_stdout(sys.stderr):  # ART prints its progress
                 yield
@@ -103,5 +104,7 @@ class LocalEngine:
             "windows": list(batch.windows),
             "judgment_keys": list(batch.judgment_keys),
         }
+        if batch.ledger_id is not None:
+            write_ledger_of(directory, batch.ledger_id)
         checkpoint_store.write_metadata(directory, metadata)
         return str(directory), checkpoint_store.file_digests(directory)

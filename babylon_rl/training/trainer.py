@@ -38,6 +38,7 @@ class TrainingBatch:
         learning_rate: None takes the trainer's default.
         seed: Of the adapter's first weights and of the order of rows.
         parent_manifest: File → SHA-256 of the parent as the ledger knows it, if it does; checked before training.
+        ledger_id: Of the ledger that will record the checkpoint, which carries it; None: of none.
     """
 
     lineage: str
@@ -47,6 +48,7 @@ class TrainingBatch:
     learning_rate: float | None = None
     seed: int = 1
     parent_manifest: Mapping[str, str] | None = None
+    ledger_id: str | None = None
 
     @property
     def parent_step(self) -> int:

@@ -10,11 +10,13 @@ from dagster_factories import FIRST, spawn_windows
 from babylon_rl.cli.runner import Runner
 from babylon_rl.pipeline.train import train_range
 from babylon_rl.pipeline.workspace import Workspace
-from babylon_rl.policy.checkpoints import checkpoint_dir
+from babylon_rl.policy.checkpoints import LEDGER_FILE, checkpoint_dir
 
 
 def digests(directory: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(directory.iterdir())}
+    return {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(directory.iterdir()) if p.name != LEDGER_FILE
+    }
 
 
 @pytest.fixture

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from babylon_rl.errors import DataError
+from babylon_rl.errors import ConfigError, DataError
 from babylon_rl.policy.checkpoints import METADATA_FILE, checkpoint_dir, latest_step, lineages, resolve, steps
+from babylon_rl.settings import Settings
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_an_unfinished_step_is_unknown(root: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "@3", "mmo@", "mmo@-1", "mmo@1.5", "../x@1", "a/b", "mmo@best", "mmo@1 ", "x" * 65]
+    "name", ["", "..", "..@1", ".x", "@3", "mmo@", "mmo@-1", "mmo@1.5", "../x@1", "a/b", "mmo@best", "mmo@1 ", "x" * 65]
 )
 def test_what_is_no_policy_name_is_refused(root: Path, name: str) -> None:
     with pytest.raises(DataError, match="is not a policy name"):
@@ -71,3 +72,9 @@ def test_a_lineage_without_checkpoints_is_the_base(root: Path) -> None:
     assert resolve(root, "fresh@latest", known=("fresh",)) == ("fresh", 0)
     with pytest.raises(DataError, match="lineage 'gpt-4' has no checkpoint; known lineages: fresh, mmo"):
         resolve(root, "gpt-4", known=("fresh",))
+
+
+@pytest.mark.parametrize("name", [".", "..", ".hidden", "a/b", ""])
+def test_a_lineage_is_a_folder_of_its_own(name: str) -> None:
+    with pytest.raises(ConfigError, match="BABYLON_LINEAGE"):
+        Settings.load(BABYLON_LINEAGE=name)

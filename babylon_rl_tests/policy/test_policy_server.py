@@ -35,7 +35,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 def url(settings: Settings, write_checkpoint: Callable[[Path, str, int], Path]) -> Iterator[str]:
     write_checkpoint(settings.checkpoints_dir, LINEAGE, 1)
     write_checkpoint(settings.checkpoints_dir, LINEAGE, 2)
-    with running_policy_server(settings) as url:
+    with running_policy_server(settings, ledger_id=None) as url:
         yield url
 
 
@@ -240,14 +240,14 @@ def test_our_client_says_who_must_act(url: str) -> None:
 
 def test_a_named_endpoint_is_used_and_nothing_is_started(settings: Settings) -> None:
     named = settings.changed(serving={"inference_url": "http://127.0.0.1:9/v1/"}, training={"base_model": "/nowhere"})
-    with running_policy_server(named) as url:
+    with running_policy_server(named, ledger_id=None) as url:
         assert url == "http://127.0.0.1:9/v1"
 
 
 def test_a_server_that_cannot_start_says_why(settings: Settings) -> None:
     with (
         pytest.raises(ConfigError, match=r"(?s)exited with status \d.*'/nowhere' has no config.json"),
-        running_policy_server(settings.changed(training={"base_model": "/nowhere"})),
+        running_policy_server(settings.changed(training={"base_model": "/nowhere"}), ledger_id=None),
     ):
         pass
 
@@ -257,7 +257,7 @@ def test_the_server_dies_with_a_killed_parent(tmp_path: Path) -> None:
 import time
 from babylon_rl.pipeline.workspace import running_policy_server
 from babylon_rl.settings import Settings
-with running_policy_server(Settings.load(BABYLON_HOME={str(tmp_path)!r})) as url:
+with running_policy_server(Settings.load(BABYLON_HOME={str(tmp_path)!r}), ledger_id=None) as url:
     print(url, flush=True)
     time.sleep(60)
 """

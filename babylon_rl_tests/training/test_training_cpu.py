@@ -12,8 +12,8 @@ import pytest
 import training_factories
 from training_factories import LINEAGE, a_batch, a_group, batch_of, cpu_trainer
 
-from babylon_rl.errors import DataError, TransientError
-from babylon_rl.policy.checkpoints import checkpoint_dir, latest_step
+from babylon_rl.errors import ConfigError, DataError, TransientError
+from babylon_rl.policy.checkpoints import checkpoint_dir, latest_step, write_ledger_of
 from babylon_rl.policy.model import load_policy
 from babylon_rl.policy.shipped import shipped_base
 from babylon_rl.settings import Settings
@@ -267,3 +267,32 @@ def test_what_the_ledger_does_not_know_is_made_again(two_steps, tmp_path) -> Non
 def test_two_processes_never_train_one_lineage_at_once(tmp_path) -> None:
     with checkpoint_store.lineage_lock(tmp_path, LINEAGE), pytest.raises(TransientError, match="another process"):
         train(tmp_path, batch_of(1))
+
+
+def test_only_our_own_leftovers_are_removed(tmp_path) -> None:
+    """Steps after the parent: our killed training's go, whoever's unfinished ones without an id too, another's stay."""
+
+    def leave(name: str, ledger_id: str | None, *, finished: bool) -> Path:
+        directory = checkpoint_dir(tmp_path, LINEAGE, 0).with_name(name)
+        directory.mkdir(parents=True)
+        if ledger_id is not None:
+            write_ledger_of(directory, ledger_id)
+        if finished:
+            (directory / "checkpoint.json").write_text("{}")
+        return directory
+
+    def reconcile() -> list[str]:
+        return checkpoint_store.reconcile(tmp_path, LINEAGE, 0, base="b", ledger_id="ours")
+
+    leave("0001", "ours", finished=True)
+    leave("0002", None, finished=False)
+    leave("0003.tmp", "ours", finished=False)
+    assert reconcile() == ["0001", "0002", "0003"]
+    for name, ledger_id, finished in (("0001", "theirs", True), ("0004", None, True), ("0001.tmp", "theirs", False)):
+        ours, foreign = leave("0002", "ours", finished=True), leave(name, ledger_id, finished=finished)
+        with pytest.raises(ConfigError, match=rf"{name}' was not made for this database.*BABYLON_LINEAGE"):
+            reconcile()
+        assert ours.is_dir(), "a refusal removes nothing"
+        assert foreign.is_dir()
+        foreign.rename(tmp_path / name)
+        assert reconcile() == ["0002"]
