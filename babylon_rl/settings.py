@@ -165,12 +165,23 @@ class TrainingSettings(_Part):
     wandb_api_key: SecretStr | None = Field(
         default=None,
         validation_alias="WANDB_API_KEY",
-        description="Key of W&B, for the trainer `serverless`. Unset: nothing is sent to W&B.",
+        description="Key of W&B, for the trainer `serverless` and for `BABYLON_WANDB_LOGGING`. Unset: nothing is sent to W&B.",
+    )
+    wandb_logging: Literal["off", "on"] = Field(
+        default="off",
+        validation_alias="BABYLON_WANDB_LOGGING",
+        description="`on`: each checkpoint's metrics go to W&B once it is recorded, or to `wandb/` under `BABYLON_HOME` while W&B is out of reach. `off`: no metric leaves this machine, whatever key is set.",
     )
     wandb_base_url: str | None = Field(
         default=None,
         validation_alias="BABYLON_WANDB_TRAINING_URL",
         description="Address of W&B Serverless training. Unset: ART's own default.",
+    )
+    remote_patience_s: float = Field(
+        default=1800,
+        ge=0,
+        validation_alias="BABYLON_REMOTE_PATIENCE_S",
+        description="Seconds that a serverless training may be out of reach, or its job may take to show up after a lost answer, before the run ends.",
     )
 
 

@@ -101,18 +101,47 @@ def train(
 
 
 @app.command("discard-plan")
-def discard_plan() -> None:
+def discard_plan(
+    even_if_sent: Annotated[
+        bool,
+        typer.Option(
+            "--even-if-sent",
+            help="Also where a remote job was, or may have been, sent for it; the next one is paid too.",
+        ),
+    ] = False,
+) -> None:
     """Delete the planned batch that has no checkpoint yet; the next training plans a new one."""
     from babylon_rl.pipeline.workspace import open_workspace
 
     with open_workspace(_settings()) as workspace:
-        batch = workspace.ledger.discard_plan()
+        batch = workspace.ledger.discard_plan(even_if_sent=even_if_sent)
     message = (
         "no batch is planned"
         if batch is None
         else f"deleted the planned batch of checkpoint {batch.step} with {len(batch.windows)} windows"
     )
     console.print(message, highlight=False)
+
+
+@app.command("adopt-checkpoint")
+def adopt_checkpoint(
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Record it; without this, only say what would be recorded.")
+    ] = False,
+) -> None:
+    """Record the next step that W&B has of this lineage and the ledger has not: a paid training that was not recorded."""
+    from babylon_rl.database.migrate import upgrade
+    from babylon_rl.pipeline.adopt import adopt_next_checkpoint
+    from babylon_rl.pipeline.workspace import open_workspace
+
+    settings = _settings()
+    upgrade(settings.database)
+    with open_workspace(settings) as workspace:
+        adoption = adopt_next_checkpoint(workspace, is_confirmed=yes)
+    console.print(adoption.sentence, highlight=False, soft_wrap=True)
+    if not yes:
+        console.print("nothing was written; repeat with --yes to record it", highlight=False)
+        raise typer.Exit(1)
 
 
 @app.command()

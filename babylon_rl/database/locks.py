@@ -41,6 +41,16 @@ def try_lock_session(conn: sa.Connection, kind: Lock, name: str) -> bool:
     return bool(conn.scalar(query, {"key": f"{kind}:{name}"}))
 
 
+def holds_session(conn: sa.Connection, kind: Lock, name: str) -> bool:
+    """Whether this very session holds the lock now; False after the connection was replaced by another."""
+    query = sa.text("""
+        SELECT EXISTS (SELECT FROM pg_locks l, (SELECT hashtextextended(:key, 0) AS key) k
+                       WHERE l.locktype = 'advisory' AND l.granted AND l.pid = pg_backend_pid() AND l.objsubid = 1
+                         AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                         AND ((l.classid::bigint << 32) | l.objid::bigint) = k.key)""")
+    return bool(conn.scalar(query, {"key": f"{kind}:{name}"}))
+
+
 def unlock_session(conn: sa.Connection, kind: Lock, name: str) -> None:
     """Release a session's lock before the session ends."""
     conn.execute(sa.text("SELECT pg_advisory_unlock(hashtextextended(:key, 0))"), {"key": f"{kind}:{name}"})

@@ -17,9 +17,11 @@ from babylon_rl.pipeline.each_window import note_failure
 from babylon_rl.pipeline.workspace import Workspace, claim_checkpoints
 from babylon_rl.store.ledger import PlannedBatch
 from babylon_rl.store.retries import read_tries
+from babylon_rl.store.training_jobs import TrainingJobs
 from babylon_rl.training.factory import open_trainer
 from babylon_rl.training.rewards import rank_rewards
-from babylon_rl.training.trainer import RewardedGroup, TrainingBatch
+from babylon_rl.training.trainer import JobJournal, RewardedGroup, TrainingBatch
+from babylon_rl.training.wandb_log import log_to_wandb
 from babylon_rl.types import Checkpoint, Json
 from babylon_rl.windows import HourWindow
 
@@ -87,12 +89,13 @@ def train_range(
     for window in sorted(windows):
         trained: list[Checkpoint] = []
         while (left is None or left > 0) and ledger.may_train(window, size):
-            with ledger.training():
+            with ledger.training() as lock:
                 planned = ledger.plan(window, size, learning_rate=rate)
                 if planned is None:
                     break
                 try:
-                    trained.append(asyncio.run(_train(workspace, planned, progress)))
+                    jobs = TrainingJobs(ledger.engine, planned, lock)
+                    trained.append(asyncio.run(_train(workspace, planned, jobs, progress)))
                 except DataError as e:
                     _give_up(workspace, planned, e)
                     raise
@@ -115,21 +118,21 @@ def _give_up(workspace: Workspace, planned: PlannedBatch, error: DataError) -> N
         note_failure(workspace, window, STAGE, f"{STAGE}: {error}", version=version)
 
 
-async def _train(workspace: Workspace, planned: PlannedBatch, progress: Progress) -> Checkpoint:
+async def _train(workspace: Workspace, planned: PlannedBatch, jobs: JobJournal, progress: Progress) -> Checkpoint:
     ledger, settings = workspace.ledger, workspace.settings
     batch = TrainingBatch(
         lineage=planned.lineage,
         step=planned.step,
         window_id=planned.window_id,
-        groups=tuple(
-            load_rewarded_group(workspace, w, k) for w, k in zip(planned.windows, planned.judgment_keys, strict=True)
-        ),
+        groups=_load_groups(workspace, planned),
         learning_rate=planned.learning_rate,
         seed=settings.seed,
         parent_manifest=ledger.manifest(planned.step - 1),
         ledger_id=claim_checkpoints(workspace),
     )
-    async with open_trainer(settings.training, checkpoints=settings.checkpoints_dir, progress=progress) as trainer:
+    async with open_trainer(
+        settings.training, checkpoints=settings.checkpoints_dir, jobs=jobs, progress=progress
+    ) as trainer:
         trained = await trainer.train(batch)
         name = trainer.name
     checkpoint = ledger.record(
@@ -141,7 +144,20 @@ async def _train(workspace: Workspace, planned: PlannedBatch, progress: Progress
         metrics=trained.metrics,
     )
     logger.info("trained policy=%s windows=%d", checkpoint.name, len(checkpoint.windows))
+    log_to_wandb(settings.training, settings.home, lineage=planned.lineage, step=planned.step, metrics=trained.metrics)
     return checkpoint
+
+
+def _load_groups(workspace: Workspace, planned: PlannedBatch) -> tuple[RewardedGroup, ...]:
+    """What the plan trains on; nothing, where it was sent and its windows changed since: the job has its own copy."""
+    try:
+        return tuple(
+            load_rewarded_group(workspace, w, k) for w, k in zip(planned.windows, planned.judgment_keys, strict=True)
+        )
+    except DataError:
+        if not planned.is_sent:
+            raise
+        return ()
 
 
 def load_rewarded_group(workspace: Workspace, window_id: str, judgment_key: str) -> RewardedGroup:

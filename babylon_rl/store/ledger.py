@@ -14,13 +14,16 @@ import sqlalchemy as sa
 
 from babylon_rl.common.canonical import from_json, to_json
 from babylon_rl.database import tables as t
-from babylon_rl.database.locks import Lock, try_lock_session, unlock_session
+from babylon_rl.database.locks import Lock, holds_session, try_lock_session, unlock_session
 from babylon_rl.errors import DataError, TransientError
 from babylon_rl.store.eligibility import Eligibility, ReadyWindow
 from babylon_rl.types import Checkpoint, policy_name
 from babylon_rl.windows import HourWindow
 
 logger = logging.getLogger(__name__)
+
+# The second is what SQLAlchemy raises from then on.
+_CONNECTION_LOST = (sa.exc.DBAPIError, sa.exc.PendingRollbackError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +76,33 @@ def find_trainings(engine: sa.Engine, windows: Sequence[HourWindow]) -> list[Tra
     with engine.connect() as conn:
         rows = conn.execute(query.order_by(c.lineage, c.step)).mappings()
         return [TrainedWindow(**r) for r in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class LineageLock:
+    """The training lock while it is held; `Ledger.training` yields it."""
+
+    _conn: sa.Connection
+    lineage: str
+
+    def require_held(self) -> None:
+        """Look at the server, through the connection that holds the lock.
+
+        Raises:
+            TransientError: The connection is gone, and the lock with it: another process may train now.
+        """
+        try:
+            held = holds_session(self._conn, Lock.LINEAGE, self.lineage)
+        except _CONNECTION_LOST as e:
+            raise TransientError(self._lost()) from e
+        if not held:
+            raise TransientError(self._lost())
+
+    def _lost(self) -> str:
+        return (
+            f"the training lock of lineage {self.lineage!r} was lost with its database connection, so another process may "
+            "train it; nothing was sent; run again"
+        )
 
 
 class Ledger:
@@ -197,11 +227,22 @@ class Ledger:
         """Whether an unfinished batch is still to be trained: it was sent, or all that it was planned from is current."""
         return batch.is_sent or self.eligibility.still_fit(batch.members)
 
-    def discard_plan(self) -> PlannedBatch | None:
-        """Delete the unfinished batch, so that the next training plans a new one. It has no checkpoint, so none is lost."""
+    def discard_plan(self, *, even_if_sent: bool = False) -> PlannedBatch | None:
+        """Delete the unfinished batch, so that the next training plans a new one. It has no checkpoint, so none is lost.
+
+        Raises:
+            DataError: A remote job was, or may have been, sent for it, and `even_if_sent` is not set.
+        """
         with self.training():
             batch = self.unfinished_batch()
             if batch is not None:
+                if batch.is_sent and not even_if_sent:
+                    raise DataError(
+                        f"a remote job was, or may have been, sent for checkpoint {batch.step} of lineage "
+                        f"{self.lineage!r}: without its plan the next training would pay for another; train again to follow "
+                        "it, or, when W&B shows that no job runs, repeat with --even-if-sent",
+                        facts={"lineage": self.lineage, "step": batch.step},
+                    )
                 self._delete_plan(batch)
         return batch
 
@@ -231,7 +272,7 @@ class Ledger:
 
     # ── writing ────────────────────────────────────────────────────────────────────────────────────
     @contextmanager
-    def training(self) -> Iterator[None]:
+    def training(self) -> Iterator[LineageLock]:
         """Lock the lineage: one training at a time; the server releases the lock when the holder dies.
 
         Local trainers also lock the lineage's directory (`training/checkpoint_store.py`): this lock is lost when the
@@ -246,11 +287,11 @@ class Ledger:
                     f"lineage {self.lineage!r} is being trained by another process; wait for it and run again"
                 )
             try:
-                yield
+                yield LineageLock(conn, self.lineage)
             finally:
                 try:
                     unlock_session(conn, Lock.LINEAGE, self.lineage)
-                except sa.exc.DBAPIError:
+                except _CONNECTION_LOST:
                     # The connection died during the training, and the lock with it. Windows are still not consumed
                     # twice: the primary key of `consumed_windows` sees to that.
                     logger.warning("lost the training lock lineage=%s", self.lineage)

@@ -8,6 +8,24 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager
 
+_KEY, _MODE = "WANDB_API_KEY", "WANDB_MODE"
+
+
+@contextmanager
+def without_wandb() -> Generator[None]:
+    """Keep ART and its child processes from starting a W&B run inside this block.
+
+    ART does so wherever `WANDB_API_KEY` is in the environment (`Model._get_wandb_run`), for every backend and before
+    the training. We send metrics ourselves, where the operator wants it (`wandb_log.py`).
+    """
+    hidden = {name: os.environ.pop(name, None) for name in (_KEY, _MODE)}
+    os.environ[_MODE] = "disabled"
+    try:
+        yield
+    finally:
+        del os.environ[_MODE]
+        os.environ.update({name: value for name, value in hidden.items() if value is not None})
+
 
 @contextmanager
 def isolated_art_import() -> Generator[None]:

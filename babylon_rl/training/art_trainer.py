@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from babylon_rl.errors import DataError
 from babylon_rl.policy.checkpoints import PROJECT
-from babylon_rl.training.art_import import isolated_art_import
+from babylon_rl.training.art_import import isolated_art_import, without_wandb
 from babylon_rl.training.sequences import TrainingPlan, plan_training
 from babylon_rl.training.trainer import TrainedPolicy, TrainingBatch
 
@@ -50,6 +50,10 @@ class TrainingEngine(Protocol):
         """Hold locks during the training, and turn the errors of the backend into ours."""
         ...
 
+    def is_resuming(self) -> bool:
+        """Whether a remote job of this batch may exist already; the lineage may then stand at the batch's own step."""
+        ...
+
     def build_groups(self, plan: TrainingPlan) -> "list[art.TrajectoryGroup]": ...
 
     def train_options(self, plan: TrainingPlan) -> dict[str, Any]:
@@ -71,8 +75,12 @@ class ArtTrainer:
     async def train(self, batch: TrainingBatch) -> TrainedPolicy:
         """See `Trainer.train`. A batch that cannot train is refused before ART is called."""
         engine = self._engine
-        plan = plan_training(batch, engine.tokenizer, context=engine.context, max_staleness=engine.max_staleness)
-        with engine.prepare_training(batch, plan):
+        resuming = engine.is_resuming()
+        if resuming and not batch.groups:
+            plan = TrainingPlan(decisions=(), counts={})
+        else:
+            plan = plan_training(batch, engine.tokenizer, context=engine.context, max_staleness=engine.max_staleness)
+        with without_wandb(), engine.prepare_training(batch, plan):
             with isolated_art_import():
                 import art
 
@@ -80,7 +88,9 @@ class ArtTrainer:
                 name=batch.lineage, project=PROJECT, base_model=engine.base_model, base_path=str(engine.base_path)
             )
             await model.register(engine.backend)
-            self._check_step(batch, await model.get_step(), batch.parent_step, "before")
+            found = await model.get_step()
+            if not (resuming and found == batch.step):
+                self._check_step(batch, found, batch.parent_step, "before")
             result = await engine.backend.train(
                 model,
                 engine.build_groups(plan),
@@ -103,12 +113,12 @@ class ArtTrainer:
         if found != expected:
             raise DataError(
                 f"{self.name} trainer is at {batch.lineage}@{found} {when} training step {batch.step}, but the ledger "
-                f"says {expected}: a training was not recorded, or another ledger uses this lineage; remove the checkpoints "
-                "after the ledger's last step, or start a new lineage with BABYLON_LINEAGE",
+                f"says {expected}: a training was not recorded, or another ledger uses this lineage; run `babylon-rl "
+                "adopt-checkpoint` to record a remote step, or start a new lineage with BABYLON_LINEAGE",
                 facts={"lineage": batch.lineage, "found": found, "expected": expected},
             )
 
 
 def _average_reward(plan: TrainingPlan) -> dict[str, float]:
     rewards = [s.reward for d in plan.decisions for s in d.sequences]
-    return {"reward": sum(rewards) / len(rewards)}
+    return {"reward": sum(rewards) / len(rewards)} if rewards else {}

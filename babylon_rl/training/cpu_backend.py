@@ -212,6 +212,9 @@ class CpuEngine:
             )
             yield
 
+    def is_resuming(self) -> bool:
+        return False
+
     def build_groups(self, plan: TrainingPlan) -> "list[art.TrajectoryGroup]":
         return to_art_groups(plan, behaviours=plan.behaviours)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.settings import TrainingSettings
-from babylon_rl.training.trainer import Trainer
+from babylon_rl.training.trainer import JobJournal, Trainer
 
 if TYPE_CHECKING:
     from babylon_rl.training.art_trainer import TrainingEngine
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def open_trainer(
-    settings: TrainingSettings, *, checkpoints: Path, progress: Progress = ignore_progress
+    settings: TrainingSettings, *, checkpoints: Path, jobs: JobJournal, progress: Progress = ignore_progress
 ) -> AsyncGenerator[Trainer]:
     """Open the trainer that `BABYLON_TRAINER` names and close it afterwards.
 
     Args:
         settings: Which trainer, on which base, at which learning rate, and W&B's key.
         checkpoints: Directory under which every checkpoint lies.
+        jobs: What is known of the batch's remote job; by `serverless` only.
         progress: Called after each gradient step, with its loss; by the CPU trainer only.
 
     Raises:
@@ -29,14 +30,16 @@ async def open_trainer(
     """
     from babylon_rl.training.art_trainer import ArtTrainer
 
-    trainer = ArtTrainer(_choose_engine(settings, checkpoints, progress))
+    trainer = ArtTrainer(_choose_engine(settings, checkpoints, jobs, progress))
     try:
         yield trainer
     finally:
         await trainer.close()
 
 
-def _choose_engine(settings: TrainingSettings, checkpoints: Path, progress: Progress) -> "TrainingEngine":
+def _choose_engine(
+    settings: TrainingSettings, checkpoints: Path, jobs: JobJournal, progress: Progress
+) -> "TrainingEngine":
     match settings.trainer:
         case "cpu":
             from babylon_rl.training.cpu_backend import CpuEngine
@@ -49,4 +52,4 @@ def _choose_engine(settings: TrainingSettings, checkpoints: Path, progress: Prog
         case "serverless":
             from babylon_rl.training.serverless import ServerlessEngine
 
-            return ServerlessEngine.from_settings(settings, checkpoints)
+            return ServerlessEngine.from_settings(settings, checkpoints, jobs)

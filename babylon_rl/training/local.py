@@ -82,6 +82,9 @@ class LocalEngine:
             with redirect_stdout(sys.stderr):  # ART prints its progress
                 yield
 
+    def is_resuming(self) -> bool:
+        return False
+
     def build_groups(self, plan: TrainingPlan) -> "list[art.TrajectoryGroup]":
         return to_art_groups(plan)
 

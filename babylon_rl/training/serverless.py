@@ -1,6 +1,7 @@
 """W&B Serverless behind `ArtTrainer`: ART's own `ServerlessBackend`, over plain HTTP.
 
-What belongs here: the key and the address, and the translation of its errors into ours.
+What belongs here: the key and the address, and the translation of its errors into ours. How a job is sent once and
+followed is `serverless_backend.py`.
 What leaves this machine: the turns' messages, their token ids, the rewards, window and trajectory ids.
 
 The remote trainer recomputes log-probs with the parent, at temperature 1: turns of older steps, or sampled at
@@ -10,15 +11,18 @@ another temperature, count as the parent's own (`behaviour/stale`, `behaviour/re
 import math
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from babylon_rl.errors import BabylonRLError, ConfigError, DataError, TransientError
+from babylon_rl.errors import ConfigError, DataError, TransientError
+from babylon_rl.policy.checkpoints import PROJECT
 from babylon_rl.training.art_groups import to_art_groups
-from babylon_rl.training.art_import import isolated_art_import
+from babylon_rl.training.art_import import isolated_art_import, without_wandb
 from babylon_rl.training.sequences import TrainingPlan
-from babylon_rl.training.trainer import TrainingBatch
+from babylon_rl.training.trainer import JobJournal, TrainingBatch
 
 if TYPE_CHECKING:
     import art
@@ -29,6 +33,19 @@ LEARNING_RATE: Final = 1e-5
 CONTEXT_TOKENS: Final = 32_768  # ART's own limit where a model names none
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteCheckpoint:
+    """A checkpoint at W&B.
+
+    Attributes:
+        path: Its name there, as a training that is recorded has it.
+        metrics: What W&B keeps of its training; may be empty.
+    """
+
+    path: str
+    metrics: dict[str, float]
+
+
 class ServerlessEngine:
     """W&B Serverless training."""
 
@@ -36,17 +53,25 @@ class ServerlessEngine:
     max_staleness = 0
 
     def __init__(
-        self, api_key: str, base_model: str, base_path: Path, *, base_url: str | None, learning_rate: float | None
+        self,
+        api_key: str,
+        base_model: str,
+        base_path: Path,
+        *,
+        base_url: str | None,
+        learning_rate: float | None,
+        jobs: JobJournal,
+        patience: timedelta,
     ) -> None:
-        with isolated_art_import():
-            from art.serverless import ServerlessBackend
+        from babylon_rl.training.serverless_backend import JournaledBackend
 
-        self.backend = ServerlessBackend(api_key=api_key, base_url=base_url)
+        self._jobs = jobs
+        self.backend = JournaledBackend(api_key=api_key, base_url=base_url, jobs=jobs, patience=patience)
         self.base_model, self.base_path = base_model, base_path
         self.learning_rate = learning_rate or LEARNING_RATE
 
     @classmethod
-    def from_settings(cls, settings: "TrainingSettings", checkpoints: Path) -> "ServerlessEngine":
+    def from_settings(cls, settings: "TrainingSettings", checkpoints: Path, jobs: JobJournal) -> "ServerlessEngine":
         """Raises ConfigError where the key or the base is not named."""
         if settings.wandb_api_key is None:
             raise ConfigError("BABYLON_TRAINER=serverless trains at W&B and needs WANDB_API_KEY; set it, or use cpu")
@@ -61,6 +86,8 @@ class ServerlessEngine:
             checkpoints,
             base_url=settings.wandb_base_url,
             learning_rate=settings.learning_rate,
+            jobs=jobs,
+            patience=timedelta(seconds=settings.remote_patience_s),
         )
 
     @cached_property
@@ -73,10 +100,31 @@ class ServerlessEngine:
 
     @contextmanager
     def prepare_training(self, batch: TrainingBatch, plan: TrainingPlan) -> Generator[None]:
-        """Turn the client's errors into ours. A job is never sent again automatically: it costs money."""
+        """Turn the client's errors into ours."""
+        self.backend.set_batch(batch)
+        with self._translate_errors(f"training {batch.lineage}@{batch.step} at {self.backend._base_url}"):
+            yield
+
+    async def list_checkpoints(self, lineage: str) -> dict[int, RemoteCheckpoint]:
+        """Every checkpoint that W&B has of a lineage, by step."""
+        with without_wandb(), self._translate_errors(f"reading {lineage} at {self.backend._base_url}"):
+            with isolated_art_import():
+                import art
+
+            model = art.TrainableModel(
+                name=lineage, project=PROJECT, base_model=self.base_model, base_path=str(self.base_path)
+            )
+            await model.register(self.backend)
+            steps = await self.backend.list_checkpoints(model)
+        return {
+            step: RemoteCheckpoint(path=f"{model.entity}/{model.project}/{model.name}:step{step}", metrics=metrics)
+            for step, metrics in steps.items()
+        }
+
+    @contextmanager
+    def _translate_errors(self, what: str) -> Generator[None]:
         import openai
 
-        what = f"training {batch.lineage}@{batch.step} at {self.backend._base_url}"
         try:
             yield
         except (openai.AuthenticationError, openai.PermissionDeniedError) as e:
@@ -86,15 +134,12 @@ class ServerlessEngine:
         except openai.APIConnectionError as e:
             raise TransientError(f"{what}: no connection; try again, or correct BABYLON_WANDB_TRAINING_URL") from e
         except openai.APIStatusError as e:
+            if e.status_code in (408, 425):  # of a question; a job that meets them is followed, not sent again
+                raise TransientError(f"{what} failed with HTTP {e.status_code}; try again later") from e
             raise DataError(f"{what} was refused with HTTP {e.status_code}: {str(e)[:300]}; correct it first") from e
-        except RuntimeError as e:
-            if not str(e).startswith("Training job failed"):
-                raise
-            raise BabylonRLError(
-                f"{what}: {str(e)[:500]}; nothing was recorded, and the job is not sent again automatically because it "
-                "costs money; look at it on W&B, then train again",
-                facts={"lineage": batch.lineage, "step": batch.step},
-            ) from e
+
+    def is_resuming(self) -> bool:
+        return self._jobs.is_begun()
 
     def build_groups(self, plan: TrainingPlan) -> "list[art.TrajectoryGroup]":
         return to_art_groups(plan)

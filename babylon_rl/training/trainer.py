@@ -85,6 +85,58 @@ class TrainedPolicy:
     metrics: dict[str, float]
 
 
+class JobJournal(Protocol):
+    """What is known of the remote job of one planned batch; written where it survives a crash. Local trainers ignore it."""
+
+    def is_begun(self) -> bool:
+        """Whether a request was begun and not taken back: a job may exist, and must not be sent again."""
+        ...
+
+    def seconds_since_begun(self) -> float | None:
+        """How long ago the request was begun; None where none was."""
+        ...
+
+    def job_id(self) -> str | None:
+        """The job's id, where its answer arrived."""
+        ...
+
+    def begin(self) -> None:
+        """Note, before the request leaves, that it will.
+
+        Raises:
+            TransientError: The training lock is lost, or another process has begun: nothing may be sent.
+        """
+        ...
+
+    def take_back(self) -> None:
+        """Note that no job exists: the request was refused, or never left."""
+        ...
+
+    def store_id(self, job_id: str) -> None:
+        """Keep the job's id, before anything else is done with the answer."""
+        ...
+
+
+class NoJob:
+    """The journal where no job is ever sent: remote checkpoints are only read, or the trainer is a local one."""
+
+    def is_begun(self) -> bool:
+        return False
+
+    def seconds_since_begun(self) -> None:
+        return None
+
+    def job_id(self) -> None:
+        return None
+
+    def begin(self) -> None:
+        raise DataError("a training job can be sent only for a planned batch; plan one first")
+
+    def take_back(self) -> None: ...
+
+    def store_id(self, job_id: str) -> None: ...
+
+
 class Trainer(Protocol):
     """Trains one batch at a time. The caller records the result; a checkpoint that it did not record does not count."""
 

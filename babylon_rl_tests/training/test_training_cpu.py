@@ -21,6 +21,7 @@ from babylon_rl.training import checkpoint_store
 from babylon_rl.training.config import CpuTrainingConfig
 from babylon_rl.training.factory import open_trainer
 from babylon_rl.training.sequences import PARENT, Behaviour, plan_training
+from babylon_rl.training.trainer import NoJob
 
 
 def train(root: Path, batch):
@@ -166,6 +167,7 @@ def test_the_default_trainer_is_the_cpu_and_reports_each_step(tmp_path) -> None:
         async with open_trainer(
             settings.training,
             checkpoints=settings.checkpoints_dir,
+            jobs=NoJob(),
             progress=lambda steps=1, **facts: reported.append((steps, facts["total"])),
         ) as trainer:
             return trainer.name, await trainer.train(a_batch())

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from serverless_server import ENTITY, KEY, ServerlessServer
-from training_factories import FIRST, LINEAGE, a_batch, a_group
+from training_factories import FIRST, LINEAGE, MemoryJobs, a_batch, a_group
 
 from babylon_rl.errors import BabylonRLError, ConfigError, DataError, TransientError
 from babylon_rl.grouping.groups import make_group
@@ -36,9 +36,11 @@ def settings(tmp_path, server) -> Settings:
     )
 
 
-def train(settings, batch=BATCH):
+def train(settings, batch=BATCH, jobs=None):
     async def run():
-        async with open_trainer(settings.training, checkpoints=settings.checkpoints_dir) as trainer:
+        async with open_trainer(
+            settings.training, checkpoints=settings.checkpoints_dir, jobs=jobs or MemoryJobs()
+        ) as trainer:
             return await trainer.train(batch)
 
     return asyncio.run(run())
@@ -117,15 +119,20 @@ def test_a_step_that_the_ledger_does_not_know_is_refused(server, settings) -> No
 
 def test_a_failing_job_is_one_clear_error_and_is_not_sent_again(server, settings) -> None:
     server.fails_with = "out of luck in rank 3"
+    jobs = MemoryJobs()
 
-    with pytest.raises(BabylonRLError, match=r"out of luck in rank 3.*train again") as failure:
-        train(settings)
+    with pytest.raises(BabylonRLError, match=r"out of luck in rank 3.*discard-plan --even-if-sent") as failure:
+        train(settings, jobs=jobs)
 
     assert not isinstance(failure.value, TransientError), "a retry by itself would cost money"
+    with pytest.raises(BabylonRLError, match="out of luck"):
+        train(settings, jobs=jobs)
     assert len(server.jobs) == 1
 
 
-@pytest.mark.parametrize(("status", "error"), [(403, ConfigError), (422, DataError), (503, TransientError)])
+@pytest.mark.parametrize(
+    ("status", "error"), [(403, ConfigError), (422, DataError), (408, TransientError), (503, TransientError)]
+)
 def test_a_refusal_says_who_must_act(server, settings, status, error) -> None:
     server.refuses_with = status
 

@@ -5,7 +5,8 @@ import os
 import random
 import signal
 import sys
-from dataclasses import replace
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -21,6 +22,34 @@ from babylon_rl.training.config import CpuTrainingConfig
 from babylon_rl.training.trainer import RewardedGroup, TrainingBatch
 from babylon_rl.types import GroupMember, TrajectoryGroup, Turn
 from babylon_rl.windows import HourWindow
+
+
+@dataclass
+class MemoryJobs:
+    """A `JobJournal` that lives as long as the test."""
+
+    begun_at: float | None = None
+    id: str | None = None
+
+    def is_begun(self) -> bool:
+        return self.begun_at is not None
+
+    def seconds_since_begun(self) -> float | None:
+        return None if self.begun_at is None else time.monotonic() - self.begun_at
+
+    def job_id(self) -> str | None:
+        return self.id
+
+    def begin(self) -> None:
+        assert self.begun_at is None, "a job is sent once"
+        self.begun_at = time.monotonic()
+
+    def take_back(self) -> None:
+        self.begun_at = None
+
+    def store_id(self, job_id: str) -> None:
+        self.id = job_id
+
 
 FIRST = HourWindow.parse("2025-01-15T10:00")
 LINEAGE = "test-line"
