@@ -15,6 +15,8 @@ import pytest
 import sqlalchemy as sa
 
 from babylon_rl.cli.services import dagster_home
+from babylon_rl.defs.automation import ASKED_AT_TAG
+from babylon_rl.defs.dead_runs import PROCESS_TAG
 from babylon_rl.settings import Settings
 from babylon_rl.simulator.spawn import AgentLineup, spawn
 from babylon_rl.windows import HourWindow
@@ -98,24 +100,26 @@ def test_after_any_kill_the_next_up_goes_on(
     assert rows("checkpoints") == 0
     (killed,) = instance.get_runs(filters=dg.RunsFilter(job_name="policy"))
     assert killed.status == dg.DagsterRunStatus.STARTED
-
-    process = up.start()
-    up.wait_until(lambda: rows("checkpoints") == 1, process)
-    ended = instance.get_run_by_id(killed.run_id)
-    assert ended is not None
-    assert ended.status == dg.DagsterRunStatus.FAILURE
-
-    # A second one beside it.
-    output = run(up.environment, "up", "--port", str(up.port), status=2)
-    assert f"babylon-rl up already runs for this BABYLON_HOME (process {process.pid}, port {up.port})" in output
+    assert PROCESS_TAG in killed.tags
+    instance.add_run_tags(
+        killed.run_id, {ASKED_AT_TAG: "2026-01-01T00:00:00+00:00"}
+    )  # the wait after a failure is over
 
     # Killed alone, while its webserver cannot stop in an orderly way.
+    process = up.start()
+    up.wait_until(lambda: serves(up.port), process)
+    output = run(up.environment, "up", "--port", str(up.port), status=2)
+    assert f"babylon-rl up already runs for this BABYLON_HOME (process {process.pid}, port {up.port})" in output
     (webserver,) = up.find("dagster_webserver")
     webserver.suspend()
     process.kill()
     process.wait()
+
     process = up.start()
-    up.wait_until(lambda: serves(up.port), process)
+    up.wait_until(lambda: serves(up.port) and rows("checkpoints") == 1, process)
+    ended = instance.get_run_by_id(killed.run_id)
+    assert ended is not None
+    assert ended.status == dg.DagsterRunStatus.FAILURE
     assert not webserver.is_running()
     assert len(up.find("dagster_webserver")) == 1
     assert len(up.find("dagster._daemon")) == 1
