@@ -71,6 +71,12 @@ class JudgeSettings(_Part):
         validation_alias="JUDGE_BASE_URL",
         description="OpenAI-compatible address of the judge. Unset: the one of the model's provider.",
     )
+    name: str | None = Field(
+        default=None,
+        min_length=1,
+        validation_alias="JUDGE_NAME",
+        description="Tells servers under one model id apart: scores and audits of one name never count for another. Unset: the address in `JUDGE_BASE_URL`, if any.",
+    )
     rubric: Path | None = Field(
         default=None,
         validation_alias="JUDGE_RUBRIC",

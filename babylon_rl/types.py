@@ -125,6 +125,10 @@ class RowReason(_DocumentedWord):
     BAD_JSON = "bad_json", "its stepsJson is no JSON, perhaps cut off"
     BAD_SHAPE = "bad_shape", "its stepsJson is JSON of another shape than steps"
     BAD_TIME = "bad_time", "it starts at no instant of a calendar (infinity, BC, after 9999)"
+    FUTURE_WINDOW = (
+        "future_window",
+        "its hour is more than one hour ahead of the clock; it is read when that hour has come",
+    )
     LONE_SURROGATE = "lone_surrogate", "a text that would train holds half an emoji, which UTF-8 cannot carry"
 
 
@@ -140,6 +144,7 @@ REASONS: Final[Mapping[RowStatus, tuple[RowReason, ...]]] = {
         RowReason.BAD_JSON,
         RowReason.BAD_SHAPE,
         RowReason.BAD_TIME,
+        RowReason.FUTURE_WINDOW,
         RowReason.LONE_SURROGATE,
     ),
 }

@@ -18,7 +18,7 @@ from babylon_rl.pipeline.ingest import ingest_window
 from babylon_rl.pipeline.readiness import readiness
 from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.settings import Settings
-from babylon_rl.store.eligibility import Reason
+from babylon_rl.store.eligibility import Reason, State
 from babylon_rl.store.retries import postpone, read_tries
 from babylon_rl.types import RetryKind
 from babylon_rl.windows import HourWindow
@@ -116,7 +116,7 @@ def bring_to(workspace: Workspace, reason: Reason | None) -> None:
             conn.execute(sa.delete(check).where(check.c.check_name == CHECK))
     elif reason is Reason.CHANGED:
         insert_row(workspace.game, "extra-late", window=FIRST)
-        refresh(workspace.game, workspace.store.engine)
+        refresh(workspace.game, workspace.store.engine, now=NOW)
     elif reason is Reason.STALE:
         group = t.contextualized_groups
         with workspace.store.engine.begin() as conn:  # as if it had been grouped with other outcomes
@@ -173,12 +173,33 @@ def test_what_a_lineage_did_with_a_window_is_its_own(workspace: Workspace, tmp_p
     batch = workspace.ledger.plan(FIRST, 1, learning_rate=None)
     assert batch is not None
     [planned] = workspace.ledger.eligibility.states([FIRST])
-    assert (planned.planned_step, planned.consumed_step) == (1, None)
+    assert (planned.state, planned.planned_step, planned.consumed_step) == (State.PLANNED, 1, None)
     workspace.ledger.record(batch, trainer="t", base_model="b", path="p", manifest={}, metrics={})
     [used] = workspace.ledger.eligibility.states([FIRST])
-    assert (used.planned_step, used.consumed_step, used.trainable) == (None, 1, True)
+    assert (used.state, used.planned_step, used.consumed_step, used.trainable) == (State.TRAINED, None, 1, True)
     answers = ask_all(workspace, tmp_path / "x.jsonl")
     assert (answers.ready, answers.exported, answers.state, answers.unused) == (False, True, "trained @1", False)
+
+
+def test_a_trained_window_whose_rows_change_is_stale(workspace: Workspace) -> None:
+    bring_to(workspace, None)
+    batch = workspace.ledger.plan(FIRST, 1, learning_rate=None)
+    assert batch is not None
+    workspace.ledger.record(batch, trainer="t", base_model="b", path="p", manifest={}, metrics={})
+    insert_row(workspace.game, "late", window=FIRST)
+    refresh(workspace.game, workspace.store.engine, now=NOW)
+    [state] = workspace.ledger.eligibility.states([FIRST])
+    assert (state.state, state.version) == (State.STALE, "2.1")
+    assert workspace.ledger.eligibility.unprepared(5) == [], "it is reported, and not trained on again"
+
+
+def test_the_function_names_every_state_and_no_other(workspace: Workspace) -> None:
+    with workspace.store.engine.connect() as conn:
+        source = str(conn.scalar(sa.text("SELECT prosrc FROM pg_proc WHERE proname = 'window_states'")))
+    passed_on = re.search(r"IN \(([^)]*)\) THEN x.reason", source)
+    assert passed_on is not None
+    named = re.findall(r"(?:THEN|ELSE) '([a-z_]+)'", source) + re.findall(r"'([a-z_]+)'", passed_on[1])
+    assert set(named) == set(State)
 
 
 def test_the_view_names_every_reason_and_no_other(workspace: Workspace) -> None:

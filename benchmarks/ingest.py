@@ -274,7 +274,7 @@ def bench_ready(settings: Settings, url: str, *, sizes: list[int], per_window: i
             )
             existing = size
             conn.execute("VACUUM ANALYZE trajectories")
-            first = seconds(lambda: refresh(w.game, w.store.engine))
+            first = seconds(lambda: refresh(w.game, w.store.engine, now=w.now()))
             conn.execute("VACUUM ANALYZE babylon_rl.window_summary, babylon_rl.row_changes, babylon_rl.window_counts")
 
             def ask() -> object:

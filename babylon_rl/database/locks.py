@@ -20,6 +20,8 @@ class Lock(StrEnum):
     """Writers of the game's `market_outcomes` of one window."""
     WINDOW_SUMMARY = "window_summary"
     """Recounts of the recorded windows."""
+    JUDGMENT = "judgment"
+    """Whoever is making one judgment; held by a session, because a judge takes longer than a transaction should."""
     JUDGE_BUDGET = "judge_budget"
     """Reservations of one day's judging budget."""
     DROPOUT = "dropout"

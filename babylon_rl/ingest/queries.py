@@ -61,12 +61,20 @@ def _cast(column: str, kind: str) -> str:
 
 
 def window_expression(names: ColumnNames) -> str:
-    """SQL text of a row's window id: the same rule as `window_of`."""
-    w, start = names.trajectories["window_id"], names.trajectories["start_time"]
+    """SQL text of a row's window id: the same rule as `window_of`. Longer than 16 letters after the year 9999."""
+    w = names.trajectories["window_id"]
     return (
-        f"CASE WHEN {w} ~ '{VALID_WINDOW_ID}' THEN left({w}, 10) || 'T' || substr({w}, 12, 2) || ':00' "
-        f'ELSE to_char({start}, \'YYYY-MM-DD"T"HH24":00"\') END'
+        f"CASE WHEN {w} ~ '{VALID_WINDOW_ID}' THEN {_normalise(w)} "
+        f"ELSE {_hour_of(names.trajectories['start_time'])} END"
     )
+
+
+def _normalise(window_id: str) -> str:
+    return f"left({window_id}, 10) || 'T' || substr({window_id}, 12, 2) || ':00'"
+
+
+def _hour_of(instant: str) -> str:
+    return f'to_char({instant}, \'YYYY-MM-DD"T"HH24":00"\')'
 
 
 def is_of_window(names: ColumnNames) -> str:
@@ -183,15 +191,12 @@ def count_windows(names: ColumnNames) -> str:
     c, o = names.trajectories, names.market_outcomes
     w, start = c["window_id"], f"r.{c['start_time']}"
     w = w if w.startswith("NULL") else f"r.{w}"
-    outcomes = "false"
+    outcomes = f"'{NO_OUTCOMES}'"
     if o:
-        at = o["created_at"] if o["created_at"].startswith("NULL") else f"o.{o['created_at']}"
-        outcomes = (
-            f"EXISTS (SELECT 1 FROM market_outcomes o WHERE o.{o['window_id']} IN (w.id, w.other) "  # noqa: S608
-            f"AND coalesce({at} >= w.ends, true))"
-        )
+        ours = _closed_outcomes(o, f"{o['window_id']} IN (w.id, w.other)", "w.id", "w.ends")
+        outcomes = f"(SELECT {_OUTCOME_FINGERPRINT} FROM ({ours}) o)"  # noqa: S608
     return (
-        f"SELECT w.id AS window_id, {_counts(names, 'r')}, {outcomes} AS outcomes "  # noqa: S608
+        f"SELECT w.id AS window_id, {_counts(names, 'r')}, {outcomes} AS outcome_fingerprint "  # noqa: S608
         "FROM unnest(%(ids)s::text[], %(others)s::text[], %(starts)s::timestamp[], %(ends)s::timestamp[]) "
         "AS w(id, other, starts, ends) LEFT JOIN LATERAL ("
         f"SELECT * FROM trajectories r WHERE {w} IN (w.id, w.other) OR ({start} >= w.starts AND {start} < w.ends "
@@ -201,25 +206,108 @@ def count_windows(names: ColumnNames) -> str:
 
 
 def count_recent(names: ColumnNames) -> str:
-    """Counts of every window from one on, in one pass. Parameters: `window_id`, `start_at`, null for all windows."""
+    """Counts of every window from one on to a last one, in one pass.
+
+    Parameters: `newest`, the last window's id; `window_id` and `start_at` of the first, null for all windows.
+    """
     c = names.trajectories
     mine = window_expression(names)
     return (
         f"SELECT {mine} AS window_id, {_counts(names, 'trajectories')} FROM trajectories "  # noqa: S608
-        f"WHERE %(window_id)s::text IS NULL OR {c['window_id']} >= %(window_id)s::text "
+        f"WHERE %(window_id)s::text IS NULL OR {c['window_id']} >= left(%(window_id)s::text, 10) "
         f"OR {c['start_time']} >= %(start_at)s::timestamp "
-        f"GROUP BY 1 HAVING %(window_id)s::text IS NULL OR {mine} >= %(window_id)s::text"
+        f"GROUP BY 1 HAVING {_is_between(mine)}"
     )
 
 
-def select_outcome_windows(names: ColumnNames) -> str:
-    """Windows that have outcomes, and when the last was written. Parameters: those of `count_recent`."""
+def fingerprint_outcomes(names: ColumnNames) -> str:
+    """The fingerprint of each window that has outcomes. Parameters: those of `count_recent`."""
     c = names.market_outcomes
-    mine = f"left({c['window_id']}, 10) || 'T' || substr({c['window_id']}, 12, 2) || ':00'"
+    w = c["window_id"]
+    mine = _normalise(w)
+    # The day, because a shorter text is less in every collation, and so the index can be used.
+    own = f"{w} >= left(coalesce(%(window_id)s::text, '1'), 10) AND {w} ~ '{VALID_WINDOW_ID}' AND {_is_between(mine)}"
+    # CASE, because PostgreSQL may compute this before it looks whether the id is an hour.
+    ends = f"CASE WHEN {w} ~ '{VALID_WINDOW_ID}' THEN ({mine})::timestamp + interval '1 hour' END"
+    rows = _closed_outcomes(c, own, mine, ends)
+    return f"SELECT win, {_OUTCOME_FINGERPRINT} FROM ({rows}) o GROUP BY 1"  # noqa: S608
+
+
+def _is_between(window_id: str) -> str:
+    """Compared as bytes: the form sorts as the time does, and `infinity` and the year 10000 have another length."""
     return (
-        f"SELECT {mine}, max({c['created_at']}::timestamp) FROM market_outcomes "  # noqa: S608
-        f"WHERE {c['window_id']} ~ '{VALID_WINDOW_ID}' "
-        f"AND (%(window_id)s::text IS NULL OR {c['window_id']} >= left(%(window_id)s::text, 10)) GROUP BY 1"
+        f'length({window_id}) = 16 AND ({window_id}) COLLATE "C" <= %(newest)s::text '
+        f'AND (%(window_id)s::text IS NULL OR ({window_id}) COLLATE "C" >= %(window_id)s::text)'
+    )
+
+
+NO_OUTCOMES: Final = "0:0"
+_OUTCOME_FINGERPRINT: Final = "count(*) || ':' || coalesce(sum(hashtextextended(facts, 0)), 0)::text"
+# What `ingest/outcomes.py` reads of a row. Its id and time only decide which row of a market is the last.
+_OUTCOME_FACTS: Final = (
+    "stock_ticker",
+    "start_price",
+    "end_price",
+    "change_percent",
+    "news_events",
+    "prediction_market_id",
+    "question",
+    "outcome",
+    "final_probability",
+)
+
+
+def _closed_outcomes(c: Mapping[str, str], condition: str, window_id: str, ends: str) -> str:
+    """The rows that `examine_outcomes` counts: `win` and `facts`, one text of all that matters of a row.
+
+    `condition` chooses the rows; `window_id` and `ends` are SQL of their window and its end.
+    """
+    at = f"{c['created_at']}::timestamp"
+    facts = ", ".join(f"{c[n]}::text" for n in _OUTCOME_FACTS)
+    is_last = (
+        f"row_number() OVER (PARTITION BY {window_id}, ltrim({c['stock_ticker']}, '$'), {c['prediction_market_id']} "
+        f'ORDER BY {at} DESC NULLS LAST, {c["id"]} COLLATE "C" DESC) = 1'
+    )
+    return (
+        f"SELECT {window_id} AS win, ROW({facts}, {is_last})::text AS facts FROM market_outcomes "  # noqa: S608
+        f"WHERE {condition} AND coalesce({at} >= {ends}, true)"
+    )
+
+
+def _is_future(names: ColumnNames) -> str:
+    """SQL condition for the rows of hours after one. Parameters: `newest`, its id, and `end_at`."""
+    w, start = names.trajectories["window_id"], names.trajectories["start_time"]
+    return (
+        f"({w} >= left(%(newest)s::text, 10) AND {w} ~ '{VALID_WINDOW_ID}' "
+        f'AND ({_normalise(w)}) COLLATE "C" > %(newest)s::text '
+        f"OR {start} >= %(end_at)s::timestamp AND ({w} IS NULL OR {w} !~ '{VALID_WINDOW_ID}'))"
+    )
+
+
+def _future_window(names: ColumnNames) -> str:
+    """The window id of such a row. An instant after 9999 is given as in `select_row_by_id`."""
+    w, start = names.trajectories["window_id"], names.trajectories["start_time"]
+    last = _hour_of(f"least({start}::timestamp, '9999-12-31')")
+    return f"CASE WHEN {w} ~ '{VALID_WINDOW_ID}' THEN {_normalise(w)} ELSE {last} END"
+
+
+def fingerprint_future_rows(names: ColumnNames) -> str:
+    """One text that stands for all rows of hours after one, and their windows. Parameters: those of `_is_future`."""
+    key = f"{names.trajectories['id']}::text || '|' || {_future_window(names)}"
+    return (
+        f"SELECT count(*) || ':' || coalesce(sum(hashtextextended({key}, 0)), 0)::text FROM trajectories "  # noqa: S608
+        f"WHERE {_is_future(names)}"
+    )
+
+
+def select_future_rows(names: ColumnNames, *, of_ids: bool = False) -> str:
+    """Whose the rows of hours after one are. Parameters: those of `_is_future`, and `ids` where only those are asked for."""
+    c = names.trajectories
+    columns = ", ".join(f'{c[n]}::text AS "{n}"' for n in ("id", "trajectory_id", "agent_id"))
+    chosen = f"{c['id']} = ANY(%(ids)s) AND " if of_ids else ""
+    return (
+        f"SELECT {columns}, {_future_window(names)} AS window_id FROM trajectories "  # noqa: S608
+        f"WHERE {chosen}{_is_future(names)}"
     )
 
 

@@ -9,7 +9,8 @@ Rows are streamed out by binary COPY, agent after agent, so a window of any size
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -83,11 +84,12 @@ class AgentRows:
     set_aside: tuple[RowOutcome, ...]
 
 
-def stream_window(conn: sa.Connection, window: HourWindow) -> Iterator[AgentRows]:
+def stream_window(conn: sa.Connection, window: HourWindow) -> Generator[AgentRows]:
     """Read every row of `window`, one agent at a time.
 
     Agents come by id; those with a row without any call come last, because such a row takes its calls from
-    `llm_call_logs`. Use a connection at REPEATABLE READ where rows may be rewritten meanwhile.
+    `llm_call_logs`. Use a connection at REPEATABLE READ where rows may be rewritten meanwhile. A caller that may stop
+    before the end closes the generator (`contextlib.closing`): that cancels the COPY, which a rollback would wait for.
 
     Yields:
         Each agent once. `set_aside` are `excluded` or `quarantined`, each with its reason. Together they are all rows of the
@@ -96,13 +98,15 @@ def stream_window(conn: sa.Connection, window: HourWindow) -> Iterator[AgentRows
     names = find_column_names(conn)
     without_calls: list[str] = []
     window_id = str(window)
-    for agent_id, rows in groupby(_copy(conn, names, window), key=attrgetter("agent_id")):
-        # A list at once: a row's message is freed before the next one comes.
-        own = [_to_source_row(window_id, row) for row in rows]
-        if any(isinstance(x, SourceRow) and not _has_calls(x.steps) for x in own):
-            without_calls += [x.source_id for x in own]
-        else:
-            yield _split_usable(agent_id, own)
+    # Closed here, because the traceback of an exception would keep it open until after the rollback.
+    with closing(_copy(conn, names, window)) as copied:
+        for agent_id, rows in groupby(copied, key=attrgetter("agent_id")):
+            # A list at once: a row's message is freed before the next one comes.
+            own = [_to_source_row(window_id, row) for row in rows]
+            if any(isinstance(x, SourceRow) and not _has_calls(x.steps) for x in own):
+                without_calls += [x.source_id for x in own]
+            else:
+                yield _split_usable(agent_id, own)
     # A chunk may cut through an agent, so agents are put together again across chunks.
     chunks = (without_calls[i : i + _CHUNK] for i in range(0, len(without_calls), _CHUNK))
     again = (x for ids in chunks for x in _read_again_with_logs(conn, names, window_id, ids))
@@ -118,16 +122,18 @@ def window_ids(conn: sa.Connection, window: HourWindow) -> list[str]:
 
 def logged_messages(conn: sa.Connection, window: HourWindow) -> set[tuple[str, str, str, str]]:
     """Every (agent, system prompt, user prompt, response) that the game logged in `window`, read anew."""
-    return {
-        (row.agent_id, call.system_prompt, call.user_prompt, call.response)
-        for agent in stream_window(conn, window)
-        for row in agent.rows
-        for step in row.steps
-        for call in step.llm_calls
-    }
+    with closing(stream_window(conn, window)) as agents:
+        return {
+            (row.agent_id, call.system_prompt, call.user_prompt, call.response)
+            for agent in agents
+            for row in agent.rows
+            for step in row.steps
+            for call in step.llm_calls
+        }
 
 
-def _copy(conn: sa.Connection, names: ColumnNames, window: HourWindow) -> Iterator[_Row]:
+def _copy(conn: sa.Connection, names: ColumnNames, window: HourWindow) -> Generator[_Row]:
+    """Stream the rows out. Left before the end, by `close` or an exception, psycopg cancels the query."""
     raw: Any = conn.connection.driver_connection  # in the transaction that `find_column_names` began
     cursor: psycopg.Cursor[Any]
     with raw.cursor() as cursor:

@@ -1,6 +1,7 @@
 """Settings → a judge. The only place that knows which judges there are."""
 
 from typing import Final
+from urllib.parse import urlsplit
 
 from babylon_rl.errors import ConfigError
 from babylon_rl.judging.hindsight_judge import HindsightJudge
@@ -33,8 +34,8 @@ def open_judge(
         model: Used instead of the model that the settings name.
 
     Raises:
-        ConfigError: A judge is half configured: a model without a key, an address without a model, a budget without a
-            price, or a rubric file that cannot be used.
+        ConfigError: A judge is half configured: a model without a key, an address without a model or that is none, a
+            budget without a price, or a rubric file that cannot be used.
     """
     key = settings.api_key.get_secret_value() if settings.api_key else None
     model = model or settings.model or (DEFAULT_MODEL if key else None)
@@ -66,6 +67,7 @@ def open_judge(
         context_tokens=settings.context_tokens,
         price=_price(settings),
         call_log=call_log,
+        name=_name(settings),
     )
     if settings.budget_usd is not None and judge.price is None:
         raise ConfigError(
@@ -73,6 +75,21 @@ def open_judge(
             "0.15/0.60 (0/0 for a model of your own), or unset the budget"
         )
     return judge
+
+
+def _name(settings: JudgeSettings) -> str | None:
+    """What tells the judge from other servers that answer under the same model id."""
+    if settings.name is not None or settings.base_url is None:
+        return settings.name
+    try:
+        url = urlsplit(settings.base_url)
+        host, port = url.hostname, url.port
+    except ValueError:
+        host, port, url = None, None, urlsplit("")
+    if not host or url.scheme not in ("http", "https"):
+        raise ConfigError("JUDGE_BASE_URL is not an address; expected the form https://host:8000/v1")
+    # Without user, password and query, which may be secret and change nothing about who answers.
+    return f"{url.scheme}://{host}" + (f":{port}" if port else "") + url.path.rstrip("/")
 
 
 def _price(settings: JudgeSettings) -> Price | None:

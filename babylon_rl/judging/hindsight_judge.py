@@ -26,6 +26,7 @@ from typing import Final
 from babylon_rl.errors import DataError
 from babylon_rl.judging.judge import (
     ConnectionlessJudge,
+    NoOutcomesError,
     judgment_key,
     pair_with_hindsight,
     require_outcomes,
@@ -87,14 +88,14 @@ def best_bet(group: TrajectoryGroup, outcomes: WindowOutcomes, decisions: int) -
     """What the best single bet of the hour earned, as a share of the balance, before fees.
 
     Raises:
-        DataError: No price change and no resolution is known.
+        NoOutcomesError: No price change and no resolution is known.
     """
     moves = [abs(s.change_pct) / 100 for s in outcomes.stocks if s.change_pct is not None]
     bets = [min(MAX_EXPOSURE, decisions) * m for m in moves if math.isfinite(m)]
     if any(p.outcome is not None for p in outcomes.predictions):
         bets.append(min(1.0, PREDICTION_STAKE * decisions))
     if not bets:
-        raise DataError(
+        raise NoOutcomesError(
             f"group {group.group_id!r} has outcomes, but no price change and no resolution among them, so nothing says "
             "what was attainable; run `babylon-rl sync-outcomes` again once prices and questions are settled",
             facts={"group_id": group.group_id, "window": group.window_id},

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, Protocol, Self
 
 from babylon_rl.common.canonical import digest
-from babylon_rl.errors import DataError
+from babylon_rl.errors import DataError, TransientError
 from babylon_rl.types import GroupMember, Hindsight, Judgment, MemberHindsight, Score, TrajectoryGroup
 
 MAX_EXPLANATION_CHARS: Final = 4000
@@ -17,6 +17,26 @@ MAX_EXPLANATION_CHARS: Final = 4000
 
 class BudgetSpentError(DataError):
     """The next request could cross the day's budget; it was not sent."""
+
+
+class NoOutcomesError(DataError):
+    """Nothing of the window's truth is known yet; its group can be judged once it is."""
+
+
+class UnavailableError(TransientError):
+    """The judge gave no answer; nothing says that the group is at fault.
+
+    Attributes:
+        retry_after_s: Seconds that the judge asked us to wait; None: it named no time.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class JudgeDownError(UnavailableError):
+    """The judge was not asked, because it has not answered other groups either."""
 
 
 class Judge(Protocol):
@@ -45,8 +65,10 @@ class Judge(Protocol):
 
         Raises:
             DataError: This group cannot be judged; others may.
+            NoOutcomesError: It cannot be judged yet.
             BudgetSpentError: It was not judged because the day's budget is spent.
-            TransientError: The judge is out of reach for now; nothing is wrong with the group.
+            UnavailableError: The judge gave no answer to this group.
+            JudgeDownError: It gives nobody an answer for now; asking about other groups would send nothing.
             ConfigError: The judge refuses us (key, model, address, quota); no group can be judged.
         """
 
@@ -122,10 +144,10 @@ def require_outcomes(group: TrajectoryGroup, hindsight: Hindsight) -> None:
     """Refuse a group without outcomes: without ground truth a judge scores style.
 
     Raises:
-        DataError: No market of the window has an outcome.
+        NoOutcomesError: No market of the window has an outcome.
     """
     if not hindsight.outcomes.known:
-        raise DataError(
+        raise NoOutcomesError(
             f"group {group.group_id!r} has no outcomes, so no ground truth to be judged by; run "
             "`babylon-rl sync-outcomes` once the hour is over, then materialize `market_outcomes`",
             facts={"group_id": group.group_id, "window": group.window_id},

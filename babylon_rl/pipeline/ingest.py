@@ -1,5 +1,7 @@
 """`raw_trajectories`: read a window's rows, stitch them per agent, and account for every row."""
 
+from contextlib import closing
+
 import sqlalchemy as sa
 
 from babylon_rl.ingest.reader import stream_window, window_ids
@@ -14,13 +16,17 @@ from babylon_rl.windows import HourWindow
 def ingest_window(window: HourWindow, game: sa.Engine, store: Store) -> WindowResult:
     """Read a window's rows, stitch them per agent, keep them, and account for every row."""
     # Counted before the rows are read, so that a change after the reading raises the count.
-    refresh(game, store.engine, windows=[window])
+    # A window that is asked for by name has come: no partition is later than the clock.
+    refresh(game, store.engine, now=window.start_at, windows=[window])
     changes_seen = count_changes(store.engine, [window])
     packed: list[PackedTrajectory] = []
     outcomes: list[RowOutcome] = []
     # One snapshot: a row rewritten while the window is read is read in one version, not in two.
-    with game.connect().execution_options(isolation_level="REPEATABLE READ") as conn:
-        for agent in stream_window(conn, window):
+    with (
+        game.connect().execution_options(isolation_level="REPEATABLE READ") as conn,
+        closing(stream_window(conn, window)) as agents,
+    ):
+        for agent in agents:
             packed += [PackedTrajectory.of(t) for t in stitch(agent.rows) if is_usable(t)]
             outcomes += [*agent.set_aside, *mark_as_read(agent.rows)]
         rows = len(window_ids(conn, window))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from babylon_rl.ingest.window_summary import refresh
+from babylon_rl.pipeline.discover import discover
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.eligibility import (
     Reason,
@@ -75,7 +75,7 @@ def readiness(
         last: Windows in the table, the newest.
         recount: Count old windows again too, in a game database that is polled (`ingest/window_summary.py`).
     """
-    refresh(workspace.game, workspace.store.engine, full=recount)
+    discover(workspace.game, workspace.store.engine, now=now, full=recount)
     eligibility = workspace.ledger.eligibility
     counts = eligibility.count_recorded(min_agents)
     recorded = eligibility.newest_recorded(last)
@@ -153,7 +153,7 @@ def unprepared_windows(workspace: Workspace, *, min_agents: int) -> list[Unprepa
     A window that a check keeps out is not among them while its rows and outcomes stay as they are (`materialize` prepares it
     again by hand). One that a checkpoint used never is: it is reported as stale.
     """
-    refresh(workspace.game, workspace.store.engine)
+    discover(workspace.game, workspace.store.engine, now=workspace.now())
     return workspace.ledger.eligibility.unprepared(min_agents)
 
 

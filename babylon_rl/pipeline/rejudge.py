@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 from babylon_rl.common.rank_agreement import kendall_tau
 from babylon_rl.judging.judge import Judge
-from babylon_rl.judging.score import Item, score_groups
+from babylon_rl.judging.score import Item, ScoreReport, score_groups
 from babylon_rl.pipeline.checks import CHECKS, run_check
 from babylon_rl.pipeline.workspace import Workspace
+from babylon_rl.store.judgment_claims import JudgmentClaims
 from babylon_rl.store.ledger import find_trainings
+from babylon_rl.store.windows import Store
 from babylon_rl.types import Judgment
 from babylon_rl.windows import HourWindow
 
@@ -75,8 +77,7 @@ def rejudge(
         concurrency: Groups being judged at a time.
 
     Raises:
-        TransientError: The judge cannot be reached; the judgments that arrived are kept.
-        ConfigError: The judge refuses our requests.
+        ConfigError: The judge refuses our requests; the judgments that arrived are kept.
     """
     store = workspace.store
     stored = {w: g for w in windows if (g := store.stored_group(w)) is not None}
@@ -84,15 +85,7 @@ def rejudge(
     old = {w: store.judgment(w) for w in items}
     known_before = {w for w, (g, h) in items.items() if store.find_judgment(judge.key(g, h)) is not None}
 
-    report = asyncio.run(
-        score_groups(
-            judge,
-            list(items.values()),
-            cached=store.find_judgment,
-            store=store.write_judgment,
-            concurrency=concurrency,
-        )
-    )
+    report = asyncio.run(_judge(store, judge, list(items.values()), concurrency))
     if report.refusal is not None:
         raise report.refusal
     used = find_trainings(store.engine, list(items))
@@ -125,6 +118,18 @@ def rejudge(
             if w not in known_before and (j := report.judgments.get(g.group_id))
         ),
     )
+
+
+async def _judge(store: Store, judge: Judge, items: Sequence[Item], concurrency: int) -> ScoreReport:
+    async with JudgmentClaims(store.engine) as claims:
+        return await score_groups(
+            judge,
+            items,
+            cached=store.find_judgment,
+            store=store.write_judgment,
+            claims=claims,
+            concurrency=concurrency,
+        )
 
 
 def _check_judgment(workspace: Workspace, window: HourWindow) -> None:

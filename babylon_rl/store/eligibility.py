@@ -5,7 +5,6 @@ What belongs here: reading a window's state. What is the same for every lineage 
 How a state is worded for people is `pipeline/readiness.py` and `export/explain.py`.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -266,12 +265,6 @@ class Eligibility:
             rows = conn.execute(_CURRENT, {"windows": [w.window_id for w in windows]}).mappings()
             return {ReadyWindow(**r) for r in rows} == set(windows)
 
-    def count_states(self, min_agents: int) -> Counter[State]:
-        """How many windows with enough agents are in each state; costs as much as all windows."""
-        with self.engine.connect() as conn:
-            rows = conn.execute(_COUNT_STATES, self._parameters(min_agents=min_agents)).all()
-        return Counter({State(state): count for state, count in rows})
-
     def _parameters(self, **more: object) -> dict[str, object]:
         return {"lineage": self.lineage, **more}
 
@@ -318,10 +311,6 @@ _CURRENT = sa.text("""
     CROSS JOIN LATERAL (SELECT * FROM babylon_rl.trainable_windows y
                         WHERE y.window_id = w.window_id OFFSET 0) x
     WHERE x.trainable""")
-_COUNT_STATES = sa.text("""
-    SELECT x.state, count(*)::int FROM babylon_rl.window_summary s
-    JOIN babylon_rl.window_states(:lineage) x ON x.window_id = s.window_id
-    WHERE s.agents >= :min_agents GROUP BY x.state""")
 _NEWEST = sa.text("""
     SELECT window_id, rows, agents, avg_pnl_usd, outcomes FROM babylon_rl.window_summary
     WHERE rows > 0 ORDER BY window_id DESC LIMIT :count""")

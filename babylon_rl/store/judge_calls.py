@@ -18,7 +18,7 @@ from babylon_rl.database import tables as t
 from babylon_rl.database.locks import Lock, lock_transaction
 from babylon_rl.judging.judge import BudgetSpentError
 from babylon_rl.judging.ruler.call_log import Call, CallStatus
-from babylon_rl.judging.ruler.endpoint import Reply
+from babylon_rl.judging.ruler.completion import Reply
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class PostgresCallLog:
                     raise BudgetSpentError(
                         f"group {call.group_id!r} was not judged: ${spent:.4f} of JUDGE_BUDGET_USD ${self.budget_usd:g} "
                         f"are spent or reserved on {day} (UTC), and this request could cost ${call.reserved_usd:.4f}; "
-                        "raise the budget or materialize `ruler_scores` for its hour again tomorrow",
+                        "raise the budget, or wait for the next UTC day",
                         facts={
                             "group_id": call.group_id,
                             "spent_usd": spent,
@@ -94,8 +94,7 @@ class PostgresCallLog:
         values: dict[str, object] = {"state": status, "ended_at": self._now(), "cost_usd": cost_usd}
         if reply is not None:
             values |= {
-                # Postgres takes neither NUL nor half an emoji; JSON means the same without them, or is invalid anyway.
-                "reply": reply.text.replace("\x00", "").encode("utf-8", "replace").decode("utf-8"),
+                "reply": reply.text,
                 "finish_reason": reply.finish_reason,
                 "prompt_tokens": reply.prompt_tokens,
                 "completion_tokens": reply.completion_tokens,

@@ -1,14 +1,17 @@
 """The outcome of each source row: the only reader and writer of `babylon_rl.row_outcomes`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from typing import Final
 
 import sqlalchemy as sa
 
 from babylon_rl.database import tables as t
-from babylon_rl.database.upsert import upsert
+from babylon_rl.database.upsert import insert_missing, upsert
 from babylon_rl.types import Json, RowOutcome, RowOutcomeCounts, RowReason, RowStatus
 from babylon_rl.windows import HourWindow
+
+_CHUNK: Final = 2_000
 
 
 def row_outcomes_of(engine: sa.Engine, window: HourWindow) -> list[RowOutcome]:
@@ -48,6 +51,43 @@ def write_row_outcomes(conn: sa.Connection, outcomes: Sequence[RowOutcome]) -> N
     """Write outcomes; the one a row had before is replaced. The caller commits."""
     upsert(conn, t.row_outcomes, [asdict(o) for o in outcomes])
     mark_dropped(conn, sorted({o.window_id for o in outcomes}))
+
+
+def fingerprint_outcomes_after(engine: sa.Engine, newest: HourWindow) -> str:
+    """One text that stands for the outcomes of rows of hours after `newest`, as `ingest.future_rows.fingerprint` gives it."""
+    query = sa.text("""SELECT count(*) || ':' || coalesce(sum(hashtextextended(source_id || '|' || window_id, 0)), 0)::text
+                       FROM babylon_rl.row_outcomes WHERE window_id > :newest""")
+    with engine.connect() as conn:
+        return str(conn.scalar(query, {"newest": str(newest)}))
+
+
+def stream_future_outcomes(engine: sa.Engine, newest: HourWindow) -> Iterator[dict[str, str]]:
+    """Source id → window id of rows that are quarantined because their hour is after `newest`, 2,000 at a time."""
+    c = t.row_outcomes.c
+    query = sa.select(c.source_id, c.window_id).where(c.window_id > str(newest), c.reason == RowReason.FUTURE_WINDOW)
+    with engine.connect() as conn:
+        for rows in conn.execution_options(stream_results=True).execute(query).partitions(_CHUNK):
+            yield {r.source_id: r.window_id for r in rows}
+
+
+def write_missing_outcomes(engine: sa.Engine, outcomes: Sequence[RowOutcome]) -> int:
+    """Write the outcomes of rows that have none, and leave the others alone. Returns how many were written."""
+    c = t.row_outcomes.c
+    with engine.begin() as conn:
+        known = set(conn.scalars(sa.select(c.source_id).where(c.source_id.in_([o.source_id for o in outcomes]))))
+        missing = [asdict(o) for o in outcomes if o.source_id not in known]
+        insert_missing(conn, t.row_outcomes, missing)
+    return len(missing)
+
+
+def delete_future_outcomes(engine: sa.Engine, source_ids: Sequence[str]) -> None:
+    """Forget that rows are of hours that have not come; one that was read meanwhile keeps what reading decided."""
+    c = t.row_outcomes.c
+    if source_ids:
+        with engine.begin() as conn:
+            conn.execute(
+                sa.delete(t.row_outcomes).where(c.source_id.in_(source_ids), c.reason == RowReason.FUTURE_WINDOW)
+            )
 
 
 def mark_dropped(conn: sa.Connection, window_ids: Sequence[str]) -> None:

@@ -122,7 +122,7 @@ class Store(JudgmentStore):
             changes_seen: `window_summary.changes` before they were read; None: unknown.
 
         Returns:
-            The window's data version, and whether it is a new one.
+            The window's data version, and whether it is a new one. Where a later reading is stored already, that one stays.
         """
         packed = [x if isinstance(x, PackedTrajectory) else PackedTrajectory.of(x) for x in trajectories]
         packed.sort(key=lambda x: x.trajectory_id)
@@ -131,7 +131,11 @@ class Store(JudgmentStore):
         w = str(window)
         d = t.row_outcomes.c
         with lock_window(self.engine, window) as conn:
-            if conn.scalar(sa.select(t.windows.c.data_version).where(t.windows.c.window_id == w)) == version:
+            stored = _read_version(conn, t.windows, w)
+            if stored is not None and _is_older(changes_seen, stored):
+                logger.info("kept a later reading of the rows window=%s", w)
+                return str(stored["data_version"]), False
+            if stored is not None and stored["data_version"] == version:
                 conn.execute(sa.update(t.windows).where(t.windows.c.window_id == w).values(changes_seen=changes_seen))
                 # The outcome of a row that moved to another window and back is still at the other one.
                 kept = conn.scalar(sa.select(sa.func.count()).select_from(t.row_outcomes).where(d.window_id == w))
@@ -191,13 +195,27 @@ class Store(JudgmentStore):
         return None if mean is None else float(mean)
 
     # ── market_outcomes ────────────────────────────────────────────────────────────────────────────
-    def write_outcomes(self, outcomes: WindowOutcomes) -> tuple[str, bool]:
-        """Keep the outcomes of a window; a corrected outcome makes a new data version."""
+    def write_outcomes(self, outcomes: WindowOutcomes, *, changes_seen: int | None = None) -> tuple[str, bool]:
+        """Keep the outcomes of a window; a corrected outcome makes a new data version.
+
+        Args:
+            outcomes: What was read.
+            changes_seen: `window_summary.outcome_changes` before they were read; None: unknown.
+
+        Returns:
+            The data version of what is stored, and whether it is a new one. Where a later reading is stored already, that
+            one stays.
+        """
         version = digest(outcomes)
         w = outcomes.window_id
         c = t.window_outcomes.c
         with lock_window(self.engine, HourWindow.parse(w)) as conn:
-            if conn.scalar(sa.select(c.data_version).where(c.window_id == w)) == version:
+            stored = _read_version(conn, t.window_outcomes, w)
+            if stored is not None and _is_older(changes_seen, stored):
+                logger.info("kept a later reading of the outcomes window=%s", w)
+                return str(stored["data_version"]), False
+            if stored is not None and stored["data_version"] == version:
+                conn.execute(sa.update(t.window_outcomes).where(c.window_id == w).values(changes_seen=changes_seen))
                 return version, False
             for table in (t.window_outcomes, t.window_judgments, t.check_results):  # they were about other outcomes
                 conn.execute(sa.delete(table).where(table.c.window_id == w))
@@ -210,6 +228,7 @@ class Store(JudgmentStore):
                         "stocks": len(outcomes.stocks),
                         "predictions": len(outcomes.predictions),
                         "body": pack(outcomes),
+                        "changes_seen": changes_seen,
                     }
                 ],
             )
@@ -360,6 +379,17 @@ def read_judged_group(
         raise AssertionError(f"judgment {row['judgment_key']!r} of window {window_id!r} cannot be read")
     hindsight = unpack(row["hindsight"], Hindsight) if with_hindsight else None
     return unpack(row["body"], TrajectoryGroup), hindsight, judgment
+
+
+def _read_version(conn: sa.Connection, table: sa.Table, window_id: str) -> sa.RowMapping | None:
+    """The data version of what is stored of a window, and how many changes had been seen when it was read."""
+    query = sa.select(table.c.data_version, table.c.changes_seen).where(table.c.window_id == window_id)
+    return conn.execute(query).mappings().first()
+
+
+def _is_older(changes_seen: int | None, stored: sa.RowMapping) -> bool:
+    """Whether a reading had seen fewer changes than the one that is stored. Unknown is not older."""
+    return None not in (changes_seen, stored["changes_seen"]) and changes_seen < stored["changes_seen"]
 
 
 def _read_sources(conn: sa.Connection, window_id: str) -> str:

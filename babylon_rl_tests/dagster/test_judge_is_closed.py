@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator
 
-import openai
+import httpx
 import psutil
 import pytest
 from dagster_factories import FIRST, spawn_windows
@@ -15,7 +15,7 @@ from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.settings import Settings
 from babylon_rl_tests.judging.judge_server import JudgeServer
 
-Clients = list[openai.AsyncOpenAI]
+Clients = list[httpx.AsyncClient]
 
 
 @pytest.fixture
@@ -44,12 +44,12 @@ def clients(monkeypatch: pytest.MonkeyPatch) -> Clients:
     """Every HTTP client that is opened, in order."""
     opened: Clients = []
 
-    class Recorded(openai.AsyncOpenAI):
+    class Recorded(httpx.AsyncClient):
         def __init__(self, **options: object) -> None:
             super().__init__(**options)  # type: ignore[arg-type]
             opened.append(self)
 
-    monkeypatch.setattr(openai, "AsyncOpenAI", Recorded)
+    monkeypatch.setattr(httpx, "AsyncClient", Recorded)
     return opened
 
 
@@ -77,4 +77,4 @@ def test_a_run_leaves_no_client_socket_or_thread_of_its_judge(
         with pytest.raises(BabylonRLError):
             runner.materialize("windows", FIRST, FIRST.next(), resources=resources)
     assert len(clients) >= 1
-    assert (judge_threads(), open_sockets(server), [c.is_closed() for c in clients]) == ([], 0, [True] * len(clients))
+    assert (judge_threads(), open_sockets(server), [c.is_closed for c in clients]) == ([], 0, [True] * len(clients))

@@ -137,7 +137,7 @@ def test_a_window_is_requested_each_time_rows_come_late(
 def test_a_range_that_keeps_failing_does_not_hold_up_others(workspace: Workspace, instance: dg.DagsterInstance) -> None:
     """300 hours in a row: what fails in the first 200 must not keep the others from being prepared."""
     spawn_windows(workspace, 1, agents=5)
-    refresh(workspace.game, workspace.store.engine)
+    refresh(workspace.game, workspace.store.engine, now=workspace.now())
     copy = sa.text(
         "INSERT INTO babylon_rl.window_summary (window_id, rows, agents, outcomes, fingerprint, changes) "
         "SELECT w, rows, agents, outcomes, fingerprint, 1 FROM babylon_rl.window_summary, unnest(CAST(:ids AS text[])) AS w"

@@ -11,12 +11,12 @@ import random
 import re
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Self
 
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 Scores = list[dict[str, Any]]
 
@@ -122,12 +122,113 @@ REPLIES: dict[str, Callable[[Scores], str]] = {
     "chatty": lambda s: f"Here you are:\n{_encode_reply(s)}",
     "broken": lambda s: _encode_reply(s)[:-7],
     "deep": lambda s: "[" * 100_000,
+    "wordy": lambda s: "Well. " * 10_000 + _encode_reply(s),
     "no_object": lambda s: json.dumps(s),
     "empty": lambda s: "",
     "odd_text": _with_first(reasons="half an emoji \ud83d and a NUL \x00 here"),
 }
-STATUSES = {"429": 429, "500": 500, "401": 401, "400": 400, "404": 404, "quota": 429, "too_long": 400}
-HTTP_MODES = (*STATUSES, *UNFIT, "hang", "html", "no_choices")
+STATUSES = {
+    **{str(n): n for n in (400, 401, 402, 403, 404, 408, 409, 425, 429, 500, 502, 503, 504, 529)},
+    "quota": 429,
+    "too_long": 400,
+    "unsupported": 400,
+    "no_model": 400,
+}
+CODES = {
+    "quota": "insufficient_quota",
+    "too_long": "context_length_exceeded",
+    "unsupported": "unsupported_parameter",
+    "no_model": "model_not_found",
+}
+
+
+def _with_content(change: Callable[[str], Any]) -> Callable[[dict[str, Any]], Any]:
+    def changed(completion: dict[str, Any]) -> dict[str, Any]:
+        choice = completion["choices"][0]
+        message = {**choice["message"], "content": change(choice["message"]["content"])}
+        return {**completion, "choices": [{**choice, "message": message}]}
+
+    return changed
+
+
+def _with_choice(**change: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda c: {**c, "choices": [{**c["choices"][0], **change}]}
+
+
+def _with_usage(prompt_tokens: Any, completion_tokens: Any = 10) -> Callable[[dict[str, Any]], Any]:
+    return lambda c: {**c, "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}}
+
+
+#: Odd completions that hold an honest reply all the same.
+ODD: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "parts": _with_content(
+        lambda t: [
+            {"type": "reasoning", "reasoning": "hm"},
+            {"type": "text", "text": t[:30]},
+            {"type": "output_text", "text": t[30:], "annotations": []},
+        ]
+    ),
+    "finish_reason_object": _with_choice(finish_reason={"type": "stop"}),
+    "finish_reason_nul": _with_choice(finish_reason="stop\x00" * 500),
+    "no_usage": lambda c: {k: v for k, v in c.items() if k != "usage"},
+    "usage_list": lambda c: {**c, "usage": [1, 2]},
+    "usage_object": _with_usage({"total": 9}),
+    "usage_text": _with_usage("12"),
+    "usage_infinite": _with_usage(float("inf")),
+    "usage_nan": _with_usage(float("nan")),
+    "usage_negative": _with_usage(-5),
+    "usage_huge": _with_usage(2**31),
+    "usage_huge_reply": _with_usage(12, 10**30),
+    "usage_true": _with_usage(True),
+    "half_emoji": _with_content(lambda t: t.replace("It made", "It \ud83d made")),
+}
+#: Completions that hold nothing usable.
+USELESS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "content_object": _with_content(lambda t: {"scores": t}),
+    "content_number": _with_content(lambda _: 7),
+    "parts_without_text": _with_content(lambda _: [{"type": "image_url", "image_url": {"url": "x"}}]),
+    "parts_of_objects": _with_content(lambda t: [{"type": "text", "text": {"value": t}}]),
+    "parts_of_texts": _with_content(lambda t: [t]),
+    "message_null": _with_choice(message=None),
+    "message_text": _with_choice(message="hello"),
+    "refusal": _with_choice(message={"role": "assistant", "content": None, "refusal": "I cannot judge people."}),
+    "choices_object": lambda c: {**c, "choices": {"0": c["choices"][0]}},
+    "choices_null": lambda c: {**c, "choices": None},
+    "choices_missing": lambda c: {k: v for k, v in c.items() if k != "choices"},
+    "choices_of_texts": lambda c: {**c, "choices": ["stop"]},
+}
+SIZE = 50_000_000
+HTTP_MODES = (
+    *STATUSES,
+    *UNFIT,
+    *ODD,
+    *USELESS,
+    "hang",
+    "html",
+    "error_page",
+    "no_choices",
+    "broken_off",
+    "long",
+    "long_ids",
+    "long_error",
+)
+
+
+async def _stream_long(mode: str) -> AsyncIterator[bytes]:
+    """A completion of 50 MB: one long text, or the scores of ids that nobody gave out."""
+    yield b'{"choices":[{"index":0,"finish_reason":"stop","message":{"role":"assistant","content":"'
+    unknown = json.dumps('{"trajectory_id":"t%010d","reasons":"None.","score":0.5},')[1:-1].encode()
+    piece = b"x" * 100_000 if mode != "long_ids" else b"".join(unknown % n for n in range(1500))
+    yield json.dumps('{"scores":[')[1:-1].encode()
+    for _ in range(SIZE // len(piece)):
+        yield piece
+    yield b'"}}],"usage":{"prompt_tokens":10,"completion_tokens":10}}'
+
+
+async def _break_off() -> AsyncIterator[bytes]:
+    """The beginning of an answer; then the server closes the connection."""
+    yield b'{"choices":[{"index":0,'
+    raise ConnectionResetError
 
 
 class JudgeServer:
@@ -138,6 +239,7 @@ class JudgeServer:
         self.keys: list[str] = []
         self.most_at_once = 0
         self.delay_s = 0.0
+        self.on_call: Callable[[], None] = lambda: None
         self.context_chars: int | None = None  # what is longer is refused as too long
         self._now = 0
         self._rules: list[tuple[str, int | None, str]] = []
@@ -186,6 +288,7 @@ class JudgeServer:
     async def _chat(self, request: Request) -> Response:
         body = await request.json()
         self.payloads.append(body)
+        self.on_call()
         self.keys.append(request.headers.get("authorization", ""))
         self._now += 1
         self.most_at_once = max(self.most_at_once, self._now)
@@ -214,18 +317,26 @@ class JudgeServer:
             return Response("<html>Bad gateway</html>", media_type="text/html")
         if mode in STATUSES:
             # A careless server: it echoes the key, in the message and in the code.
-            code = {"quota": "insufficient_quota", "too_long": "context_length_exceeded"}.get(mode, self.keys[-1])
+            code = CODES.get(mode, self.keys[-1])
             error = {"message": f"no, {self.keys[-1]}", "code": code, "type": "error", "param": None}
             headers = {"Retry-After": self._retry_after} if self._retry_after else {}
             return JSONResponse({"error": error}, status_code=STATUSES[mode], headers=headers)
+        if mode == "error_page":
+            return JSONResponse({"error": {"message": "upstream failed", "code": 502}})
+        if mode in ("long", "long_ids", "long_error"):
+            return StreamingResponse(
+                _stream_long(mode), media_type="application/json", status_code=500 if mode == "long_error" else 200
+            )
+        if mode == "broken_off":
+            return StreamingResponse(_break_off(), media_type="application/json", headers={"content-length": "5000"})
         prompt = body["messages"][1]["content"]
         if mode in UNFIT:
             text = _encode_reply(UNFIT[mode](prompt))
         else:
-            text = "" if mode == "no_choices" else REPLIES[mode](honest_scores(prompt))
+            text = "" if mode == "no_choices" else REPLIES.get(mode, _encode_reply)(honest_scores(prompt))
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
         words = sum(len(m["content"].split()) for m in body["messages"])
-        completion = {
+        completion: Any = {
             "id": f"chatcmpl-{self.calls}",
             "object": "chat.completion",
             "created": 0,
@@ -233,5 +344,7 @@ class JudgeServer:
             "choices": [] if mode == "no_choices" else [choice],
             "usage": {"prompt_tokens": words, "completion_tokens": len(text.split()), "total_tokens": 0},
         }
+        if mode in ODD or mode in USELESS:
+            completion = {**ODD, **USELESS}[mode](completion)
         # Not JSONResponse: it refuses NaN and half an emoji before we can send them.
         return Response(json.dumps(completion), media_type="application/json")

@@ -1,20 +1,24 @@
 """The rules that hold for every judge: keys, pairing, scores; and which judge the settings open."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
+import sqlalchemy as sa
 from judging_factories import KEY, Pair, a_pair, a_ruler, an_action, reversed_pair, with_decisions
 
 from babylon_rl.errors import ConfigError, DataError
+from babylon_rl.judging.audit.audit import audit
 from babylon_rl.judging.factory import open_judge
 from babylon_rl.judging.hindsight_judge import HindsightJudge
 from babylon_rl.judging.judge import validate_scores
 from babylon_rl.judging.ruler.endpoint import LiteLlmEndpoint, OpenAIEndpoint
 from babylon_rl.judging.ruler.judge import RulerJudge
 from babylon_rl.settings import JudgeSettings, Settings
+from babylon_rl.store.judge_audits import audit_of, write_audit
 from babylon_rl.types import Score
 
 NOWHERE = "http://127.0.0.1:9/v1"
@@ -152,3 +156,49 @@ def test_litellm_is_used_only_where_the_openai_client_cannot_be(env: dict[str, s
 def test_a_half_configured_judge_is_refused_rather_than_replaced(env: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="JUDGE_MODEL"):
         open_judge(settings(**env))
+
+
+AT = {"JUDGE_MODEL": "qwen3", "JUDGE_BASE_URL": "https://me:secret@One.example:8000/v1/?key=secret"}
+
+
+@pytest.mark.parametrize(
+    ("env", "is_same"),
+    [
+        ({"JUDGE_BASE_URL": "https://one.example:8000/v1"}, True),
+        ({"JUDGE_NAME": "https://one.example:8000/v1", "JUDGE_BASE_URL": "http://moved.example/v1"}, True),
+        ({"JUDGE_BASE_URL": "https://two.example:8000/v1"}, False),
+        ({"JUDGE_BASE_URL": "https://one.example:8001/v1"}, False),
+        ({"JUDGE_BASE_URL": "https://one.example:8000/v2"}, False),
+        ({"JUDGE_NAME": "ours"}, False),
+    ],
+)
+def test_servers_under_one_model_name_share_no_judgment(env: dict[str, str], is_same: bool) -> None:
+    """Nor an audit, which is found by model and version."""
+    one, other = open_judge(settings(**AT)), open_judge(settings(**AT | env))
+    assert one.model == other.model == "qwen3"
+    assert (one.version == other.version) is is_same
+    assert (one.key(*a_pair()) == other.key(*a_pair())) is is_same
+
+
+def test_an_audit_of_one_server_does_not_count_for_another(engine: sa.Engine) -> None:
+    one = open_judge(settings(**AT))
+    other = open_judge(settings(**AT | {"JUDGE_BASE_URL": NOWHERE}))
+    figures = asyncio.run(audit(HindsightJudge(), groups=1))
+    write_audit(engine, replace(figures, judge_model=one.model, judge_version=one.version))
+    assert audit_of(engine, one.model, one.version) is not None
+    assert audit_of(engine, other.model, other.version) is None
+
+
+def test_without_an_address_version_and_key_are_those_stored() -> None:
+    judge = open_judge(settings(OPENAI_API_KEY=KEY))
+    assert judge.version == "ruler-2-f5489e5a"
+    named = open_judge(settings(OPENAI_API_KEY=KEY, JUDGE_NAME="ours"))
+    assert named.version.startswith("ruler-2-f5489e5a@")
+
+
+@pytest.mark.parametrize(
+    "address", ["one.example/v1", "ftp://one.example", "http://", "http://one.example:port/v1", "http://[::1"]
+)
+def test_an_address_that_is_none_is_refused_when_it_opens(address: str) -> None:
+    with pytest.raises(ConfigError, match="JUDGE_BASE_URL is not an address"):
+        open_judge(settings(JUDGE_MODEL="qwen3", JUDGE_BASE_URL=address))

@@ -215,16 +215,16 @@ def agents(w: Workspace, h: HourWindow) -> int:
 
 def test_a_commit_that_comes_later_than_younger_ones_is_counted(w: Workspace) -> None:
     """Guards against a cursor over a sequence: the row that commits last holds the smaller number."""
-    refresh(w.game, w.store.engine)
+    refresh(w.game, w.store.engine, now=NOW)
     old, young = a_row("old", window=FIRST), a_row("young", window=FIRST)
     with w.game.connect() as slow:
         slow.execute(sa.text("SELECT pg_current_xact_id()"))
         slow.execute(sa.insert(game_tables.trajectories), [old])
         insert_rows(w.game, [young])
-        refresh(w.game, w.store.engine)
+        refresh(w.game, w.store.engine, now=NOW)
         assert agents(w, FIRST) == 6
         slow.commit()
-    refresh(w.game, w.store.engine)
+    refresh(w.game, w.store.engine, now=NOW)
     assert agents(w, FIRST) == 7
 
 
@@ -242,13 +242,13 @@ def test_readiness_of_an_unchanged_history_reads_no_row_of_it(w: Workspace) -> N
 
 
 def test_the_summary_says_what_a_count_over_all_rows_says(w: Workspace) -> None:
-    refresh(w.game, w.store.engine)
+    refresh(w.game, w.store.engine, now=NOW)
     insert_rows(w.game, [a_row(f"b{i}", window=WINDOWS[i % 4], is_training_data=i % 2 == 0) for i in range(20)])
     with w.game.begin() as conn:
         conn.execute(sa.text("DELETE FROM trajectories WHERE agent_id IN ('a1', 'b4')"))
         conn.execute(sa.text("UPDATE trajectories SET is_evaluation = true WHERE agent_id = 'a2'"))
-    assert refresh(w.game, w.store.engine) == 4
-    assert refresh(w.game, w.store.engine) == 0
+    assert refresh(w.game, w.store.engine, now=NOW) == 4
+    assert refresh(w.game, w.store.engine, now=NOW) == 0
     with w.store.engine.connect() as conn:
         kept = conn.execute(sa.text("SELECT window_id, rows, agents FROM babylon_rl.window_summary ORDER BY 1")).all()
         true = conn.execute(
@@ -265,7 +265,7 @@ def test_the_summary_says_what_a_count_over_all_rows_says(w: Workspace) -> None:
     assert counts == again
     with w.game.begin() as conn:
         conn.execute(sa.text("TRUNCATE trajectories"))
-    refresh(w.game, w.store.engine)
+    refresh(w.game, w.store.engine, now=NOW)
     assert [agents(w, h) for h in WINDOWS] == [0, 0, 0, 0]
 
 

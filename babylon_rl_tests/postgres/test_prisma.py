@@ -24,6 +24,7 @@ from babylon_rl.pipeline.readiness import readiness
 from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.settings import Settings
 from babylon_rl.store.row_outcomes import row_outcomes_of
+from babylon_rl.windows import HourWindow
 from babylon_rl_tests.conftest import drop_database
 from babylon_rl_tests.factories import WINDOW, a_json_step, a_row, insert_call_log, insert_rows, read_rows
 
@@ -166,16 +167,44 @@ def test_checks_read_prismas_tables_and_write_nothing_there(over_prisma: Workspa
 def test_a_polled_database_shows_late_and_rewritten_rows(over_prisma: Workspace, server_url: str) -> None:
     made(over_prisma)
     game, ours = over_prisma.game, over_prisma.store.engine
-    refresh(game, ours)
+    refresh(game, ours, now=NOW)
     writer = sa.make_url(str(over_prisma.settings.database.url.get_secret_value())).set(query={})  # type: ignore[union-attr]
     base = sa.make_url(server_url)
     with psycopg.connect(base.set(database=writer.database).render_as_string(hide_password=False)) as conn:
         conn.execute("""UPDATE trajectories SET "finalPnL" = 99 WHERE "agentId" = 'agent-2'""")
         conn.execute("""DELETE FROM trajectories WHERE "agentId" = 'next hour'""")
-    refresh(game, ours)
+    refresh(game, ours, now=NOW)
     lines = {x.window_id: x for x in readiness(over_prisma, min_agents=5, min_windows=1, now=NOW).lines}
     assert lines.keys() == {str(WINDOW)}
     assert lines[str(WINDOW)].state.startswith("changed")
+
+
+def test_late_outcomes_and_far_rows_of_prisma_are_noticed(over_prisma: Workspace, prisma: str, server_url: str) -> None:
+    made(over_prisma)
+    assert ask(over_prisma) == ("not_judged", 1)
+    url = sa.make_url(server_url).set(database=sa.make_url(prisma).database)
+    with psycopg.connect(url.render_as_string(hide_password=False)) as conn:
+        again = """INSERT INTO market_outcomes SELECT id || 'x', "windowId", "stockTicker", "startPrice", "endPrice",
+                   "changePercent", sentiment, "newsEvents", null, null, null, null, "createdAt" FROM market_outcomes"""
+        conn.execute(again)
+        conn.execute("DELETE FROM market_outcomes WHERE id NOT LIKE '%x'")
+        conn.commit()
+        assert ask(over_prisma) == ("not_judged", 1)
+        conn.execute("""UPDATE market_outcomes SET "endPrice" = 130 WHERE id = '2x'""")
+        conn.execute("""UPDATE trajectories SET "windowId" = '9999-12-31-23' WHERE "agentId" = 'next hour'""")
+        conn.commit()
+        assert ask(over_prisma) == ("changed", 2)
+    far = row_outcomes_of(over_prisma.store.engine, HourWindow.parse("9999-12-31T23:00"))
+    assert [(o.agent_id, o.reason.value) for o in far] == [("next hour", "future_window")]
+
+
+def ask(w: Workspace) -> tuple[str | None, int]:
+    readiness(w, min_agents=5, min_windows=1, now=NOW)
+    query = sa.text("""SELECT x.reason, s.outcome_changes FROM babylon_rl.trainable_windows x
+                       JOIN babylon_rl.window_summary s USING (window_id) WHERE window_id = :w""")
+    with w.store.engine.connect() as conn:
+        reason, changes = conn.execute(query, {"w": str(WINDOW)}).one()
+    return reason, changes
 
 
 def test_a_database_without_the_games_tables_is_refused_in_words(empty_database_url: str) -> None:

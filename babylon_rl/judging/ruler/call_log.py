@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from babylon_rl.judging.ruler.endpoint import Reply
+from babylon_rl.judging.ruler.completion import Reply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +42,9 @@ class CallStatus(StrEnum):
     """Not sent: it could have crossed the day's budget."""
     REPLIED = "replied"
     REFUSED = "refused"
-    """An error status: nothing was judged, nothing is owed."""
+    """The judge said that it gives no answer: nothing is owed."""
     LOST = "lost"
-    """Sent, no answer: it may have been paid for, so it keeps its reservation."""
+    """Sent, and the judge's answer did not reach us: it may have been paid for, so it keeps its reservation."""
 
 
 class CallLog(Protocol):

@@ -19,7 +19,9 @@ from typing import Any, Final, NamedTuple, Self
 from babylon_rl.errors import BabylonRLError, DataError
 from babylon_rl.judging.judge import judgment_key, require_outcomes, validate_scores
 from babylon_rl.judging.ruler.call_log import Call, CallLog, CallStatus, NullCallLog
-from babylon_rl.judging.ruler.endpoint import BusyError, Endpoint, Message, Reply, TooLongError
+from babylon_rl.judging.ruler.circuit_breaker import CircuitBreaker
+from babylon_rl.judging.ruler.completion import KEPT_OF_TOO_LONG, Reply
+from babylon_rl.judging.ruler.endpoint import BusyError, Endpoint, Message, TooLongError
 from babylon_rl.judging.ruler.order import MAX_PASSES, combine_passes, orders, pass_agreement
 from babylon_rl.judging.ruler.prices import Price, limits_of, price_of
 from babylon_rl.judging.ruler.prompt import PROMPT_VERSION, PROTOCOL, JudgePrompt, labels, write_forms
@@ -49,9 +51,9 @@ class _PendingJudgment:
 
 
 class _Opened(NamedTuple):
-    """What a judge holds while it is in use; the semaphore belongs to the running loop."""
+    """What a judge holds while it is in use; the circuit breaker belongs to the running loop."""
 
-    in_flight: asyncio.Semaphore
+    breaker: CircuitBreaker
     writer: ThreadPoolExecutor
 
 
@@ -61,6 +63,8 @@ class RulerJudge:
     Attributes:
         price: Of the model's tokens; None: unknown, and its judgments are stored with a cost of 0 US dollars.
         passes: Permuted passes over each group.
+        version: Of prompt and rubric; `-x3` with three passes; `@<digest>` of the name that tells it from other servers
+            under the same model id, where it has one. So neither judgments nor audits of one count for another.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class RulerJudge:
         price: Price | None = None,
         retry_policy: RetryPolicy | None = None,
         call_log: CallLog | None = None,
+        name: str | None = None,
     ) -> None:
         if not 1 <= passes <= MAX_PASSES:
             raise ValueError(f"passes is {passes}, expected 1 to {MAX_PASSES}")
@@ -84,6 +89,8 @@ class RulerJudge:
         self.version = f"ruler-{PROMPT_VERSION}-{sha256((rubric + PROTOCOL).encode()).hexdigest()[:8]}"
         if passes > 1:
             self.version += f"-x{passes}"
+        if name is not None:
+            self.version += f"@{sha256(name.encode()).hexdigest()[:8]}"
         self.price: Price | None = price or price_of(model)
         limits = limits_of(model)
         self._context = context_tokens or limits.prompt_tokens
@@ -101,7 +108,13 @@ class RulerJudge:
     async def __aenter__(self) -> Self:
         if self._opened is not None:
             raise RuntimeError(f"judge {self.model!r} is in use already; enter another one")
-        self._opened = _Opened(asyncio.Semaphore(self._max_concurrency), ThreadPoolExecutor(1, "judge-prompt"))
+        breaker = CircuitBreaker(
+            self._retry_policy,
+            judge=self.model,
+            max_in_flight=self._max_concurrency,
+            rate_limiter=self._rate_limiter,
+        )
+        self._opened = _Opened(breaker, ThreadPoolExecutor(1, "judge-prompt"))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -227,20 +240,23 @@ class RulerJudge:
         for n in range(1, 1 + ASKS):
             reply = logged.pop(0) if logged else await self._request(pending, [*question, *correction], tokens, slot)
             try:
+                if reply.fault is not None:
+                    raise ReplyFault(reply.fault)
                 return read_reply(reply.text, prompt.ids)
             except ReplyFault as e:
                 fault = str(e)
             if reply.finish_reason == "length":
                 fault = "The reply was cut off at the length limit. Give shorter reasons."
-            # Only the last reply goes back: the conversation must not grow with the judge's mistakes.
+            # Only the last reply goes back, and of a long one its beginning: the conversation must not grow with the
+            # judge's mistakes.
             correction = [
-                {"role": "assistant", "content": reply.text or "(nothing)"},
+                {"role": "assistant", "content": reply.text[:KEPT_OF_TOO_LONG] or "(nothing)"},
                 {"role": "user", "content": f"{fault} Answer again, complete, for these ids: {', '.join(prompt.ids)}."},
             ]
             logger.info("judge reply was faulty group=%s ask=%d of=%d", pending.group.group_id, n, ASKS)
         raise DataError(
             f"group {pending.group.group_id!r}: judge {self.model!r} gave no usable reply in {ASKS} asks; the last "
-            f"fault: {fault} Materialize `ruler_scores` for its hour again, or set another JUDGE_MODEL",
+            f"fault: {fault} It is asked again later; should that not help, set another JUDGE_MODEL",
             facts={"group_id": pending.group.group_id, "fault": fault, **self._usage(pending)},
         )
 
@@ -261,24 +277,21 @@ class RulerJudge:
         )
 
         async def once() -> Reply:
-            async with self._in_use().in_flight:  # held while the judge works, not while we wait to ask again
-                await self._rate_limiter.acquire()
-                call_id = await asyncio.to_thread(self._call_log.begin, call)  # a commit waits for the disk
-                try:
-                    reply = await self._endpoint.ask(messages, RESPONSE_FORMAT, max_completion_tokens=cap)
-                except BabylonRLError as e:
-                    lost = isinstance(e, BusyError) and e.maybe_paid
-                    await asyncio.to_thread(
-                        self._call_log.end, call_id, CallStatus.LOST if lost else CallStatus.REFUSED
-                    )
-                    raise
-                # A reply without a token count is booked with all that was reserved for it.
-                cost = self._cost(reply) if reply.prompt_tokens else call.reserved_usd
-                await asyncio.to_thread(self._call_log.end, call_id, CallStatus.REPLIED, reply, cost)
-                pending.spent.append((reply, cost))
-                return reply
+            call_id = await asyncio.to_thread(self._call_log.begin, call)  # a commit waits for the disk
+            try:
+                reply = await self._endpoint.ask(messages, RESPONSE_FORMAT, max_completion_tokens=cap)
+            except Exception as e:
+                # What we cannot explain may have been paid for.
+                owed = e.maybe_paid if isinstance(e, BusyError) else not isinstance(e, BabylonRLError)
+                await asyncio.to_thread(self._call_log.end, call_id, CallStatus.LOST if owed else CallStatus.REFUSED)
+                raise
+            # A reply without a token count is booked with all that was reserved for it.
+            cost = self._cost(reply) if reply.prompt_tokens else call.reserved_usd
+            await asyncio.to_thread(self._call_log.end, call_id, CallStatus.REPLIED, reply, cost)
+            pending.spent.append((reply, cost))
+            return reply
 
-        return await self._retry_policy.run(once, seed=pending.key, what=pending.group.group_id)
+        return await self._in_use().breaker.run(once, group_id=pending.group.group_id, seed=pending.key)
 
     def _in_use(self) -> _Opened:
         if self._opened is None:

@@ -98,6 +98,7 @@ def _match_ids(decoded: Any, wanted: set[str]) -> dict[str, ReplyScore]:
     except ValidationError as e:
         first = e.errors(include_input=False, include_url=False)[0]
         at = ".".join(map(str, first["loc"])) or "the object"
+        at = at if len(at) <= 80 else f"{at[:79]}…"
         fault = ReplyFault(f"The reply does not follow the schema: {at}: {first['msg']}.")
     else:
         counts = Counter(s.trajectory_id for s in scores)
