@@ -1,5 +1,6 @@
 """`babylon-rl up` after a SIGKILL: of all its processes in the middle of a training, and of itself alone."""
 
+import json
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import psutil
 import pytest
 import sqlalchemy as sa
 
+from babylon_rl.cli.processes import only_one_up
 from babylon_rl.cli.services import dagster_home
 from babylon_rl.defs.automation import ASKED_AT_TAG
 from babylon_rl.defs.dead_runs import PROCESS_TAG
@@ -134,3 +136,35 @@ def test_a_taken_port_is_named_in_one_sentence(environment: dict[str, str], port
         output = run(environment, "up", "--port", str(port), status=2)
     assert f"port {port} on 127.0.0.1 cannot be used: Address already in use" in output
     assert "babylon-rl up --port" in output
+
+
+STAND_IN = """
+import subprocess, sys, time
+from pathlib import Path
+from babylon_rl.cli.processes import only_one_up
+with only_one_up(Path(sys.argv[1]), 1) as record:
+    shell = subprocess.Popen(["sh", "-c", "sleep 600 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
+    sleeper = shell.stdout.readline().strip()
+    record.update()
+    shell.kill()
+    shell.wait()
+    record.update()
+    print(sleeper, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_lost_its_parent_is_ended_and_a_reused_id_is_not(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", STAND_IN, str(tmp_path)], stdout=subprocess.PIPE, text=True) as killed:
+        assert killed.stdout is not None
+        orphan = psutil.Process(int(killed.stdout.readline()))
+        killed.kill()
+    record = json.loads((tmp_path / "up.json").read_text())
+    assert set(record["processes"]) == {str(killed.pid), str(orphan.pid)}
+    with subprocess.Popen(["sleep", "600"]) as another:
+        record["processes"][str(another.pid)] = 1.0  # its id was another process's in 1970
+        (tmp_path / "up.json").write_text(json.dumps(record))
+        with only_one_up(tmp_path, 1):
+            assert not orphan.is_running()
+            assert another.poll() is None
+        another.kill()
