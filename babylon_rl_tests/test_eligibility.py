@@ -190,7 +190,8 @@ def test_a_trained_window_whose_rows_change_is_stale(workspace: Workspace) -> No
     refresh(workspace.game, workspace.store.engine, now=NOW)
     [state] = workspace.ledger.eligibility.states([FIRST])
     assert (state.state, state.version) == (State.STALE, "2.1")
-    assert workspace.ledger.eligibility.unprepared(5) == [], "it is reported, and not trained on again"
+    [row] = workspace.ledger.eligibility.unprepared(5)
+    assert (row.window, row.rows_only) == (FIRST, True), "its row is read, and it is not trained on again"
 
 
 def test_the_function_names_every_state_and_no_other(workspace: Workspace) -> None:

@@ -158,7 +158,7 @@ def _prepare(
         return
     now = workspace.now()
     unprepared = unprepared_windows(workspace, min_agents=options.min_agents)
-    pending = [u.window for u in unprepared if first_time or u.is_due(now)]
+    pending = [u.window for u in unprepared if not u.rows_only and (first_time or u.is_due(now))]
     for first, last in contiguous(pending):
         total = sum(1 for _ in first.until(last))
         with run.phase("judge", f"{first} to {last}" if first != last else str(first), total=total) as phase:

@@ -37,14 +37,15 @@ def end_dead_runs(instance: dg.DagsterInstance, *, untagged: bool = False) -> li
         untagged: Also end started runs that name no process; only where no daemon and no webserver runs.
 
     Returns:
-        Ids of the runs ended, newest first. Runs of another machine and queued runs are left alone.
+        Ids of the runs ended, newest first. Runs of another machine are left alone, and so are runs that wait in the
+        queue; a command's own run names its process before it starts.
     """
     waiting = {dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED}
-    started = [s for s in dg.DagsterRunStatus if s not in {*FINISHED_STATUSES, *waiting}]
+    unfinished = [s for s in dg.DagsterRunStatus if s not in FINISHED_STATUSES]
     ended = []
-    for run in instance.get_runs(filters=dg.RunsFilter(statuses=started)):
+    for run in instance.get_runs(filters=dg.RunsFilter(statuses=unfinished)):
         owner = _find_owner(instance, run)
-        if untagged if owner is None else not _may_be_alive(owner):
+        if (untagged and run.status not in waiting) if owner is None else not _may_be_alive(owner):
             instance.report_run_failed(run, "the process of this run was killed; what it wrote is kept")
             ended.append(run.run_id)
     return ended

@@ -148,18 +148,18 @@ def _explain_wait(state: WindowState) -> str | None:
 
 
 def unprepared_windows(workspace: Workspace, *, min_agents: int) -> list[UnpreparedWindow]:
-    """Recorded windows with enough agents that preparing can advance, each with the time before which it waits.
+    """Recorded windows that preparing can advance, each with the time before which it waits.
 
     A window that a check keeps out is not among them while its rows and outcomes stay as they are (`materialize` prepares it
-    again by hand). One that a checkpoint used never is: it is reported as stale.
+    again by hand). One that cannot train (used, dropped, too few agents) is while it has rows that were not read.
     """
     discover(workspace.game, workspace.store.engine, now=workspace.now())
     return workspace.ledger.eligibility.unprepared(min_agents)
 
 
 def recorded_but_not_judged(workspace: Workspace, *, min_agents: int) -> list[HourWindow]:
-    """The windows of `unprepared_windows`, those included that wait for their time: a person who asks need not wait."""
-    return [u.window for u in unprepared_windows(workspace, min_agents=min_agents)]
+    """The windows of `unprepared_windows` that can still train, those included that wait: a person need not wait."""
+    return [u.window for u in unprepared_windows(workspace, min_agents=min_agents) if not u.rows_only]
 
 
 def contiguous(windows: list[HourWindow], *, gap: int = 6) -> list[tuple[HourWindow, HourWindow]]:

@@ -15,7 +15,7 @@ from babylon_rl.store.judge_calls import cost_of
 from babylon_rl.store.judgment_claims import JudgmentClaims
 from babylon_rl.store.retries import clear_retry, expect_judge, postpone, read_tries, release_errors
 from babylon_rl.store.windows import StoredGroup
-from babylon_rl.types import Json, Judgment
+from babylon_rl.types import Json, Judgment, policy_name
 from babylon_rl.windows import HourWindow
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,8 @@ async def score_windows(
         judge: Opened and closed here.
         windows: Those without a group, or whose rows or outcomes changed, are not judged.
         concurrency: Groups being judged at a time.
-        unattended: Leave out windows whose time has not come; a person who asks has them tried at once.
+        unattended: Leave out windows whose time has not come, and those that the lineage has trained on and never
+            will again; a person who asks has them judged at once.
         progress: Called after each group.
 
     Raises:
@@ -95,6 +96,8 @@ async def score_windows(
         state = states.get(str(w))
         if (left_out := _find_obstacle(state)) is not None:
             results[w] = _make_result({"failed": left_out})
+        elif unattended and state is not None and state.consumed_step is not None:
+            results[w] = _make_result({"trained_by": policy_name(workspace.settings.lineage, state.consumed_step)})
         elif unattended and state is not None and state.not_before is not None and state.not_before > now:
             results[w] = _make_result(_describe_wait(state))
         elif (group := store.stored_group(w)) is None:

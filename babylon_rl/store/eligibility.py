@@ -119,12 +119,15 @@ class UnpreparedWindow:
     Attributes:
         version: As in `WindowState`.
         not_before: As in `WindowState`.
+        rows_only: It cannot train: the lineage has used or dropped it, or it has too few agents. Its rows are read, so that
+            each has its outcome.
     """
 
     window: HourWindow
     reason: Reason
     version: str
     not_before: datetime | None
+    rows_only: bool
 
     def is_due(self, now: datetime) -> bool:
         """Whether it may be tried by itself."""
@@ -241,10 +244,10 @@ class Eligibility:
         )
 
     def unprepared(self, min_agents: int) -> list[UnpreparedWindow]:
-        """Recorded windows with enough agents that preparing can advance, now or at their time, in time order.
+        """Recorded windows that preparing can advance, now or at their time, in time order.
 
         One that a check keeps out, or that has too few usable agents, returns here when its rows or outcomes change; one
-        that the lineage used or dropped never does.
+        that cannot train, only when rows came that no outcome accounts for.
         """
         with self.engine.connect() as conn:
             rows = conn.execute(_UNPREPARED, self._parameters(min_agents=min_agents)).all()
@@ -254,6 +257,7 @@ class Eligibility:
                 reason=Reason(r.reason),
                 version=r.version,
                 not_before=r.not_before,
+                rows_only=r.rows_only,
             )
             for r in rows
         ]
@@ -338,7 +342,7 @@ _OLDEST_WITHOUT_OUTCOMES = sa.text(f"""
     WHERE NOT s.outcomes AND s.agents >= :min_agents AND s.window_id NOT IN ({_SPENT_WINDOWS})
     ORDER BY s.window_id LIMIT 1""")  # noqa: S608  # a constant
 _UNPREPARED = sa.text("""
-    SELECT s.window_id, x.version, x.not_before,
+    SELECT s.window_id, x.version, x.not_before, false AS rows_only,
            CASE WHEN x.reason = 'too_few_agents' THEN 'not_grouped' ELSE x.reason END AS reason
     FROM babylon_rl.window_summary s
     JOIN babylon_rl.trainable_windows x ON x.window_id = s.window_id
@@ -347,4 +351,17 @@ _UNPREPARED = sa.text("""
       AND NOT EXISTS (SELECT FROM babylon_rl.consumed_windows c
                       WHERE c.lineage = :lineage AND c.window_id = s.window_id)
       AND NOT EXISTS (SELECT FROM babylon_rl.dropped_windows d
-                      WHERE d.lineage = :lineage AND d.window_id = s.window_id)""")
+                      WHERE d.lineage = :lineage AND d.window_id = s.window_id)
+    UNION ALL
+    SELECT s.window_id, v.version, r.not_before, true, CASE WHEN w.window_id IS NULL THEN 'not_read' ELSE 'changed' END
+    FROM babylon_rl.window_summary s
+    LEFT JOIN babylon_rl.windows w ON w.window_id = s.window_id
+    CROSS JOIN LATERAL (SELECT s.changes || '.' || s.outcome_changes AS version) v
+    LEFT JOIN babylon_rl.window_retries r
+           ON r.window_id = s.window_id AND r.kind = 'error' AND r.version = v.version
+    WHERE s.changes > coalesce(w.changes_seen, CASE WHEN w.window_id IS NULL THEN 0 ELSE s.changes END)
+      AND (s.agents < :min_agents
+           OR EXISTS (SELECT FROM babylon_rl.consumed_windows c
+                      WHERE c.lineage = :lineage AND c.window_id = s.window_id)
+           OR EXISTS (SELECT FROM babylon_rl.dropped_windows d
+                      WHERE d.lineage = :lineage AND d.window_id = s.window_id))""")

@@ -14,6 +14,8 @@ from babylon_rl.defs.automation import RANGE_END, RANGE_START, STEP_TAG, prepare
 from babylon_rl.ingest.window_summary import refresh
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.eligibility import State
+from babylon_rl.store.row_outcomes import find_row_outcome
+from babylon_rl.types import RowReason, RowStatus
 from babylon_rl_tests.factories import insert_row
 
 
@@ -108,12 +110,13 @@ def test_one_range_run_prepares_the_windows_a_schedule_missed(
     spawn_windows(workspace, 1, agents=3, first=FIRST.next(3))
     asked = missed(runner.instance, workspace)
     assert isinstance(asked, dg.RunRequest)
-    assert (asked.tags[RANGE_START], asked.tags[RANGE_END]) == (str(FIRST), str(FIRST.next(2)))
+    # The fourth has too few agents: its rows are read all the same, so that each has its outcome.
+    assert (asked.tags[RANGE_START], asked.tags[RANGE_END]) == (str(FIRST), str(FIRST.next(3)))
     again = missed(runner.instance, workspace)
     assert isinstance(again, dg.RunRequest)
     assert again.run_key == asked.run_key
 
-    runner.materialize("windows", FIRST, FIRST.next(2), resources=resources)
+    runner.materialize("windows", FIRST, FIRST.next(3), resources=resources)
     assert isinstance(missed(runner.instance, workspace), dg.SkipReason)
     assert isinstance(tick(runner.instance, workspace), dg.RunRequest)
 
@@ -222,6 +225,28 @@ def test_a_window_that_can_never_be_grouped_starves_nobody(
     asked = missed(runner.instance, workspace)
     assert isinstance(asked, dg.RunRequest)
     assert asked.tags[RANGE_START] == str(far)
+
+
+def test_a_late_row_of_a_trained_window_is_read_and_not_judged(
+    workspace: Workspace, runner: Runner, resources: dict[str, object], judge: CountingJudge
+) -> None:
+    """Nothing vanishes: it used to end in no outcome at all, because the window is never prepared for training again."""
+    spawn_windows(workspace, 1)
+    runner.materialize("windows", FIRST, FIRST, resources=resources)
+    batch = workspace.ledger.plan(FIRST, 1, learning_rate=None)
+    assert batch is not None
+    workspace.ledger.record(batch, trainer="t", base_model="b", path="p", manifest={}, metrics={})
+    row = insert_row(workspace.game, "late", window=FIRST)
+    asked = missed(runner.instance, workspace)
+    assert isinstance(asked, dg.RunRequest)
+    tags = {"dagster/sensor_name": "prepare_missed_windows"}
+    runner.materialize("windows", FIRST, FIRST, resources=resources, tags=tags)
+    assert isinstance(missed(runner.instance, workspace), dg.SkipReason)
+    outcome = find_row_outcome(workspace.store.engine, row["id"])
+    assert outcome is not None
+    assert (outcome.status, outcome.reason) == (RowStatus.GROUPED, RowReason.HAS_TURN)
+    assert judge.asked == [str(FIRST)], "a judgment that nothing will learn from is not paid for"
+    assert workspace.ledger.stale() == [str(FIRST)]
 
 
 def test_windows_of_a_run_that_is_under_way_are_left_to_it(workspace: Workspace, instance: dg.DagsterInstance) -> None:

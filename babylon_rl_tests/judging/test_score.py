@@ -105,6 +105,27 @@ def test_a_judge_that_is_down_is_asked_a_few_times_only(concurrency: int, server
     assert len(waits) == 2
 
 
+def test_a_short_outage_costs_one_wait_and_no_group(server: JudgeServer) -> None:
+    server.behave("503", times=8)
+    server.delay_s = 0.05
+    waits = Waits()
+    report = run(a_ruler(server.url, waits=waits, max_concurrency=8), Shelf(), concurrency=8)
+    assert (len(report.judgments), server.calls) == (10, 8 + 10)
+    assert len(waits) == 1
+
+
+def test_an_outage_in_the_middle_is_not_hammered(server: JudgeServer) -> None:
+    server.behave("honest", times=20)
+    server.behave("503")
+    server.delay_s = 0.02
+    judge = a_ruler(server.url, max_concurrency=8)
+    what = [a_pair(window=f"2025-01-{d:02}T{h:02}:00") for d in range(1, 5) for h in range(24)]
+    report = run(judge, Shelf(), what, concurrency=16)
+    assert (len(report.judgments), len(report.failed)) == (20, 76)
+    assert {f.kind for f in report.failed.values()} == {RetryKind.JUDGE_DOWN}
+    assert server.calls <= 20 + 2 * 8 + 3  # those in flight, once more each, and a round at a time
+
+
 def test_the_longest_wait_asked_for_is_in_every_failure(server: JudgeServer) -> None:
     server.behave("429", retry_after="7200")
     report = run(a_ruler(server.url), Shelf(), concurrency=1)
