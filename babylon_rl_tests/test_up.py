@@ -1,5 +1,6 @@
 """`babylon-rl up` after a SIGKILL: of all its processes in the middle of a training, and of itself alone."""
 
+import json
 import signal
 import socket
 import subprocess
@@ -14,7 +15,10 @@ import psutil
 import pytest
 import sqlalchemy as sa
 
+from babylon_rl.cli.processes import only_one_up
 from babylon_rl.cli.services import dagster_home
+from babylon_rl.defs.automation import ASKED_AT_TAG
+from babylon_rl.defs.dead_runs import PROCESS_TAG
 from babylon_rl.settings import Settings
 from babylon_rl.simulator.spawn import AgentLineup, spawn
 from babylon_rl.windows import HourWindow
@@ -51,7 +55,7 @@ class Up:
             return subprocess.Popen(command, env=self.environment, stdout=out, stderr=out, start_new_session=True)
 
     def wait_until(self, happened: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-        end = time.monotonic() + 90
+        end = time.monotonic() + 180
         while not happened():
             assert process.poll() is None, self.log.read_text()
             assert time.monotonic() < end, self.log.read_text()
@@ -98,24 +102,25 @@ def test_after_any_kill_the_next_up_goes_on(
     assert rows("checkpoints") == 0
     (killed,) = instance.get_runs(filters=dg.RunsFilter(job_name="policy"))
     assert killed.status == dg.DagsterRunStatus.STARTED
-
-    process = up.start()
-    up.wait_until(lambda: rows("checkpoints") == 1, process)
-    ended = instance.get_run_by_id(killed.run_id)
-    assert ended is not None
-    assert ended.status == dg.DagsterRunStatus.FAILURE
-
-    # A second one beside it.
-    output = run(up.environment, "up", "--port", str(up.port), status=2)
-    assert f"babylon-rl up already runs for this BABYLON_HOME (process {process.pid}, port {up.port})" in output
+    assert PROCESS_TAG in killed.tags
 
     # Killed alone, while its webserver cannot stop in an orderly way.
+    process = up.start()
+    up.wait_until(lambda: serves(up.port), process)
+    output = run(up.environment, "up", "--port", str(up.port), status=2)
+    assert f"babylon-rl up already runs for this BABYLON_HOME (process {process.pid}, port {up.port})" in output
     (webserver,) = up.find("dagster_webserver")
     webserver.suspend()
     process.kill()
     process.wait()
+
+    # As if the wait after a failure were over; until here it keeps a sensor from asking for the training again.
+    instance.add_run_tags(killed.run_id, {ASKED_AT_TAG: "2026-01-01T00:00:00+00:00"})
     process = up.start()
-    up.wait_until(lambda: serves(up.port), process)
+    up.wait_until(lambda: serves(up.port) and rows("checkpoints") == 1, process)
+    ended = instance.get_run_by_id(killed.run_id)
+    assert ended is not None
+    assert ended.status == dg.DagsterRunStatus.FAILURE
     assert not webserver.is_running()
     assert len(up.find("dagster_webserver")) == 1
     assert len(up.find("dagster._daemon")) == 1
@@ -131,3 +136,35 @@ def test_a_taken_port_is_named_in_one_sentence(environment: dict[str, str], port
         output = run(environment, "up", "--port", str(port), status=2)
     assert f"port {port} on 127.0.0.1 cannot be used: Address already in use" in output
     assert "babylon-rl up --port" in output
+
+
+STAND_IN = """
+import subprocess, sys, time
+from pathlib import Path
+from babylon_rl.cli.processes import only_one_up
+with only_one_up(Path(sys.argv[1]), 1) as record:
+    shell = subprocess.Popen(["sh", "-c", "sleep 600 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
+    sleeper = shell.stdout.readline().strip()
+    record.update()
+    shell.kill()
+    shell.wait()
+    record.update()
+    print(sleeper, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_lost_its_parent_is_ended_and_a_reused_id_is_not(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", STAND_IN, str(tmp_path)], stdout=subprocess.PIPE, text=True) as killed:
+        assert killed.stdout is not None
+        orphan = psutil.Process(int(killed.stdout.readline()))
+        killed.kill()
+    record = json.loads((tmp_path / "up.json").read_text())
+    assert set(record["processes"]) == {str(killed.pid), str(orphan.pid)}
+    with subprocess.Popen(["sleep", "600"]) as another:
+        record["processes"][str(another.pid)] = 1.0  # its id was another process's in 1970
+        (tmp_path / "up.json").write_text(json.dumps(record))
+        with only_one_up(tmp_path, 1):
+            assert not orphan.is_running()
+            assert another.poll() is None
+        another.kill()

@@ -61,8 +61,9 @@ class ProcessRecord:
         self._written: dict[int, float] = {}
 
     def update(self) -> None:
-        """Write down what runs now: this process, and all that it started."""
+        """Write down what runs now: this process, and all that it started, also what lost its parent since."""
         found = {p.pid: started for p, started in _with_descendants(psutil.Process())}
+        found |= {pid: s for pid, s in self._written.items() if pid not in found and is_running(pid, s)}
         if found == self._written:
             return
         self._written = found
@@ -118,7 +119,7 @@ def _find_survivors(path: Path) -> list[psutil.Process]:
     found: dict[int, psutil.Process] = {}
     for pid, started in _read_record(path).get("processes", {}).items():
         if is_running(int(pid), started):
-            with suppress(psutil.NoSuchProcess):
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
                 found |= {p.pid: p for p, _ in _with_descendants(psutil.Process(int(pid)))}
     found.pop(os.getpid(), None)
     return list(found.values())

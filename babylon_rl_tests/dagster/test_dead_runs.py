@@ -68,6 +68,13 @@ def test_a_run_knows_the_process_that_executes_it(instance: dg.DagsterInstance) 
     assert end_dead_runs(instance, untagged=True) == []
 
 
+@pytest.mark.parametrize("status", [STARTED, dg.DagsterRunStatus.NOT_STARTED])
+def test_a_run_whose_process_is_gone_is_ended(instance: dg.DagsterInstance, status: dg.DagsterRunStatus) -> None:
+    run = create_run_for_test(instance, status=status, tags={PROCESS_TAG: DEAD})
+    assert end_dead_runs(instance) == [run.run_id]
+    assert status_of(instance, run.run_id) == dg.DagsterRunStatus.FAILURE
+
+
 @pytest.mark.parametrize("status", [STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING])
 def test_a_run_without_a_process_ends_where_none_is_ours(
     instance: dg.DagsterInstance, status: dg.DagsterRunStatus
@@ -89,12 +96,12 @@ def test_a_run_again_is_not_ended_for_its_parents_process(instance: dg.DagsterIn
 @pytest.mark.parametrize(
     ("status", "tags"),
     [
-        (dg.DagsterRunStatus.NOT_STARTED, {PROCESS_TAG: DEAD}),
+        (dg.DagsterRunStatus.NOT_STARTED, {}),
         (STARTED, {PROCESS_TAG: f"elsewhere/{DEAD.split('/', 1)[1]}"}),
         (STARTED, {PROCESS_TAG: make_process_tag()}),
         (dg.DagsterRunStatus.SUCCESS, {PROCESS_TAG: DEAD}),
     ],
-    ids=["not started", "another machine", "alive", "finished"],
+    ids=["not started, by no process", "another machine", "alive", "finished"],
 )
 def test_other_runs_are_left_alone(
     instance: dg.DagsterInstance, status: dg.DagsterRunStatus, tags: dict[str, str]
