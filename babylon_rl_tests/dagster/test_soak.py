@@ -198,7 +198,8 @@ def day(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.filterwarnings("ignore:Function `JobDefinition.run_request_for_partition`")  # Dagster's own schedule calls it
+# Dagster's own schedule calls what it deprecates.
+@pytest.mark.filterwarnings("ignore:Function `JobDefinition.run_request_for_partition`")
 def test_a_day_of_everything_going_wrong(day: Day, capsys: pytest.CaptureFixture[str]) -> None:
     day.go_by()
     workspace, ledger = day.workspace, day.workspace.ledger
