@@ -53,8 +53,9 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
+# Two at a time: much of what they do is waiting for processes that are killed, started and found again.
 pytest: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/ingest.py
