@@ -15,7 +15,7 @@ from babylon_rl.ingest.reader import stream_window
 from babylon_rl.pipeline.checks import CHECKS
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.settings import Settings
-from babylon_rl.store.check_results import read_check_subject, write_check_result
+from babylon_rl.store.check_results import read_check_subjects, write_check_results
 from babylon_rl.store.ledger import Ledger
 from babylon_rl.store.windows import Store
 from babylon_rl.types import (
@@ -234,6 +234,6 @@ def a_workspace(engine: sa.Engine) -> Workspace:
 
 def store_check_result(engine: sa.Engine, window: HourWindow, name: str, *, passed: bool) -> None:
     """Keep the result of a check about what is current now; a check of a judgment that is not there keeps none."""
-    about = read_check_subject(engine, window)
+    about = read_check_subjects(engine, [window])[window]
     subject = about.judgment if name in JUDGMENT_CHECKS else about.group
-    write_check_result(engine, window, name, CheckResult(passed=passed, facts={}), about=subject)
+    write_check_results(engine, name, {window: CheckResult(passed=passed, facts={})}, about={window: subject})

@@ -42,7 +42,7 @@ def judge(workspace: Workspace, windows: Sequence[HourWindow], *, concurrency: i
 
 def verify(workspace: Workspace, window: HourWindow) -> None:
     for check in CHECKS:
-        run_check(check, window, workspace)
+        run_check(check, [window], workspace)
 
 
 def play_and_judge(workspace: Workspace, windows: Sequence[HourWindow], *, agents: int = 6) -> None:

@@ -4,6 +4,7 @@ What belongs here: taking and releasing them. A transaction's lock is released a
 releases it or dies; so a killed holder never blocks anyone.
 """
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 import sqlalchemy as sa
@@ -33,6 +34,20 @@ class Lock(StrEnum):
 def lock_transaction(conn: sa.Connection, kind: Lock, name: str) -> None:
     """Wait until no other transaction holds the lock, then hold it to the end of this one."""
     conn.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), {"key": f"{kind}:{name}"})
+
+
+def lock_transaction_all(conn: sa.Connection, kind: Lock, names: Sequence[str]) -> None:
+    """Hold several locks of one kind to the end of the transaction, taken in one order by all who take several.
+
+    Each takes a place in the server's lock table (6,400 by default, shared by all): take some hundreds at most.
+    """
+    conn.execute(
+        sa.text(
+            "SELECT pg_advisory_xact_lock(hashtextextended(:kind || ':' || n, 0)) "
+            "FROM (SELECT n FROM unnest(CAST(:names AS text[])) AS n ORDER BY n OFFSET 0) x"
+        ),
+        {"kind": kind.value, "names": list(names)},
+    )
 
 
 def try_lock_session(conn: sa.Connection, kind: Lock, name: str) -> bool:

@@ -17,8 +17,8 @@ from babylon_rl.judging.judge import Judge
 from babylon_rl.pipeline import evaluate
 from babylon_rl.pipeline.each_window import for_each_window
 from babylon_rl.pipeline.group import group_window
-from babylon_rl.pipeline.ingest import ingest_window
-from babylon_rl.pipeline.outcomes import snapshot_outcomes
+from babylon_rl.pipeline.ingest import ingest_window, note_changes
+from babylon_rl.pipeline.outcomes import snapshot_outcomes, sync_windows
 from babylon_rl.pipeline.score import score_range
 from babylon_rl.pipeline.train import train_range
 from babylon_rl.pipeline.window_result import WindowResult
@@ -58,7 +58,10 @@ def raw_trajectories(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.MaterializeResult[None]:
     """One stitched trajectory per usable agent of the window; every source row is accounted for."""
-    _prepare_each(context, workspace, lambda window: ingest_window(window, workspace.game, workspace.store))
+    game, store = workspace.game, workspace.store
+    with dagster_failures():
+        seen = note_changes(HourWindow.parse_all(context.partition_keys), game, store)
+    _prepare_each(context, workspace, lambda window: ingest_window(window, game, store, changes_seen=seen[window]))
     return dg.MaterializeResult()
 
 
@@ -67,11 +70,13 @@ def market_outcomes(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.MaterializeResult[None]:
     """What each market of the closed window did. For judges only: no policy ever reads it."""
-    now, sync = workspace.now(), workspace.owns_game
+    game, store, now, sync = workspace.game, workspace.store, workspace.now(), workspace.owns_game
+    with dagster_failures():
+        seen = sync_windows(HourWindow.parse_all(context.partition_keys), game, store, now=now, sync=sync)
     _prepare_each(
         context,
         workspace,
-        lambda window: snapshot_outcomes(window, workspace.game, workspace.store, now=now, sync=sync),
+        lambda window: snapshot_outcomes(window, game, store, now=now, sync=sync, changes_seen=seen.get(window)),
     )
     return dg.MaterializeResult()
 

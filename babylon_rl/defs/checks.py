@@ -36,10 +36,8 @@ def asset_check(check: checks.Check, asset: dg.AssetsDefinition) -> dg.AssetChec
             asset.key, dg.DagsterEventType.ASSET_MATERIALIZATION, set(keys)
         )
         with dagster_failures():
-            for key in keys:
-                window = HourWindow.parse(key)
-                checked = checks.run_check(check, window, workspace)
-                result = checked.result
+            for window, checked in checks.run_check(check, HourWindow.parse_all(keys), workspace).items():
+                key, result = str(window), checked.result
                 target = None
                 if key in latest:
                     target = AssetCheckEvaluationTargetMaterializationData(

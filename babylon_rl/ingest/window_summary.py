@@ -112,25 +112,28 @@ def _refresh(
     return _upsert_summary(own, [*counted, *_count(game, names, gone)], None)
 
 
-def count_changes(ours: sa.Engine, windows: Sequence[HourWindow]) -> int:
-    """How often rows of `windows` were seen to change, all together: rises with every late or rewritten row.
+def count_changes(ours: sa.Engine, windows: Sequence[HourWindow]) -> dict[HourWindow, int]:
+    """How often rows of each window were seen to change: rises with every late or rewritten row.
 
     Called before the rows are read, it never counts a change that they lack.
     """
-    c = t.window_summary.c
-    query = sa.select(sa.func.coalesce(sa.func.sum(c.changes), 0)).where(c.window_id.in_([str(w) for w in windows]))
-    with ours.connect() as conn:
-        return int(conn.scalar(query) or 0)
+    return _read_counts(ours, t.window_summary.c.changes, windows)
 
 
-def count_outcome_changes(ours: sa.Engine, window: HourWindow) -> int:
-    """How often the outcomes of `window` were seen to change: rises with every late or corrected one.
+def count_outcome_changes(ours: sa.Engine, windows: Sequence[HourWindow]) -> dict[HourWindow, int]:
+    """How often the outcomes of each window were seen to change: rises with every late or corrected one.
 
     Called before they are read, it never counts a change that the reading lacks.
     """
+    return _read_counts(ours, t.window_summary.c.outcome_changes, windows)
+
+
+def _read_counts(ours: sa.Engine, column: "sa.Column[int]", windows: Sequence[HourWindow]) -> dict[HourWindow, int]:
     c = t.window_summary.c
+    query = sa.select(c.window_id, column).where(c.window_id.in_([str(w) for w in windows]))
     with ours.connect() as conn:
-        return int(conn.scalar(sa.select(c.outcome_changes).where(c.window_id == str(window))) or 0)
+        counts = dict(conn.execute(query).tuples().all())
+    return {w: counts.get(str(w), 0) for w in windows}
 
 
 def may_have_future_rows(game: sa.Engine, ours: sa.Engine, newest: HourWindow) -> bool:

@@ -21,7 +21,7 @@ from babylon_rl.errors import ConfigError, TransientError
 from babylon_rl.ingest.reader import logged_messages, window_ids
 from babylon_rl.pipeline.each_window import note_failure
 from babylon_rl.pipeline.workspace import Workspace
-from babylon_rl.store.check_results import CheckSubject, read_check_subject, write_check_result
+from babylon_rl.store.check_results import CheckSubject, read_check_subjects, write_check_results
 from babylon_rl.store.dropout import is_dropped
 from babylon_rl.store.judge_audits import audit_of
 from babylon_rl.store.judge_calls import cost_of
@@ -83,28 +83,35 @@ class CheckedWindow:
     kept: bool
 
 
-def run_check(check: Check, window: HourWindow, workspace: Workspace) -> CheckedWindow:
-    """Run one check on one window and keep its result.
+def run_check(check: Check, windows: Sequence[HourWindow], workspace: Workspace) -> dict[HourWindow, CheckedWindow]:
+    """Run one check on each window and keep the results.
 
-    A check that raises has failed, with the exception as its reason; the window is looked at again later.
+    A check that raises has failed on that window, with the exception as its reason; the window is looked at again later.
     """
     engine = workspace.store.engine
-    about = check.subject(read_check_subject(engine, window))
-    tried = read_tries(engine, [window])[window]
-    try:
-        result = check.run(window, workspace)
-    except (ConfigError, TransientError, sa.exc.DBAPIError):
-        raise
-    except Exception as e:  # noqa: BLE001  # whatever one window holds, its siblings are checked
-        logger.warning("check raised window=%s check=%s error=%s", window, check.name, type(e).__name__)
-        reason = f"{check.name}: {type(e).__name__}: {e}"
-        facts: Json = {"failed": reason[:500]}
-        if not tried.is_error or tried.stage == check.name:  # else an asset failed before, which is the cause
-            facts = note_failure(workspace, window, check.name, reason, version=tried.version).facts
-        return CheckedWindow(result=CheckResult(passed=False, facts=facts), kept=False)
-    if tried.stage == check.name:
-        clear_retry(engine, window, check.name)
-    return CheckedWindow(result=result, kept=write_check_result(engine, window, check.name, result, about=about))
+    about = {w: check.subject(s) for w, s in read_check_subjects(engine, windows).items()}
+    tries = read_tries(engine, windows)
+    results: dict[HourWindow, CheckResult] = {}
+    raised: dict[HourWindow, CheckResult] = {}
+    for window in windows:
+        try:
+            results[window] = check.run(window, workspace)
+        except (ConfigError, TransientError, sa.exc.DBAPIError):
+            raise
+        except Exception as e:  # noqa: BLE001  # whatever one window holds, its siblings are checked
+            logger.warning("check raised window=%s check=%s error=%s", window, check.name, type(e).__name__)
+            reason = f"{check.name}: {type(e).__name__}: {e}"
+            facts: Json = {"failed": reason[:500]}
+            if (
+                not tries[window].is_error or tries[window].stage == check.name
+            ):  # else an asset failed, which is the cause
+                facts = note_failure(workspace, window, check.name, reason, version=tries[window].version).facts
+            raised[window] = CheckResult(passed=False, facts=facts)
+        else:
+            if tries[window].stage == check.name:
+                clear_retry(engine, window, check.name)
+    kept = write_check_results(engine, check.name, results, about=about)
+    return {w: CheckedWindow(result=results[w] if w in results else raised[w], kept=w in kept) for w in windows}
 
 
 _declared: list[Check] = []

@@ -1,5 +1,6 @@
 """`raw_trajectories`: read a window's rows, stitch them per agent, and account for every row."""
 
+from collections.abc import Sequence
 from contextlib import closing
 
 import sqlalchemy as sa
@@ -13,12 +14,29 @@ from babylon_rl.types import RowOutcome
 from babylon_rl.windows import HourWindow
 
 
-def ingest_window(window: HourWindow, game: sa.Engine, store: Store) -> WindowResult:
-    """Read a window's rows, stitch them per agent, keep them, and account for every row."""
-    # Counted before the rows are read, so that a change after the reading raises the count.
+def note_changes(windows: Sequence[HourWindow], game: sa.Engine, store: Store) -> dict[HourWindow, int]:
+    """Count the rows of `windows` again; returns how often each was seen to change.
+
+    Done before rows are read, so that a change after the reading raises the count.
+    """
     # A window that is asked for by name has come: no partition is later than the clock.
-    refresh(game, store.engine, now=window.start_at, windows=[window])
-    changes_seen = count_changes(store.engine, [window])
+    refresh(game, store.engine, now=max(windows).start_at, windows=windows)
+    return count_changes(store.engine, windows)
+
+
+def ingest_window(
+    window: HourWindow, game: sa.Engine, store: Store, *, changes_seen: int | None = None
+) -> WindowResult:
+    """Read a window's rows, stitch them per agent, keep them, and account for every row.
+
+    Args:
+        window: The hour.
+        game: The game's tables.
+        store: Where the trajectories are kept.
+        changes_seen: Of `note_changes`, for a window of many; None: count now.
+    """
+    if changes_seen is None:
+        changes_seen = note_changes([window], game, store)[window]
     packed: list[PackedTrajectory] = []
     outcomes: list[RowOutcome] = []
     # One snapshot: a row rewritten while the window is read is read in one version, not in two.

@@ -136,7 +136,7 @@ def _check_judgment(workspace: Workspace, window: HourWindow) -> None:
     """Run the checks of judgments on the new one: the results for the old one no longer apply."""
     for check in CHECKS:
         if check.is_about_judgment:
-            run_check(check, window, workspace)
+            run_check(check, [window], workspace)
 
 
 def _name_judgment(key: str, old: Judgment | None, new: Judgment | None) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from babylon_rl.common.progress import Progress, ignore_progress
-from babylon_rl.errors import DataError
+from babylon_rl.errors import ConfigError, DataError
 from babylon_rl.pipeline.each_window import note_failure
 from babylon_rl.pipeline.workspace import Workspace, claim_checkpoints
 from babylon_rl.store.ledger import PlannedBatch
@@ -120,6 +120,12 @@ def _give_up(workspace: Workspace, planned: PlannedBatch, error: DataError) -> N
 
 async def _train(workspace: Workspace, planned: PlannedBatch, jobs: JobJournal, progress: Progress) -> Checkpoint:
     ledger, settings = workspace.ledger, workspace.settings
+    if planned.is_sent and settings.training.trainer != "serverless":
+        raise ConfigError(
+            f"{planned.lineage}@{planned.step} was sent to W&B, where a paid job may exist for it, and BABYLON_TRAINER is "
+            f"{settings.training.trainer!r} now; set it to serverless to finish that step, or give the job up with "
+            "`babylon-rl discard-plan --even-if-sent`"
+        )
     batch = TrainingBatch(
         lineage=planned.lineage,
         step=planned.step,

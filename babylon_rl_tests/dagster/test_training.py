@@ -5,9 +5,12 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+import sqlalchemy as sa
 from dagster_factories import FIRST, spawn_windows
 
 from babylon_rl.cli.runner import Runner
+from babylon_rl.database import tables as t
+from babylon_rl.errors import ConfigError
 from babylon_rl.pipeline.train import train_range
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.policy.checkpoints import LEDGER_FILE, checkpoint_dir
@@ -81,6 +84,17 @@ def test_a_planned_window_grouped_anew_is_left_out(
     runner.materialize("policy", FIRST.next(3), FIRST.next(3), assets=["trained_checkpoint"], resources=resources)
     [made] = workspace.ledger.checkpoints()
     assert (made.step, made.windows) == (1, tuple(str(FIRST.next(i)) for i in (1, 2, 3)))
+
+
+@pytest.mark.usefixtures("judged")
+def test_a_step_sent_to_wandb_is_not_trained_here(workspace: Workspace) -> None:
+    """Another trainer after the job was sent would make the step twice, and the paid one would be lost."""
+    workspace.ledger.plan(FIRST.next(2), 3, learning_rate=None)
+    with workspace.store.engine.begin() as conn:
+        conn.execute(sa.update(t.planned_batches).values(submitted_at=sa.func.now()))
+    with pytest.raises(ConfigError, match=r"was sent to W&B.*--even-if-sent"):
+        train_range(workspace, [FIRST.next(2)])
+    assert workspace.ledger.unfinished_batch() is not None
 
 
 @pytest.mark.usefixtures("judged")

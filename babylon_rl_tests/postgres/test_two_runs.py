@@ -11,7 +11,7 @@ from babylon_rl.pipeline.group import group_window
 from babylon_rl.pipeline.ingest import ingest_window
 from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.settings import Settings
-from babylon_rl.store.check_results import read_check_subject, write_check_result
+from babylon_rl.store.check_results import read_check_subjects, write_check_results
 from babylon_rl.store.eligibility import Reason
 from babylon_rl.store.windows import StoredGroup, SupersededError
 from babylon_rl.types import CheckResult, Judgment, Score
@@ -107,10 +107,11 @@ def test_a_new_judgment_inherits_no_check_results(workspace: Workspace) -> None:
 
 def test_a_result_about_what_is_gone_is_not_kept(workspace: Workspace) -> None:
     engine, name = workspace.store.engine, "groups_have_enough_agents"
-    about = read_check_subject(engine, FIRST).group
+    about = read_check_subjects(engine, [FIRST])[FIRST].group
     change_rows(workspace)
     group_window(FIRST, workspace.store, min_agents=5)  # while the check was reading
-    assert not write_check_result(engine, FIRST, name, CheckResult(passed=True, facts={}), about=about)
+    result = CheckResult(passed=True, facts={})
+    assert write_check_results(engine, name, {FIRST: result}, about={FIRST: about}) == set()
     assert read_check_results(engine, FIRST) == {}
 
 
@@ -120,7 +121,7 @@ def test_a_check_that_raises_is_seen_and_run_again(workspace: Workspace) -> None
         good = conn.scalar(sa.select(group.c.body))
         conn.execute(sa.update(group).values(body=b"no zstd"))
     check = next(c for c in CHECKS if c.name == "groups_have_trainable_tokens")
-    checked = run_check(check, FIRST, workspace)
+    checked = run_check(check, [FIRST], workspace)[FIRST]
     assert (checked.kept, checked.result.passed) == (False, False)
     assert "groups_have_trainable_tokens" in str(checked.result.facts["failed"])
     [state] = workspace.ledger.eligibility.states([FIRST])
@@ -128,6 +129,6 @@ def test_a_check_that_raises_is_seen_and_run_again(workspace: Workspace) -> None
     assert workspace.ledger.ready() == []
     with workspace.store.engine.begin() as conn:
         conn.execute(sa.update(group).values(body=good))
-    assert run_check(check, FIRST, workspace).kept
+    assert run_check(check, [FIRST], workspace)[FIRST].kept
     prepare(workspace, FIRST)
     assert [r.window_id for r in workspace.ledger.ready()] == [str(FIRST)]
