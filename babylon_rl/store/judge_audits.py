@@ -25,7 +25,16 @@ class StoredAudit:
 
 
 def write_audit(engine: sa.Engine, figures: Figures) -> None:
-    """Store an audit; earlier ones stay."""
+    """Store an audit; earlier ones stay.
+
+    It also decides about the windows that this judge has judged before: their results of check `judge_is_fit` become what
+    the audit found. Nothing else would look at them again, since neither their group nor their judgment changes.
+    """
+    facts = {"judge": f"{figures.judge_model} {figures.judge_version}", "audited": True, **figures.facts()}
+    v, j = t.check_results.c, t.judgments.c
+    by_this_judge = sa.select(j.judgment_key).where(
+        j.judge_model == figures.judge_model, j.judge_version == figures.judge_version
+    )
     row = {
         "judge_model": figures.judge_model,
         "judge_version": figures.judge_version,
@@ -40,6 +49,11 @@ def write_audit(engine: sa.Engine, figures: Figures) -> None:
     }
     with engine.begin() as conn:
         conn.execute(sa.insert(t.judge_audits), [row])
+        conn.execute(
+            sa.update(t.check_results)
+            .where(v.check_name == "judge_is_fit", v.passed != figures.fit, v.about.in_(by_this_judge))
+            .values(passed=figures.fit, facts=to_json(facts).decode())
+        )
 
 
 def latest_audit(engine: sa.Engine, judge_model: str, judge_version: str) -> StoredAudit | None:

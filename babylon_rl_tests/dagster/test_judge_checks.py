@@ -1,5 +1,7 @@
 """The checks on judging through Dagster: an unfit judge and a spent budget keep windows out, by name."""
 
+import asyncio
+from dataclasses import replace
 from datetime import timedelta
 
 import dagster as dg
@@ -8,10 +10,12 @@ import sqlalchemy as sa
 from dagster_factories import FIRST, CountingJudge, spawn_windows
 
 from babylon_rl.cli.runner import Runner
+from babylon_rl.judging.audit.audit import audit
+from babylon_rl.judging.hindsight_judge import HindsightJudge
 from babylon_rl.judging.ruler.call_log import Call, CallLog
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.eligibility import State
-from babylon_rl.store.judge_audits import latest_audit
+from babylon_rl.store.judge_audits import latest_audit, write_audit
 from babylon_rl.store.judge_calls import PostgresCallLog
 from babylon_rl.types import Hindsight, Judgment, TrajectoryGroup
 from babylon_rl.windows import HourWindow
@@ -69,6 +73,25 @@ def test_windows_judged_by_an_unfit_judge_do_not_train(
     ran = runner.materialize("windows", FIRST, FIRST, resources=resources)
     assert ran.failed_checks == 1
     assert workspace.ledger.ready() == []
+
+
+def test_a_new_audit_decides_about_windows_judged_before(
+    workspace: Workspace, runner: Runner, resources: dict[str, object]
+) -> None:
+    """A window that an audit kept out stayed out for ever, though the judge was found fit the next day."""
+    spawn_windows(workspace, 1)
+    runner.materialize("windows", FIRST, FIRST, resources=resources)
+    engine, figures = workspace.store.engine, asyncio.run(audit(HindsightJudge()))
+    assert figures.fit
+    write_audit(engine, replace(figures, truth_agreement=0.0))
+    assert workspace.ledger.ready() == []
+    [state] = workspace.ledger.eligibility.states([FIRST])
+    assert (state.state, state.failed_checks) == (State.KEPT_OUT, ("judge_is_fit",))
+    assert read_check_results(engine, FIRST)["judge_is_fit"].facts["truth_agreement"] == 0.0
+    write_audit(engine, figures)
+    assert [r.window_id for r in workspace.ledger.ready()] == [str(FIRST)]
+    write_audit(engine, replace(figures, judge_version="another", truth_agreement=0.0))
+    assert len(workspace.ledger.ready()) == 1, "another judge's audit says nothing of it"
 
 
 def test_a_check_says_that_the_budget_was_spent(

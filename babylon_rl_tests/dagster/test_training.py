@@ -10,10 +10,11 @@ from dagster_factories import FIRST, spawn_windows
 
 from babylon_rl.cli.runner import Runner
 from babylon_rl.database import tables as t
-from babylon_rl.errors import ConfigError
+from babylon_rl.errors import ConfigError, DataError
 from babylon_rl.pipeline.train import train_range
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.policy.checkpoints import LEDGER_FILE, checkpoint_dir
+from babylon_rl.store.eligibility import Reason, State
 
 
 def digests(directory: Path) -> dict[str, str]:
@@ -84,6 +85,22 @@ def test_a_planned_window_grouped_anew_is_left_out(
     runner.materialize("policy", FIRST.next(3), FIRST.next(3), assets=["trained_checkpoint"], resources=resources)
     [made] = workspace.ledger.checkpoints()
     assert (made.step, made.windows) == (1, tuple(str(FIRST.next(i)) for i in (1, 2, 3)))
+
+
+@pytest.mark.usefixtures("judged")
+def test_a_plan_that_always_raises_is_given_up_and_made_anew(workspace: Workspace) -> None:
+    """One window that no trainer can take must not stop all others for ever."""
+    scores = t.judgments
+    with workspace.store.engine.begin() as conn:  # as a damaged judgment would be: one member has no score
+        one = sa.select(sa.func.min(scores.c.trajectory_id)).where(scores.c.window_id == str(FIRST)).scalar_subquery()
+        conn.execute(sa.delete(scores).where(scores.c.trajectory_id == one))
+    with pytest.raises(DataError, match="6 members and 5 rewards"):
+        train_range(workspace, [FIRST.next(2)])
+    assert workspace.ledger.unfinished_batch() is None
+    [state] = workspace.ledger.eligibility.states([FIRST])
+    assert (state.state, state.reason, state.stage) == (State.KEPT_OUT, Reason.ERROR, "trained_checkpoint")
+    [outcome] = train_range(workspace, [FIRST.next(3)]).values()
+    assert [c.windows for c in outcome.trained] == [tuple(str(FIRST.next(i)) for i in (1, 2, 3))]
 
 
 @pytest.mark.usefixtures("judged")
