@@ -107,6 +107,7 @@ def run_demo(settings: Settings, plan: DemoPlan, console: Console, *, out: Path)
         finally:
             server.__exit__(None, None, None)
     report = replace(report, seconds={k: round(v, 2) for k, v in run.seconds.items()})
+    out.mkdir(parents=True, exist_ok=True)
     html, numbers = out / "report.html", out / "report.json"
     html.write_text(render(report), encoding="utf-8")
     numbers.write_bytes(to_json(report))

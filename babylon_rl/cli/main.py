@@ -47,7 +47,9 @@ def demo(
     seed: Annotated[
         int | None, typer.Option(help="Seed of market, sampling and training; default BABYLON_SEED or 1.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for report.html and report.json.")] = Path(),
+    out: Annotated[
+        Path, typer.Option(file_okay=False, help="Folder for report.html and report.json; made if it is missing.")
+    ] = Path(),
 ) -> None:
     """Run the whole loop on this machine: play, judge, train, and evaluate against the base on held-out windows."""
     from babylon_rl.cli.demo import DemoPlan, run_demo

@@ -11,8 +11,10 @@ from babylon_rl.database import migrate, tables
 from babylon_rl.database.connection import connect
 from babylon_rl.database.embedded import ensure_database
 from babylon_rl.errors import ConfigError
+from babylon_rl.pipeline.workspace import open_workspace
 from babylon_rl.settings import DatabaseSettings, Settings
 from babylon_rl_tests.factories import GUIDE_SQL
+from babylon_rl_tests.played import FIRST, hours, play_and_judge
 
 GAME = {"trajectories", "llm_call_logs", "market_outcomes", "training_batches", "trained_models", "reward_judgments"}
 
@@ -151,3 +153,17 @@ def test_row_outcomes_get_their_words_and_give_them_back(empty_database_url: str
     with psycopg.connect(empty_database_url) as conn:
         words = "SELECT status, reason FROM babylon_rl.row_outcomes ORDER BY source_id"
         assert conn.execute(words).fetchall() == [*new, ("ineligible", "too_few_agents"), ("ineligible", "no_turns")]
+
+
+def test_what_was_ready_before_the_states_stays_ready(settings: Settings) -> None:
+    """Check results and plans of 0009 do not say what they are about: they are about what was current then."""
+    with open_workspace(settings) as w:
+        play_and_judge(w, hours(3))
+        batch = w.ledger.plan(FIRST.next(), 2, learning_rate=None)
+        assert batch is not None
+        w.store.engine.dispose()
+        migrate.downgrade(settings.database, "0009")
+        migrate.upgrade(settings.database)
+        assert [r.window_id for r in w.ledger.ready()] == [str(h) for h in hours(3)]
+        assert w.ledger.plan(FIRST.next(), 2, learning_rate=None) == batch
+        assert w.ledger.eligibility.unprepared(5) == []
