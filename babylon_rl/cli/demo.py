@@ -85,6 +85,7 @@ def run_demo(settings: Settings, plan: DemoPlan, console: Console, *, out: Path)
     from babylon_rl.cli.runner import open_runner
     from babylon_rl.cli.services import prepare_dagster
 
+    out.mkdir(parents=True, exist_ok=True)  # before minutes of play, not after
     with run_progress(console) as run:
         with run.phase("start", "database, Dagster, policy server"):
             upgrade(settings.database)
@@ -107,7 +108,6 @@ def run_demo(settings: Settings, plan: DemoPlan, console: Console, *, out: Path)
         finally:
             server.__exit__(None, None, None)
     report = replace(report, seconds={k: round(v, 2) for k, v in run.seconds.items()})
-    out.mkdir(parents=True, exist_ok=True)
     html, numbers = out / "report.html", out / "report.json"
     html.write_text(render(report), encoding="utf-8")
     numbers.write_bytes(to_json(report))

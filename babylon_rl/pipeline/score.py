@@ -15,7 +15,7 @@ from babylon_rl.store.judge_calls import cost_of
 from babylon_rl.store.judgment_claims import JudgmentClaims
 from babylon_rl.store.retries import clear_retry, expect_judge, postpone, read_tries, release_errors
 from babylon_rl.store.windows import StoredGroup
-from babylon_rl.types import Json, Judgment, policy_name
+from babylon_rl.types import Json, Judgment, RetryKind, policy_name
 from babylon_rl.windows import HourWindow
 
 logger = logging.getLogger(__name__)
@@ -123,7 +123,8 @@ async def score_windows(
             results[w] = _postpone(workspace, w, group, failure)
         cost = cost_of(store.engine, str(w))
         results[w].facts.update({"window_calls": cost.calls, "window_cost_usd": cost.cost_usd})
-    if report.calls and report.judgments:
+    is_down = any(f.kind is RetryKind.JUDGE_DOWN for f in report.failed.values())
+    if report.calls and report.judgments and not is_down:
         expect_judge(store.engine, now=workspace.now())
     logger.info(
         "scored windows=%d groups=%d calls=%d cached=%d failed=%d",

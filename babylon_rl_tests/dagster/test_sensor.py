@@ -10,7 +10,14 @@ from dagster_factories import FIRST, CountingJudge, spawn_windows
 
 from babylon_rl.cli.runner import Runner
 from babylon_rl.database import tables as t
-from babylon_rl.defs.automation import RANGE_END, RANGE_START, STEP_TAG, prepare_missed_windows, train_when_ready
+from babylon_rl.defs.automation import (
+    RANGE_END,
+    RANGE_START,
+    STEP_TAG,
+    evaluate_checkpoints,
+    prepare_missed_windows,
+    train_when_ready,
+)
 from babylon_rl.ingest.window_summary import refresh
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.eligibility import State
@@ -247,6 +254,38 @@ def test_a_late_row_of_a_trained_window_is_read_and_not_judged(
     assert (outcome.status, outcome.reason) == (RowStatus.GROUPED, RowReason.HAS_TURN)
     assert judge.asked == [str(FIRST)], "a judgment that nothing will learn from is not paid for"
     assert workspace.ledger.stale() == [str(FIRST)]
+
+
+def test_an_evaluation_that_a_killed_run_left_out_is_asked_for(
+    workspace: Workspace, runner: Runner, resources: dict[str, object]
+) -> None:
+    spawn_windows(workspace, 1)
+    runner.materialize("windows", FIRST, FIRST, resources=resources)
+    batch = workspace.ledger.plan(FIRST, 1, learning_rate=None)
+    assert batch is not None
+    workspace.ledger.record(batch, trainer="cpu", base_model="b", path="p", manifest={}, metrics={})
+
+    def ask(at: datetime) -> dg.RunRequest | dg.SkipReason:
+        watched = {"workspace": replace(workspace, now=lambda: at)}
+        said = evaluate_checkpoints(dg.build_sensor_context(instance=runner.instance, resources=watched))
+        assert isinstance(said, dg.RunRequest | dg.SkipReason)
+        return said
+
+    now = workspace.now()
+    asked = ask(now)
+    assert isinstance(asked, dg.RunRequest)
+    assert (asked.partition_key, asked.run_key) == (str(FIRST), "evaluate/babylon-mmo@1/0")
+    assert asked.asset_selection == [dg.AssetKey("policy_evaluation")]
+    training = runner.instance.create_run_for_job(
+        _job(), tags={STEP_TAG: "babylon-mmo/2"}, status=dg.DagsterRunStatus.STARTED
+    )
+    assert "under way" in str(ask(now).skip_message)  # it evaluates its own checkpoint, and runs beside nothing
+    runner.instance.report_run_failed(training)
+    runner.instance.create_run_for_job(_job(), tags=asked.tags, status=dg.DagsterRunStatus.FAILURE)
+    assert "again after" in str(ask(now).skip_message)
+    again = ask(now + timedelta(minutes=1))
+    assert isinstance(again, dg.RunRequest)
+    assert again.run_key == "evaluate/babylon-mmo@1/1"
 
 
 def test_windows_of_a_run_that_is_under_way_are_left_to_it(workspace: Workspace, instance: dg.DagsterInstance) -> None:
