@@ -73,7 +73,7 @@ def _iterate(
 ) -> Checkpoint | None:
     ledger = workspace.ledger
     size = options.windows_per_iteration or workspace.settings.training.min_windows
-    planned = ledger.unfinished_batch()
+    planned = ledger.resumable_batch()
     console.print(f"\nITERATION {iteration}/{options.iterations}\n{RULE}", highlight=False)
     with run_progress(console) as run:
         if planned is None:
@@ -113,8 +113,9 @@ def _iterate(
                 },
                 resources={"workspace": workspace, "progress": phase},
             )
-        checkpoint = ledger.latest()
-        if checkpoint is None or checkpoint.step != step:
+        # Another process may have trained this step, and later ones, while this one waited for its turn.
+        checkpoint = next((c for c in ledger.checkpoints() if c.step == step), None)
+        if checkpoint is None:
             raise DataError(f"partition {target} trained nothing although {size} windows were ready; run it again")
         if options.evaluate:
             _evaluate(workspace, checkpoint, run=run, runner=runner)

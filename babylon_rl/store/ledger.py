@@ -216,12 +216,16 @@ class Ledger:
             batches: Take the hour by which so many batches are full, or as many as there are.
             up_to: The last partition that there is; later windows do not count.
         """
-        batch = self.unfinished_batch()
-        if batch is not None and self._stands(batch):
+        if (batch := self.resumable_batch()) is not None:
             return HourWindow.parse(batch.window_id)
         ready = self.ready(up_to=up_to)
         full = min(batches, len(ready) // batch_size)
         return HourWindow.parse(ready[full * batch_size - 1].window_id) if full else None
+
+    def resumable_batch(self) -> PlannedBatch | None:
+        """The unfinished batch that the next training finishes; None where it would plan another."""
+        batch = self.unfinished_batch()
+        return batch if batch is not None and self._stands(batch) else None
 
     def _stands(self, batch: PlannedBatch) -> bool:
         """Whether an unfinished batch is still to be trained: it was sent, or all that it was planned from is current."""

@@ -2,19 +2,23 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
 import sqlalchemy as sa
 from dagster_factories import FIRST, spawn_windows
+from rich.console import Console
 
-from babylon_rl.cli.runner import Runner
+from babylon_rl.cli.runner import Runner, RunSummary
+from babylon_rl.cli.train import TrainOptions, _iterate
 from babylon_rl.database import tables as t
 from babylon_rl.errors import ConfigError, DataError
 from babylon_rl.pipeline.train import train_range
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.policy.checkpoints import LEDGER_FILE, checkpoint_dir
 from babylon_rl.store.eligibility import Reason, State
+from babylon_rl.windows import HourWindow
 
 
 def digests(directory: Path) -> dict[str, str]:
@@ -101,6 +105,26 @@ def test_a_plan_that_always_raises_is_given_up_and_made_anew(workspace: Workspac
     assert (state.state, state.reason, state.stage) == (State.KEPT_OUT, Reason.ERROR, "trained_checkpoint")
     [outcome] = train_range(workspace, [FIRST.next(3)]).values()
     assert [c.windows for c in outcome.trained] == [tuple(str(FIRST.next(i)) for i in (1, 2, 3))]
+
+
+class OvertakenRunner(Runner):
+    """As if another process had the lock first: what this one asks for was trained when its turn comes, and more."""
+
+    def materialize(self, job: str, first: HourWindow, last: HourWindow, **options: Any) -> RunSummary:
+        if job == "policy":
+            train_range(options["resources"]["workspace"], [FIRST.next(6)], batch_size=3)
+        return super().materialize(job, first, last, **options)
+
+
+@pytest.mark.usefixtures("judged")
+def test_a_step_that_another_process_trained_is_no_failure(
+    workspace: Workspace, instance: dg.DagsterInstance, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = TrainOptions(iterations=1, min_agents=5, windows_per_iteration=3, learning_rate=None, evaluate=False)
+    made = _iterate(workspace, options, Console(width=200), OvertakenRunner(instance), 1)
+    assert made is not None
+    assert (made.step, len(workspace.ledger.checkpoints())) == (1, 2)
+    assert "Iteration 1 complete! Checkpoint: step 1" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("judged")
