@@ -64,7 +64,7 @@ def ask_all(workspace: Workspace, out: Path, window: HourWindow = FIRST) -> Answ
 
 
 SAID = {
-    Reason.ERROR: "it raised",
+    Reason.ERROR: "it raised\x00",
     Reason.WAITING_FOR_OUTCOMES: "nothing yet",
     Reason.JUDGE_FAILED: "no JSON",
     Reason.JUDGE_DOWN: "HTTP 503",

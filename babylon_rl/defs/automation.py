@@ -10,7 +10,8 @@ ever given up: a request that keeps failing is made again after longer and longe
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import Final
+from operator import itemgetter
+from typing import Final, NamedTuple
 
 import dagster as dg
 
@@ -33,6 +34,7 @@ RANGE_START: Final = "dagster/asset_partition_range_start"
 RANGE_END: Final = "dagster/asset_partition_range_end"
 WINDOWS_PER_RUN: Final = 200
 CHECKPOINTS_PER_RUN: Final = 10
+FAILURES_BEFORE_SPLIT: Final = 3
 GRACE: Final = timedelta(minutes=10)  # the schedule prepares an hour 5 minutes after it has closed
 FIRST_WAIT: Final = timedelta(minutes=1)
 LONGEST_WAIT: Final = timedelta(hours=1)
@@ -93,25 +95,33 @@ def prepare_missed_windows(
         return dg.SkipReason(_describe_waiting(unprepared, now))
     if any(r.tags.get(MISSED_TAG) for r in context.instance.get_runs(filters=dg.RunsFilter(statuses=_UNFINISHED))):
         return dg.SkipReason("a run over missed windows is under way")
+    ready: list[tuple[int, dg.RunRequest]] = []
     waiting: list[str] = []
-    for requested in _split_into_runs(due):
+    runs = list(_split_into_runs(due))
+    while runs:
+        requested = runs.pop(0)
         first, last = requested[0].window, requested[-1].window
         # Rows or outcomes that come later make another version of the same windows: requested at once, under another key.
         versions = digest([[str(u.window), u.version] for u in requested])[:12]
         request = f"{first}/{last}/{versions}"
-        attempts, again_at = _count_attempts(context.instance, {REQUEST_KEY_TAG: request})
-        if again_at is None or again_at <= now:
-            return dg.RunRequest(
-                run_key=f"missed/{request}/{attempts}",
-                tags={
-                    MISSED_TAG: "yes",
-                    REQUEST_KEY_TAG: request,
-                    ASKED_AT_TAG: now.isoformat(),
-                    RANGE_START: str(first),
-                    RANGE_END: str(last),
-                },
-            )
-        waiting.append(f"{first} (asked {attempts} times, again after {again_at:%H:%M} UTC)")
+        attempts = _count_attempts(context.instance, {REQUEST_KEY_TAG: request})
+        if attempts.failures >= FAILURES_BEFORE_SPLIT and len(requested) > 1:
+            # Something in it ends the whole run, such as a window that takes all memory: half by half, it is found.
+            half = len(requested) // 2
+            runs[:0] = [requested[:half], requested[half:]]
+        elif attempts.again_at is not None and attempts.again_at > now:
+            waiting.append(f"{first} (asked {attempts.runs} times, again after {attempts.again_at:%H:%M} UTC)")
+        else:
+            tags = {
+                MISSED_TAG: "yes",
+                REQUEST_KEY_TAG: request,
+                ASKED_AT_TAG: now.isoformat(),
+                RANGE_START: str(first),
+                RANGE_END: str(last),
+            }
+            ready.append((attempts.runs, dg.RunRequest(run_key=f"missed/{request}/{attempts.runs}", tags=tags)))
+    if ready:
+        return min(ready, key=itemgetter(0))[1]  # what was never tried goes first, then the oldest windows
     return dg.SkipReason(f"waiting before windows are asked for again: {', '.join(waiting[:5])}; the last run says why")
 
 
@@ -140,7 +150,7 @@ def train_when_ready(
     tag = f"{ledger.lineage}/{step}"
     if _is_under_way(context.instance, {STEP_TAG: tag}):
         return dg.SkipReason(f"a run that trains {ledger.lineage}@{step} is under way")
-    attempts, again_at = _count_attempts(context.instance, {STEP_TAG: tag})
+    attempts, _, again_at = _count_attempts(context.instance, {STEP_TAG: tag})
     if again_at is not None and again_at > now:
         return dg.SkipReason(
             f"training {ledger.lineage}@{step} was asked for {attempts} times and is not done; it is asked for again after "
@@ -175,7 +185,7 @@ def evaluate_checkpoints(
     ):
         return dg.SkipReason("a run that trains or evaluates is under way")
     checkpoint = next(c for c in workspace.ledger.checkpoints() if c.step == missing[0])
-    attempts, again_at = _count_attempts(context.instance, {EVALUATION_TAG: checkpoint.name})
+    attempts, _, again_at = _count_attempts(context.instance, {EVALUATION_TAG: checkpoint.name})
     if again_at is not None and again_at > now:
         return dg.SkipReason(
             f"evaluating {checkpoint.name} was asked for {attempts} times; again after {again_at:%H:%M} UTC"
@@ -219,12 +229,19 @@ def _is_under_way(instance: dg.DagsterInstance, tags: dict[str, str]) -> bool:
     return bool(instance.get_runs(filters=dg.RunsFilter(tags=tags, statuses=_UNFINISHED), limit=1))
 
 
-def _count_attempts(instance: dg.DagsterInstance, tags: dict[str, str]) -> tuple[int, datetime | None]:
-    """How many runs were asked for with these tags, and when the next one may be; None: at once."""
+class _Attempts(NamedTuple):
+    """Runs that were asked for, how many of them failed, and when the next may be asked for; None: at once."""
+
+    runs: int
+    failures: int
+    again_at: datetime | None
+
+
+def _count_attempts(instance: dg.DagsterInstance, tags: dict[str, str]) -> _Attempts:
     runs = instance.get_runs(filters=dg.RunsFilter(tags=tags))
     asked = [datetime.fromisoformat(r.tags[ASKED_AT_TAG]) for r in runs if ASKED_AT_TAG in r.tags]
     again_at = max(asked) + backoff(len(runs), first=FIRST_WAIT, longest=LONGEST_WAIT) if asked else None
-    return len(runs), again_at
+    return _Attempts(len(runs), sum(r.is_failure_or_canceled for r in runs), again_at)
 
 
 def _describe_waiting(unprepared: Sequence[UnpreparedWindow], now: datetime) -> str:

@@ -80,7 +80,8 @@ def postpone(
         failures = old.failures + 1 if same and old is not None else 1
         retry = Retry(
             kind=kind,
-            reason=reason[:_MAX_REASON_CHARS],
+            # An exception may quote anything; Postgres takes neither NUL nor half an emoji.
+            reason=reason.replace("\x00", "").encode("utf-8", "replace").decode("utf-8")[:_MAX_REASON_CHARS],
             failures=failures,
             not_before=_when(kind, failures, now, at_least_s),
         )

@@ -23,6 +23,7 @@ from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.eligibility import State
 from babylon_rl.store.row_outcomes import find_row_outcome
 from babylon_rl.types import RowReason, RowStatus
+from babylon_rl.windows import HourWindow
 from babylon_rl_tests.factories import insert_row
 
 
@@ -170,6 +171,27 @@ def test_a_range_that_keeps_failing_does_not_hold_up_others(workspace: Workspace
     again = missed(instance, watched)
     assert isinstance(again, dg.RunRequest)
     assert (again.tags[RANGE_START], str(again.run_key).rpartition("/")[2]) == (str(FIRST), "1")
+
+
+def test_a_range_that_always_dies_is_asked_for_half_by_half(
+    workspace: Workspace, runner: Runner, resources: dict[str, object]
+) -> None:
+    """A window that takes the whole process with it leaves no reason behind: its siblings are prepared without it."""
+    spawn_windows(workspace, 4, agents=5)
+    deadly = FIRST.next(2)
+    clock = Clock(workspace.now())
+    spans = []
+    while len(workspace.ledger.ready()) < 3:
+        asked = missed(runner.instance, replace(workspace, now=clock))
+        assert isinstance(asked, dg.RunRequest)
+        first, last = (HourWindow.parse(asked.tags[name]) for name in (RANGE_START, RANGE_END))
+        spans.append((first.start_at.hour, last.start_at.hour))
+        if first <= deadly <= last:
+            runner.instance.create_run_for_job(_job(), tags=asked.tags, status=dg.DagsterRunStatus.FAILURE)
+        else:
+            runner.materialize("windows", first, last, resources=resources, tags=asked.tags)
+        clock.now += timedelta(minutes=5)
+    assert spans == [(0, 3)] * 3 + [(0, 1)] + [(2, 3)] * 3 + [(2, 2), (3, 3)]
 
 
 def test_outcomes_that_come_late_are_noticed_and_judged(
