@@ -17,9 +17,8 @@ from typing import Final, Literal
 
 import sqlalchemy as sa
 
-from babylon_rl.errors import ConfigError, TransientError
 from babylon_rl.ingest.reader import logged_messages, window_ids
-from babylon_rl.pipeline.each_window import note_failure
+from babylon_rl.pipeline.each_window import explain_failure, is_of_one_window, note_failure
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.check_results import CheckSubject, read_check_subjects, write_check_results
 from babylon_rl.store.dropout import is_dropped
@@ -96,11 +95,11 @@ def run_check(check: Check, windows: Sequence[HourWindow], workspace: Workspace)
     for window in windows:
         try:
             results[window] = check.run(window, workspace)
-        except (ConfigError, TransientError, sa.exc.DBAPIError):
-            raise
-        except Exception as e:  # noqa: BLE001  # whatever one window holds, its siblings are checked
+        except Exception as e:
+            if not is_of_one_window(e):
+                raise
             logger.warning("check raised window=%s check=%s error=%s", window, check.name, type(e).__name__)
-            reason = f"{check.name}: {type(e).__name__}: {e}"
+            reason = explain_failure(e)
             facts: Json = {"failed": reason[:500]}
             if (
                 not tries[window].is_error or tries[window].stage == check.name

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import sqlalchemy as sa
 
+from babylon_rl.database.connection import find_lost_connection
 from babylon_rl.errors import BabylonRLError, ConfigError, DataError, TransientError
 from babylon_rl.pipeline.window_result import WindowResult
 from babylon_rl.pipeline.workspace import Workspace
@@ -40,10 +41,10 @@ def for_each_window(
     for window in windows:
         try:
             results[window] = work(window)
-        except (ConfigError, TransientError, sa.exc.DBAPIError):
-            raise
-        except Exception as e:  # noqa: BLE001  # whatever one window holds, its siblings are prepared
-            failed[window] = f"{stage}: {e}" if isinstance(e, BabylonRLError) else f"{stage}: {type(e).__name__}: {e}"
+        except Exception as e:
+            if not is_of_one_window(e):
+                raise
+            failed[window] = explain_failure(e)
             logger.warning("could not prepare window=%s stage=%s error=%s", window, stage, type(e).__name__)
             results[window] = note_failure(workspace, window, stage, failed[window], version=tries[window].version)
         else:
@@ -56,6 +57,22 @@ def for_each_window(
             facts={"windows": len(windows)},
         )
     return results
+
+
+def is_of_one_window(error: Exception) -> bool:
+    """Whether an exception says something about the window at hand: it is no matter of settings, network or database."""
+    if isinstance(error, ConfigError | TransientError) or find_lost_connection(error) is not None:
+        return False
+    # A value that the database refuses is the window's; a missing table or right is everybody's.
+    return not isinstance(error, sa.exc.DBAPIError) or isinstance(error, sa.exc.DataError | sa.exc.IntegrityError)
+
+
+def explain_failure(error: Exception) -> str:
+    """An exception in one sentence, without the statement and the values that SQLAlchemy puts into its own."""
+    if isinstance(error, BabylonRLError):
+        return str(error)
+    cause = error.orig if isinstance(error, sa.exc.DBAPIError) and error.orig is not None else error
+    return f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else 'no detail'}"
 
 
 def note_failure(workspace: Workspace, window: HourWindow, stage: str, reason: str, *, version: str) -> WindowResult:

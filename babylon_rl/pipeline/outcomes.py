@@ -6,9 +6,9 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from babylon_rl.errors import ConfigError, TransientError
 from babylon_rl.ingest.outcomes import examine_outcomes, sync_window_outcomes
 from babylon_rl.ingest.window_summary import count_outcome_changes, refresh
+from babylon_rl.pipeline.each_window import is_of_one_window
 from babylon_rl.pipeline.window_result import WindowResult
 from babylon_rl.store.windows import Store
 from babylon_rl.types import WindowOutcomes
@@ -32,9 +32,10 @@ def sync_windows(
             if sync and window.closed_at(now):
                 with game.begin() as conn:
                     sync_window_outcomes(conn, window, now=now)
-        except (ConfigError, TransientError, sa.exc.OperationalError):
-            raise
-        except Exception as e:  # noqa: BLE001  # raised again where it is that window's own failure
+        except Exception as e:
+            if not is_of_one_window(e):
+                raise
+            # Raised again where it is that window's own failure.
             logger.info("could not compute outcomes window=%s error=%s", window, type(e).__name__)
         else:
             synced.append(window)

@@ -115,7 +115,7 @@ def _give_up(workspace: Workspace, planned: PlannedBatch, error: DataError) -> N
     if blamed in planned.windows:
         window = HourWindow.parse(blamed)
         version = read_tries(workspace.store.engine, [window])[window].version
-        note_failure(workspace, window, STAGE, f"{STAGE}: {error}", version=version)
+        note_failure(workspace, window, STAGE, str(error), version=version)
 
 
 async def _train(workspace: Workspace, planned: PlannedBatch, jobs: JobJournal, progress: Progress) -> Checkpoint:

@@ -85,3 +85,20 @@ def test_a_run_in_which_every_window_fails_is_red(
     poison(workspace)
     with pytest.raises(BabylonRLError, match=r"contextualized_groups: .*1 of 1 windows failed"):
         runner.materialize("windows", BAD, BAD, assets=["contextualized_groups"], resources=resources)
+
+
+def test_a_value_that_the_database_refuses_is_the_windows_own(
+    workspace: Workspace, runner: Runner, resources: dict[str, object]
+) -> None:
+    """Its text is one line: the statement and its values say nothing more, and may hold anything."""
+    spawn_windows(workspace, 2)
+    with workspace.store.engine.begin() as conn:
+        conn.execute(
+            sa.text(f"ALTER TABLE babylon_rl.windows ADD CONSTRAINT odd CHECK (window_id <> '{BAD}' OR rows < 0)")
+        )
+    runner.materialize("windows", FIRST, BAD, assets=["raw_trajectories"], resources=resources)
+    assert workspace.store.data_version(FIRST) is not None
+    [state] = workspace.ledger.eligibility.states([BAD])
+    assert (state.state, state.stage) == (State.KEPT_OUT, "raw_trajectories")
+    assert str(state.explanation).startswith("CheckViolation: ")
+    assert "INSERT" not in str(state.explanation)
