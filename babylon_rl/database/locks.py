@@ -56,6 +56,11 @@ def try_lock_session(conn: sa.Connection, kind: Lock, name: str) -> bool:
     return bool(conn.scalar(query, {"key": f"{kind}:{name}"}))
 
 
+def unlock_session_all(conn: sa.Connection) -> None:
+    """Release all locks of a session: closing its connection does so only when the server notices, a moment later."""
+    conn.execute(sa.text("SELECT pg_advisory_unlock_all()"))
+
+
 def holds_session(conn: sa.Connection, kind: Lock, name: str) -> bool:
     """Whether this very session holds the lock now; False after the connection was replaced by another."""
     query = sa.text("""

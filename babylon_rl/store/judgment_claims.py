@@ -8,11 +8,12 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Self, TypeVar
 
 import sqlalchemy as sa
 
-from babylon_rl.database.locks import Lock, try_lock_session, unlock_session
+from babylon_rl.database.locks import Lock, try_lock_session, unlock_session, unlock_session_all
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,9 @@ class JudgmentClaims:
     def _close(self) -> None:
         with self._one_at_a_time:
             self._held.clear()
+            if self._conn is not None:
+                with suppress(sa.exc.OperationalError):  # lost, and its locks with it
+                    unlock_session_all(self._conn)
             self._disconnect()
 
     def _claim(self, key: str) -> bool:
