@@ -150,17 +150,7 @@ def train_when_ready(
     tag = f"{ledger.lineage}/{step}"
     if _is_under_way(context.instance, {STEP_TAG: tag}):
         return dg.SkipReason(f"a run that trains {ledger.lineage}@{step} is under way")
-    attempts, _, again_at = _count_attempts(context.instance, {STEP_TAG: tag})
-    if again_at is not None and again_at > now:
-        return dg.SkipReason(
-            f"training {ledger.lineage}@{step} was asked for {attempts} times and is not done; it is asked for again after "
-            f"{again_at:%H:%M} UTC; its last run says why"
-        )
-    return dg.RunRequest(
-        run_key=f"{tag}/{due}/{attempts}",
-        partition_key=str(due),
-        tags={STEP_TAG: tag, ASKED_AT_TAG: now.isoformat()},
-    )
+    return _ask(context.instance, now, {STEP_TAG: tag}, f"{tag}/{due}", due)
 
 
 @dg.sensor(
@@ -185,16 +175,13 @@ def evaluate_checkpoints(
     ):
         return dg.SkipReason("a run that trains or evaluates is under way")
     checkpoint = next(c for c in workspace.ledger.checkpoints() if c.step == missing[0])
-    attempts, _, again_at = _count_attempts(context.instance, {EVALUATION_TAG: checkpoint.name})
-    if again_at is not None and again_at > now:
-        return dg.SkipReason(
-            f"evaluating {checkpoint.name} was asked for {attempts} times; again after {again_at:%H:%M} UTC"
-        )
-    return dg.RunRequest(
-        run_key=f"evaluate/{checkpoint.name}/{attempts}",
-        partition_key=checkpoint.window_id,
-        asset_selection=[dg.AssetKey("policy_evaluation")],
-        tags={EVALUATION_TAG: checkpoint.name, ASKED_AT_TAG: now.isoformat()},
+    return _ask(
+        context.instance,
+        now,
+        {EVALUATION_TAG: checkpoint.name},
+        f"evaluate/{checkpoint.name}",
+        HourWindow.parse(checkpoint.window_id),
+        assets=["policy_evaluation"],
     )
 
 
@@ -227,6 +214,30 @@ def _find_windows_under_way(instance: dg.DagsterInstance) -> list[tuple[HourWind
 
 def _is_under_way(instance: dg.DagsterInstance, tags: dict[str, str]) -> bool:
     return bool(instance.get_runs(filters=dg.RunsFilter(tags=tags, statuses=_UNFINISHED), limit=1))
+
+
+def _ask(
+    instance: dg.DagsterInstance,
+    now: datetime,
+    tags: dict[str, str],
+    key: str,
+    partition: HourWindow,
+    *,
+    assets: Sequence[str] | None = None,
+) -> dg.RunRequest | dg.SkipReason:
+    """Ask for a run of one partition, unless its last attempt was too short a while ago."""
+    attempts = _count_attempts(instance, tags)
+    if attempts.again_at is not None and attempts.again_at > now:
+        return dg.SkipReason(
+            f"{key} was asked for {attempts.runs} times and is not done; it is asked for again after "
+            f"{attempts.again_at:%H:%M} UTC; its last run says why"
+        )
+    return dg.RunRequest(
+        run_key=f"{key}/{attempts.runs}",
+        partition_key=str(partition),
+        asset_selection=None if assets is None else [dg.AssetKey(a) for a in assets],
+        tags={**tags, ASKED_AT_TAG: now.isoformat()},
+    )
 
 
 class _Attempts(NamedTuple):

@@ -33,7 +33,7 @@ from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.errors import DataError
 from babylon_rl.export.rows import JudgedGroup, group_row, turn_rows
 from babylon_rl.pipeline.workspace import Workspace
-from babylon_rl.store.windows import read_judged_group
+from babylon_rl.store.groups import read_judged_group
 from babylon_rl.training.rewards import grpo_advantages, rank_rewards
 from babylon_rl.types import Json
 from babylon_rl.windows import HourWindow

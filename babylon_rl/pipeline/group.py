@@ -5,7 +5,8 @@ from typing import Final
 from babylon_rl.grouping.groups import decide_row_outcomes, make_group
 from babylon_rl.grouping.hindsight import hindsight_for
 from babylon_rl.pipeline.window_result import WindowResult
-from babylon_rl.store.windows import Store, SupersededError
+from babylon_rl.store.groups import SupersededError
+from babylon_rl.store.windows import Store
 from babylon_rl.types import Hindsight
 from babylon_rl.windows import HourWindow
 

@@ -11,10 +11,10 @@ from babylon_rl.pipeline.window_result import WindowResult
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.dropout import drop_out
 from babylon_rl.store.eligibility import Reason, WindowState
+from babylon_rl.store.groups import StoredGroup
 from babylon_rl.store.judge_calls import cost_of
 from babylon_rl.store.judgment_claims import JudgmentClaims
 from babylon_rl.store.retries import clear_retry, expect_judge, postpone, read_tries, release_errors
-from babylon_rl.store.windows import StoredGroup
 from babylon_rl.types import Json, Judgment, RetryKind, policy_name
 from babylon_rl.windows import HourWindow
 

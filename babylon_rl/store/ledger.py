@@ -6,24 +6,21 @@ a checkpoint. Files on disk without a row here do not count.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
 from babylon_rl.common.canonical import from_json, to_json
 from babylon_rl.database import tables as t
-from babylon_rl.database.locks import Lock, holds_session, try_lock_session, unlock_session
-from babylon_rl.errors import DataError, TransientError
+from babylon_rl.errors import DataError
 from babylon_rl.store.eligibility import Eligibility, ReadyWindow
+from babylon_rl.store.lineage_lock import LineageLock, lock_lineage
 from babylon_rl.types import Checkpoint, policy_name
 from babylon_rl.windows import HourWindow
 
 logger = logging.getLogger(__name__)
-
-# The second is what SQLAlchemy raises from then on.
-_CONNECTION_LOST = (sa.exc.DBAPIError, sa.exc.PendingRollbackError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,33 +73,6 @@ def find_trainings(engine: sa.Engine, windows: Sequence[HourWindow]) -> list[Tra
     with engine.connect() as conn:
         rows = conn.execute(query.order_by(c.lineage, c.step)).mappings()
         return [TrainedWindow(**r) for r in rows]
-
-
-@dataclass(frozen=True, slots=True)
-class LineageLock:
-    """The training lock while it is held; `Ledger.training` yields it."""
-
-    _conn: sa.Connection
-    lineage: str
-
-    def require_held(self) -> None:
-        """Look at the server, through the connection that holds the lock.
-
-        Raises:
-            TransientError: The connection is gone, and the lock with it: another process may train now.
-        """
-        try:
-            held = holds_session(self._conn, Lock.LINEAGE, self.lineage)
-        except _CONNECTION_LOST as e:
-            raise TransientError(self._lost()) from e
-        if not held:
-            raise TransientError(self._lost())
-
-    def _lost(self) -> str:
-        return (
-            f"the training lock of lineage {self.lineage!r} was lost with its database connection, so another process may "
-            "train it; nothing was sent; run again"
-        )
 
 
 class Ledger:
@@ -275,30 +245,9 @@ class Ledger:
             return list(conn.scalars(query, {"lineage": self.lineage}))
 
     # ── writing ────────────────────────────────────────────────────────────────────────────────────
-    @contextmanager
-    def training(self) -> Iterator[LineageLock]:
-        """Lock the lineage: one training at a time; the server releases the lock when the holder dies.
-
-        Local trainers also lock the lineage's directory (`training/checkpoint_store.py`): this lock is lost when the
-        connection dies during a training, and another database may share the directory.
-
-        Raises:
-            TransientError: Another process is training this lineage now.
-        """
-        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
-            if not try_lock_session(conn, Lock.LINEAGE, self.lineage):
-                raise TransientError(
-                    f"lineage {self.lineage!r} is being trained by another process; wait for it and run again"
-                )
-            try:
-                yield LineageLock(conn, self.lineage)
-            finally:
-                try:
-                    unlock_session(conn, Lock.LINEAGE, self.lineage)
-                except _CONNECTION_LOST:
-                    # The connection died during the training, and the lock with it. Windows are still not consumed
-                    # twice: the primary key of `consumed_windows` sees to that.
-                    logger.warning("lost the training lock lineage=%s", self.lineage)
+    def training(self) -> AbstractContextManager[LineageLock]:
+        """Lock the lineage for one training; see `lock_lineage`."""
+        return lock_lineage(self.engine, self.lineage)
 
     def plan(self, window: HourWindow, batch_size: int, *, learning_rate: float | None) -> PlannedBatch | None:
         """Plan the batch that partition `window` trains, or find the planned one; None when it has nothing to train.

@@ -13,7 +13,8 @@ import sqlalchemy as sa
 
 from babylon_rl.database import tables as t
 from babylon_rl.errors import TransientError
-from babylon_rl.store.ledger import LineageLock, PlannedBatch
+from babylon_rl.store.ledger import PlannedBatch
+from babylon_rl.store.lineage_lock import LineageLock
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,7 @@ process prints each point when it first passes it, so a run without a kill enume
 """
 
 import asyncio
-import os
-import signal
 import sys
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -21,38 +18,7 @@ from babylon_rl.pipeline.score import score_windows
 from babylon_rl.store.judge_calls import PostgresCallLog
 from babylon_rl.windows import HourWindow
 from babylon_rl_tests.factories import a_workspace
-
-
-def watch(engine: sa.Engine, point: str, nth: int) -> None:
-    """Kill this process at the nth passage of `point`."""
-    passed: dict[str, int] = {}
-    written: dict[int, str] = {}
-
-    @sa.event.listens_for(engine, "before_cursor_execute")
-    def note(conn: Any, cursor: Any, statement: str, *_: Any) -> None:
-        words = statement.split()
-        if words[0] in ("INSERT", "UPDATE", "DELETE"):
-            table = next(w for w in words if "babylon_rl." in w).split(".")[1].strip("(")
-            written[id(conn.connection.dbapi_connection)] = f"{words[0].lower()} {table}"
-
-    def come(name: str) -> None:
-        passed[name] = passed.get(name, 0) + 1
-        if passed[name] == 1:
-            print(name, flush=True)  # noqa: T201
-        if name == point and passed[name] == nth:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    commit = engine.dialect.do_commit
-
-    def do_commit(connection: Any) -> None:
-        what = written.pop(id(connection.dbapi_connection), None)
-        if what:
-            come(f"{what}/before")
-        commit(connection)
-        if what:
-            come(f"{what}/after")
-
-    engine.dialect.do_commit = do_commit  # type: ignore[method-assign]
+from babylon_rl_tests.kill_at_commit import kill_at_commit
 
 
 async def judge_all(engine: sa.Engine, url: str, concurrency: int) -> None:
@@ -73,5 +39,5 @@ async def judge_all(engine: sa.Engine, url: str, concurrency: int) -> None:
 if __name__ == "__main__":
     database, url, concurrency, point, nth = sys.argv[1:]
     engine = connect(database)
-    watch(engine, point, int(nth))
+    kill_at_commit(engine, point, int(nth), announce=True)
     asyncio.run(judge_all(engine, url, int(concurrency)))

@@ -13,7 +13,7 @@ from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.settings import Settings
 from babylon_rl.store.check_results import read_check_subjects, write_check_results
 from babylon_rl.store.eligibility import Reason
-from babylon_rl.store.windows import StoredGroup, SupersededError
+from babylon_rl.store.groups import StoredGroup, SupersededError
 from babylon_rl.types import CheckResult, Judgment, Score
 from babylon_rl_tests.factories import insert_row, read_check_results
 from babylon_rl_tests.played import FIRST, hours, judge, play_and_judge, prepare
