@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
+from babylon_rl.cli.windows import group_explanations
 from babylon_rl.database import tables as t
 from babylon_rl.errors import DataError
 from babylon_rl.export.dataset import export
@@ -158,6 +159,15 @@ def test_all_four_give_one_answer(
     assert answers.unused is unused
     [known] = workspace.ledger.eligibility.states([FIRST], min_agents=5)
     assert (known.reason, known.trainable) == (reason, reason is None)
+
+
+def test_an_outage_is_explained_once_for_all_its_windows(workspace: Workspace) -> None:
+    bring_to(workspace, Reason.JUDGE_DOWN)
+    [line] = readiness(workspace, min_agents=5, min_windows=1, now=NOW).lines
+    said = "HTTP 503 (tried 1 time; again after 2025-02-01 00:01 UTC)"
+    assert line.explanation == said
+    others = [replace(line, window_id=str(h)) for h in hours(3)]
+    assert group_explanations([*others, replace(line, explanation=None)]) == {said: [str(h) for h in hours(3)[::-1]]}
 
 
 def test_a_failed_check_that_is_not_required_counts_for_nothing(workspace: Workspace, tmp_path: Path) -> None:

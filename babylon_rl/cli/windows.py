@@ -1,7 +1,8 @@
 """The guide's commands about windows: play them, compute their outcomes, show which can train."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -10,6 +11,9 @@ from rich.table import Table
 from babylon_rl.report import formatting
 from babylon_rl.settings import Settings
 from babylon_rl.windows import HourWindow
+
+if TYPE_CHECKING:  # a command's own imports come when it runs, so that `--help` is quick
+    from babylon_rl.pipeline.readiness import WindowLine
 
 app = typer.Typer()
 console = Console()
@@ -136,9 +140,9 @@ def check_windows(
             console.print(f"… and {report.windows - len(report.lines)} older windows", highlight=False)
     else:
         console.print("No windows found.", highlight=False)
-    for line in reversed(report.lines):
-        if line.explanation is not None:
-            console.print(f"{line.window_id}: {line.explanation}", highlight=False, markup=False, soft_wrap=True)
+    for explanation, windows in group_explanations(report.lines).items():
+        more = f" and {len(windows) - 1} more" if len(windows) > 1 else ""
+        console.print(f"{windows[0]}{more}: {explanation}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"Windows with {need}+ agents: {report.with_enough_agents}", highlight=False)
     if report.stale:
         console.print(
@@ -154,3 +158,12 @@ def check_windows(
         return
     console.print(f"Not ready: {report.next_step}", style="yellow", highlight=False, soft_wrap=True)
     raise typer.Exit(1)
+
+
+def group_explanations(lines: "Sequence[WindowLine]") -> dict[str, list[str]]:
+    """Explanation → the windows it is about, newest first: an outage says the same of all."""
+    groups: dict[str, list[str]] = {}
+    for line in reversed(lines):
+        if line.explanation is not None:
+            groups.setdefault(line.explanation, []).append(line.window_id)
+    return groups
