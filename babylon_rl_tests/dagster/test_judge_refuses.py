@@ -28,18 +28,22 @@ def server() -> Iterator[JudgeServer]:
         yield server
 
 
-@pytest.mark.parametrize(("mode", "said"), [("401", "OPENAI_API_KEY"), ("quota", "top the account up")])
-def test_windows_wait_for_a_judge_that_refuses_us(
-    workspace: Workspace, runner: Runner, resources: dict[str, object], server: JudgeServer, mode: str, said: str
-) -> None:
-    spawn_windows(workspace, 3)
-    judge = RulerJudge(
+def a_judge(workspace: Workspace, server: JudgeServer) -> RulerJudge:
+    return RulerJudge(
         OpenAIEndpoint("gpt-4o-mini", api_key=KEY, base_url=server.url, timeout_s=20),
         model="openai/gpt-4o-mini",
         rubric=trading_rubric(),
         max_concurrency=1,
         call_log=PostgresCallLog(workspace.store.engine),
     )
+
+
+@pytest.mark.parametrize(("mode", "said"), [("401", "OPENAI_API_KEY"), ("quota", "top the account up")])
+def test_windows_wait_for_a_judge_that_refuses_us(
+    workspace: Workspace, runner: Runner, resources: dict[str, object], server: JudgeServer, mode: str, said: str
+) -> None:
+    spawn_windows(workspace, 3)
+    judge = a_judge(workspace, server)
     now = workspace.now()
     used = resources | {"judge": judge, "workspace": replace(workspace, now=lambda: now)}
     server.set_rules([("honest", 1, ""), (mode, None, "")])
@@ -59,3 +63,21 @@ def test_windows_wait_for_a_judge_that_refuses_us(
     runner.materialize("windows", FIRST, WINDOWS[-1], resources=used | {"workspace": later})
     assert len(workspace.ledger.ready()) == 3
     assert server.calls == 4, "what was judged before is not paid for again"
+
+
+def test_a_neighbour_that_is_due_does_not_make_us_pay_again(
+    workspace: Workspace, runner: Runner, resources: dict[str, object], server: JudgeServer
+) -> None:
+    """A range that a sensor asks for goes over windows whose time has not come; only a person has those tried at once."""
+    spawn_windows(workspace, 2)
+    used = resources | {"judge": a_judge(workspace, server)}
+    server.behave("broken", only=str(FIRST))
+    runner.materialize("windows", FIRST, WINDOWS[1], resources=used)
+    assert server.calls == 3 + 1  # three useless replies, and one of use
+    [state] = workspace.ledger.eligibility.states([FIRST])
+    assert (state.state, state.reason, state.failures) == (State.JUDGE_FAILED, Reason.JUDGE_FAILED, 1)
+    runner.materialize("windows", FIRST, WINDOWS[1], resources=used, tags={"dagster/sensor_name": "any"})
+    assert server.calls == 4
+    assert workspace.ledger.eligibility.states([FIRST]) == [state]
+    runner.materialize("windows", FIRST, WINDOWS[1], resources=used)
+    assert server.calls == 7
