@@ -20,7 +20,7 @@ from babylon_rl.report import formatting
 from babylon_rl.store.eligibility import Reason, WindowState
 from babylon_rl.store.ledger import find_trainings
 from babylon_rl.store.row_outcomes import find_row_outcome, row_outcomes_of
-from babylon_rl.training.rewards import rank_rewards
+from babylon_rl.training.rewards import rewards_of
 from babylon_rl.types import Judgment, RowOutcome, Trajectory, TrajectoryGroup, policy_name
 from babylon_rl.windows import HourWindow
 
@@ -179,11 +179,19 @@ def _describe_judgment(judgment: Judgment | None, group: TrajectoryGroup, trajec
         return f"That group has no current judgment yet: `babylon-rl materialize --from {group.window_id} --to {group.window_id}` asks for one."
     scores = {s.trajectory_id: s for s in judgment.scores}
     judge = f"{judgment.judge_model} {judgment.judge_version}, judgment {judgment.key[:12]}"
+    if trajectory_id in judgment.left_out:
+        return (
+            f"The judge ({judge}) left it out of the ranking: {judgment.left_out[trajectory_id]}. So no checkpoint trains "
+            f"on it; its {len(scores)} siblings are ranked without it."
+        )
     if trajectory_id not in scores:
         return f"The judgment ({judge}) has no score for it."
     mine = scores[trajectory_id]
-    better = 1 + sum(s.value > mine.value for s in judgment.scores)
-    reward = rank_rewards({i: s.value for i, s in scores.items()})[trajectory_id]
+    rewards = rewards_of(judgment)
+    reward = rewards[trajectory_id]
+    better = 1 + sum(r > reward for r in rewards.values())
+    if judgment.outcomes == "none":
+        judge += ", made by P&L alone, because no market outcome was known"
     return (
         f"The judge ({judge}) scored it {mine.value:.3f}, place {better} of {len(scores)}, which makes a reward of "
         f"{reward:.2f}: {mine.explanation.strip()}"
