@@ -40,14 +40,32 @@ def is_unbalanced(judgment: Judgment) -> bool:
 
 
 def balance_places(members: Sequence[str], shown: Sequence[ShownBatch], *, key: str) -> list[str]:
-    """Arrange a sub-batch: who stood early in the batches shown so far stands late; a hash decides among equals."""
-    lateness = dict.fromkeys(members, 0.0)
+    """Arrange a sub-batch: who stood early in the batches shown so far stands late, and nobody where it stood before.
+
+    A hash decides among equals. Who would stand at the same relative place again, such as the middle, changes places with
+    the nearest member for whom that is no repetition either.
+    """
+    stood: dict[str, list[float]] = {m: [] for m in members}
     for batch in shown:
         for place, m in enumerate(batch.order):
-            if m in lateness:
-                lateness[m] += place / (len(batch.order) - 1) - 0.5
-    # Rounded, so that float noise never decides between those who stood alike.
-    return sorted(members, key=lambda m: (-round(lateness[m], 6), sha256(f"{key}|{m}".encode()).digest()))
+            if m in stood:
+                stood[m].append(_relative(place, len(batch.order)))
+    lateness = {m: round(sum(p - 0.5 for p in places), 6) for m, places in stood.items()}
+    order = sorted(members, key=lambda m: (-lateness[m], sha256(f"{key}|{m}".encode()).digest()))
+
+    def is_new(m: str, place: int) -> bool:
+        return _relative(place, len(order)) not in stood[m]
+
+    for i, m in enumerate(order):
+        if not is_new(m, i):
+            nearest = sorted(range(len(order)), key=lambda j, i=i: abs(j - i))  # type: ignore[misc]
+            j = next((j for j in nearest if is_new(m, j) and is_new(order[j], i)), i)
+            order[i], order[j] = order[j], order[i]
+    return order
+
+
+def _relative(place: int, size: int) -> float:
+    return round(place / (size - 1), 6)
 
 
 def sub_batch_size(members: int) -> int:
