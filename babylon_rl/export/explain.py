@@ -105,7 +105,11 @@ def _explain_row(workspace: Workspace, row: _GameRow | None, outcome: RowOutcome
         return
     own = next((x for x in workspace.store.trajectories(window) if outcome.source_id in x.row_ids), None)
     if own is not None and outcome.reason is RowReason.NO_TURN:
-        yield f"Nothing of it trains; what follows is about trajectory {own.trajectory_id}, to which other rows gave turns."
+        yield (
+            "So nothing of it was judged or trained on; other rows of its agent made trajectory "
+            f"{own.trajectory_id}, which `babylon-rl explain {own.trajectory_id}` explains."
+        )
+        return
     yield from _explain_from_trajectory_on(workspace, window, outcome.agent_id, own)
 
 
@@ -233,7 +237,7 @@ _NOT_TRAINED: Final[Mapping[Reason, str]] = {
     Reason.NOT_READ: "its window was not read: {again} reads it",
     Reason.CHANGED: "rows of {window} came or were rewritten since it was read; {again} reads them",
     Reason.STALE: "rows or outcomes of {window} changed since its group was made; {again} makes it anew",
-    Reason.CHECK_FAILED: "the window failed {failed}",
+    Reason.CHECK_FAILED: "the window failed {failed}{found}",
     Reason.TOO_FEW_AGENTS: "its window has no group",
     Reason.NOT_GROUPED: "its window has no group",
     Reason.NOT_JUDGED: "a window trains when it is judged",
@@ -252,6 +256,7 @@ def _explain_waiting(workspace: Workspace, window: HourWindow, state: WindowStat
             failed=", ".join(state.failed_checks),
             missing=", ".join(state.missing_checks),
             why=(state.explanation or "").rstrip("."),
+            found=f": {state.explanation}" if state.explanation else "",
         )
         if state.not_before is not None:
             why += f"; it is tried again after {_format_instant(state.not_before)}"

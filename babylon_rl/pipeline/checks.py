@@ -231,10 +231,13 @@ def enough_agents(group: TrajectoryGroup | None, trajectories: list[Trajectory],
     if group is None:
         return CheckResult(passed=True, facts={"members": 0, "agents_seen": len({t.agent_id for t in trajectories})})
     agents = {m.agent_id for m in group.members}
-    return CheckResult(
-        passed=len(agents) >= at_least and len(agents) == len(group.members),
-        facts={"members": len(group.members), "distinct_agents": len(agents), "at_least": at_least},
-    )
+    passed = len(agents) >= at_least and len(agents) == len(group.members)
+    facts: Json = {"members": len(group.members), "distinct_agents": len(agents), "at_least": at_least}
+    if not passed:
+        facts["reason"] = (
+            f"its group has {len(agents)} distinct agents in {len(group.members)} members, of {at_least} needed"
+        )
+    return CheckResult(passed=passed, facts=facts)
 
 
 def every_row_accounted(
@@ -251,7 +254,12 @@ def every_row_accounted(
     }
     if differ := sorted(set(recorded) ^ set(accounted)):
         facts["differ"] = differ[:20]
-    return CheckResult(passed=not differ and len(recorded) == len(accounted) == (rows_read or 0), facts=facts)
+    passed = not differ and len(recorded) == len(accounted) == (rows_read or 0)
+    if not passed:
+        facts["reason"] = (
+            f"{len(recorded)} rows are recorded, {rows_read or 0} were read and {len(accounted)} have an outcome"
+        )
+    return CheckResult(passed=passed, facts=facts)
 
 
 def only_what_was_logged(
@@ -281,9 +289,12 @@ def only_what_was_logged(
         if any(text in turn.system or text in turn.user for text in hindsight_texts)
     ]
     turns = sum(len(m.turns) for m in group.members)
-    return CheckResult(
-        passed=not foreign and not leaks, facts={"turns": turns, "not_logged": foreign[:20], "leaks": leaks[:20]}
-    )
+    facts: Json = {"turns": turns, "not_logged": foreign[:20], "leaks": leaks[:20]}
+    if leaks:
+        facts["reason"] = f"hindsight stands in the prompt of {leaks[0]}, one of {len(leaks)}"
+    elif foreign:
+        facts["reason"] = f"{foreign[0]}, one of {len(foreign)}, is no call that the game logged"
+    return CheckResult(passed=not foreign and not leaks, facts=facts)
 
 
 def trainable_tokens(group: TrajectoryGroup | None) -> CheckResult:
@@ -292,7 +303,10 @@ def trainable_tokens(group: TrajectoryGroup | None) -> CheckResult:
         return CheckResult(passed=True, facts={"members": 0})
     empty = [m.trajectory_id for m in group.members if not any(t.response for t in m.turns)]
     answer_bytes = sum(len(t.response.encode()) for m in group.members for t in m.turns)
-    return CheckResult(passed=not empty, facts={"answer_bytes": answer_bytes, "without_answer": empty[:20]})
+    facts: Json = {"answer_bytes": answer_bytes, "without_answer": empty[:20]}
+    if empty:
+        facts["reason"] = f"{empty[0]}, one of {len(empty)}, has no answer that could train"
+    return CheckResult(passed=not empty, facts=facts)
 
 
 def scores_in_unit_interval(judgment: Judgment | None) -> CheckResult:
@@ -300,7 +314,10 @@ def scores_in_unit_interval(judgment: Judgment | None) -> CheckResult:
     if judgment is None:
         return CheckResult(passed=True, facts={"scores": 0})
     bad = [s.trajectory_id for s in judgment.scores if not (math.isfinite(s.value) and 0.0 <= s.value <= 1.0)]
-    return CheckResult(passed=not bad, facts={"scores": len(judgment.scores), "trajectory_ids": bad[:20]})
+    facts: Json = {"scores": len(judgment.scores), "trajectory_ids": bad[:20]}
+    if bad:
+        facts["reason"] = f"the score of {bad[0]}, one of {len(bad)}, lies outside [0, 1]"
+    return CheckResult(passed=not bad, facts=facts)
 
 
 def one_score_per_member(group: TrajectoryGroup | None, judgment: Judgment | None) -> CheckResult:
@@ -312,6 +329,8 @@ def one_score_per_member(group: TrajectoryGroup | None, judgment: Judgment | Non
     facts: Json = {"members": len(members), "scores": len(scored)}
     if scored != members:
         facts["differ"] = sorted(set(members) ^ set(scored))[:20]
+        if judgment is not None:
+            facts["reason"] = f"its judgment has {len(scored)} scores for {len(members)} members"
     return CheckResult(passed=scored == members, facts=facts)
 
 
@@ -341,7 +360,10 @@ def judge_fit(judgment: Judgment | None, audit: tuple[bool, Json] | None) -> Che
     if audit is None:
         return CheckResult(passed=True, facts={**judge, "audited": False, "next": "babylon-rl audit-judge"})
     fit, figures = audit
-    return CheckResult(passed=fit, facts={**judge, "audited": True, **figures})
+    facts: Json = {**judge, "audited": True, **figures}
+    if not fit:
+        facts["reason"] = f"the newest audit of judge {judge['judge']} found it unfit"
+    return CheckResult(passed=fit, facts=facts)
 
 
 def within_budget(
