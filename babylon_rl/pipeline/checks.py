@@ -364,6 +364,8 @@ def judge_fit(judgment: Judgment | None, audit: tuple[bool, Json] | None) -> Che
     if judgment is None:
         return CheckResult(passed=True, facts={"scores": 0})
     judge = {"judge": f"{judgment.judge_model} {judgment.judge_version}"}
+    if judgment.outcomes == "none":  # audits are made with outcomes
+        judge["outcomes"] = "none"
     if audit is None:
         return CheckResult(passed=True, facts={**judge, "audited": False, "next": "babylon-rl audit-judge"})
     fit, figures = audit

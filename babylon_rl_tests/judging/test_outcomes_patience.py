@@ -19,6 +19,7 @@ from babylon_rl.judging.judge import Judge, NoOutcomesError
 from babylon_rl.pipeline.group import group_window
 from babylon_rl.pipeline.ingest import ingest_window
 from babylon_rl.pipeline.outcomes import snapshot_outcomes
+from babylon_rl.pipeline.readiness import readiness
 from babylon_rl.pipeline.rejudge import rejudge
 from babylon_rl.pipeline.score import score_windows
 from babylon_rl.pipeline.window_result import WindowResult
@@ -204,3 +205,12 @@ def test_patience_is_a_number_of_hours_or_never(value: str, hours: object) -> No
 def test_patience_of_another_form_is_refused_by_name(value: str) -> None:
     with pytest.raises(ConfigError, match="BABYLON_OUTCOMES_PATIENCE"):
         Settings.load(BABYLON_OUTCOMES_PATIENCE=value)
+
+
+def test_check_windows_asks_for_outcomes_only_until_then(workspace: Workspace, server: JudgeServer) -> None:
+    def next_step(now: datetime) -> str | None:
+        return readiness(at(workspace, now), min_agents=5, min_windows=1, now=now).next_step
+
+    assert "sync-outcomes" in (next_step(END) or "")
+    judge_window(at(workspace, END), a_ruler(server.url))
+    assert next_step(END) is None
