@@ -177,7 +177,7 @@ def _explain_from_trajectory_on(
     yield f"It is one of {len(group.members)} members of group {group.group_id}."
     judgment = workspace.store.judgment(window)
     yield _describe_judgment(judgment, group, trajectory.trajectory_id)
-    yield from _describe_trainings(workspace, window, judgment)
+    yield from _describe_trainings(workspace, window, judgment, trajectory.trajectory_id)
 
 
 def _find_trajectory(workspace: Workspace, window: HourWindow, trajectory_id: str) -> Trajectory | None:
@@ -201,7 +201,7 @@ def _describe_judgment(judgment: Judgment | None, group: TrajectoryGroup, trajec
     judge = f"{judgment.judge_model} {judgment.judge_version}, judgment {judgment.key[:12]}"
     if trajectory_id in judgment.left_out:
         return (
-            f"The judge ({judge}) left it out of the ranking: {judgment.left_out[trajectory_id]}. So no checkpoint trains "
+            f"The judge ({judge}) left it out of the ranking: {judgment.left_out[trajectory_id]}. So nothing trains "
             f"on it; its {len(scores)} siblings are ranked without it."
         )
     if trajectory_id not in scores:
@@ -218,15 +218,19 @@ def _describe_judgment(judgment: Judgment | None, group: TrajectoryGroup, trajec
     )
 
 
-def _describe_trainings(workspace: Workspace, window: HourWindow, judgment: Judgment | None) -> Iterator[str]:
+def _describe_trainings(
+    workspace: Workspace, window: HourWindow, judgment: Judgment | None, trajectory_id: str
+) -> Iterator[str]:
     own = workspace.settings.lineage
     used = find_trainings(workspace.store.engine, [window])
     for training in used:
         key = training.judgment_key
         same = judgment is not None and judgment.key == key
         other = f", with judgment {key[:12]}, which is not the current one: what it learned from was changed since"
-        yield f"Checkpoint {training.policy} was trained on it{'' if same else other}."
-    if any(training.lineage == own for training in used):
+        by = judgment if same else workspace.store.find_judgment(key)
+        left_out = by is not None and trajectory_id in by.left_out
+        yield f"Checkpoint {training.policy} was trained on {'its siblings' if left_out else 'it'}{'' if same else other}."
+    if any(training.lineage == own for training in used) or (judgment and trajectory_id in judgment.left_out):
         return
     state = next(s for s in workspace.ledger.eligibility.states([window]) if s.window_id == str(window))
     if state.planned_step is not None:

@@ -78,7 +78,7 @@ def current(workspace: Workspace) -> Judgment:
     return judgment
 
 
-def test_siblings_are_scored_as_if_the_unknown_one_were_not_there() -> None:
+def test_siblings_score_as_if_the_unknown_one_were_not_there() -> None:
     group, hindsight = a_pair((120.0, None, 0.0, 610.25, -300.0))
     judgment = asyncio.run(HindsightJudge().judge(group, hindsight))
     assert judgment.left_out == {"2025-01-15T10:00/agent-1": "its P&L inside the hour is unknown"}
@@ -147,8 +147,15 @@ def test_its_row_says_that_it_was_left_out(workspace: Workspace) -> None:
     judge_window(workspace)
     told = " ".join(explain(workspace, UNKNOWN))
     assert "1 grouped (has_turn)" in told
-    assert "left it out of the ranking: its P&L inside the hour is unknown. So no checkpoint trains on it" in told
+    assert "left it out of the ranking: its P&L inside the hour is unknown. So nothing trains on it" in told
     assert "scored it" in " ".join(explain(workspace, f"{WINDOW}/agent-0"))
+    assert explain(workspace, UNKNOWN)[-1].endswith("its 4 siblings are ranked without it.")
+
+    planned = workspace.ledger.plan(WINDOW, 1, learning_rate=None)
+    assert planned is not None
+    workspace.ledger.record(planned, trainer="cpu", base_model="b", path="p", manifest={}, metrics={})
+    assert explain(workspace, UNKNOWN)[-1] == "Checkpoint babylon-mmo@1 was trained on its siblings."
+    assert explain(workspace, f"{WINDOW}/agent-0")[-1] == "Checkpoint babylon-mmo@1 was trained on it."
 
 
 def test_an_llm_still_scores_it_and_the_two_are_compared(workspace: Workspace, server: JudgeServer) -> None:

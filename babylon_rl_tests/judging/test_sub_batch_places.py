@@ -79,7 +79,7 @@ def test_balancing_places_depends_on_what_was_shown_alone() -> None:
     assert sorted(balance_places(members, [], key="k")) == members
 
 
-def test_only_sub_batches_of_several_passes_have_a_key_of_their_own(server: JudgeServer) -> None:
+def test_only_sub_batches_of_several_passes_have_own_keys(server: JudgeServer) -> None:
     synthetic = GROUPS[0]
     small = a_short_sighted_ruler(server, synthetic, passes=3)
     base = small.key(synthetic.group, synthetic.hindsight)
