@@ -123,3 +123,21 @@ def evaluated(instance: dg.DagsterInstance, check: str, window: HourWindow) -> t
     found = [r.event.dagster_event.asset_check_evaluation_data for r in records if r.event and r.event.dagster_event]
     [one] = [e for e in found if e.partition == str(window)]
     return one.passed, one.severity
+
+
+def test_a_member_left_out_is_named_in_the_windows_metadata(
+    workspace: Workspace, runner: Runner, resources: dict[str, object]
+) -> None:
+    spawn_windows(workspace, 1)
+    with workspace.game.begin() as conn:
+        conn.execute(sa.text("UPDATE trajectories SET final_pnl = NULL WHERE agent_id LIKE 'agent-1-%'"))
+    assert runner.materialize("windows", FIRST, FIRST, resources=resources).failed_checks == 0
+    assert [r.window_id for r in workspace.ledger.ready()] == [str(FIRST)]
+    (event,) = runner.instance.fetch_materializations(
+        dg.AssetRecordsFilter(dg.AssetKey("ruler_scores"), asset_partitions=[str(FIRST)]), limit=1
+    ).records
+    assert event.asset_materialization is not None
+    metadata = event.asset_materialization.metadata
+    left_out = {f"{FIRST}/agent-1-habits": "its P&L inside the hour is unknown"}
+    assert (metadata["left_out"].value, metadata["dagster/row_count"].value) == (left_out, 5)
+    assert read_check_results(workspace.store.engine, FIRST)["every_member_has_one_score"].facts["left_out"] == left_out
