@@ -16,7 +16,7 @@ Columns of `turns`, one row per decision of an agent:
     score                        the judge's number in [0, 1]; comparable inside its group only
     reward                       what our trainer receives: the score's rank in its group, in [0, 1]
     advantage, compared          GRPO's, over the `compared` turns of this group with the same `turn_index`
-    group_id, window_id, trajectory_id, agent_id, turn_index, policy_version, temperature, judgment_key, judge
+    group_id, window_id, trajectory_id, agent_id, archetype, turn_index, policy_version, temperature, judgment_key, judge
 
 and of `groups`, one row per window: its ids, and `members` with their score, reward and turns (`messages` whole).
 """
@@ -127,7 +127,7 @@ def schema(what: What, *, with_hindsight: bool = False) -> "pa.Schema":
     ]
     if what == "groups":
         turn = [("messages", messages), ("advantage", real), ("compared", count), *policy]
-        member = [("trajectory_id", text), ("agent_id", text), ("score", real), ("reward", real)]
+        member = [("trajectory_id", text), ("agent_id", text), ("archetype", text), ("score", real), ("reward", real)]
         if with_hindsight:
             turn.append(("hindsight_decision_json", text))
             member += outcome
@@ -147,6 +147,7 @@ def schema(what: What, *, with_hindsight: bool = False) -> "pa.Schema":
             ("window_id", text),
             ("trajectory_id", text),
             ("agent_id", text),
+            ("archetype", text),
             ("turn_index", count),
             *policy,
             *judged,

@@ -53,6 +53,7 @@ def turn_rows(j: JudgedGroup) -> Iterator[Json]:
                 "window_id": j.group.window_id,
                 "trajectory_id": m.trajectory_id,
                 "agent_id": m.agent_id,
+                "archetype": m.archetype,
                 "turn_index": i,
                 "policy_version": turn.policy_version,
                 "temperature": turn.temperature,
@@ -79,6 +80,7 @@ def group_row(j: JudgedGroup) -> Json:
             {
                 "trajectory_id": m.trajectory_id,
                 "agent_id": m.agent_id,
+                "archetype": m.archetype,
                 "score": j.scores[m.trajectory_id],
                 "reward": j.rewards[m.trajectory_id],
                 **hindsight.of_member(m.trajectory_id),

@@ -49,12 +49,15 @@ def make_group(window: HourWindow, trajectories: Iterable[Trajectory], *, min_ag
                 facts={"agent_id": t.agent_id, "window_id": t.window_id},
             )
         if is_usable(t):
-            members[t.agent_id] = GroupMember(trajectory_id=t.trajectory_id, agent_id=t.agent_id, turns=t.turns)
+            members[t.agent_id] = GroupMember(
+                trajectory_id=t.trajectory_id, agent_id=t.agent_id, turns=t.turns, archetype=t.archetype
+            )
     if len(members) < min_agents:
         logger.info("grouped window=%s agents=%d of=%d group=none", window, len(members), min_agents)
         return None
     ordered = tuple(sorted(members.values(), key=lambda m: m.trajectory_id))
-    group_id = f"{window}#{digest(ordered, depth=1)[:12]}"
+    what_trains = [replace(m, archetype=None) for m in ordered]
+    group_id = f"{window}#{digest(what_trains, depth=1)[:12]}"
     logger.info("grouped window=%s agents=%d group=%s", window, len(ordered), group_id)
     return TrajectoryGroup(group_id=group_id, window_id=str(window), members=ordered)
 
