@@ -76,7 +76,9 @@ def _compute_clock(conn: sa.Connection, names: ColumnNames) -> Clock:
         f"AND isfinite({created_at}::timestamp) ORDER BY {start} DESC LIMIT {_NEWEST}"
     )
     delays_s = [float(d) for d in conn.exec_driver_sql(query).scalars()]
-    offsets = Counter(round(d / QUARTER_S) * QUARTER_S for d in delays_s if abs(d) <= _FARTHEST_S and _is_prompt(d))
+    offsets = Counter(
+        round(d / QUARTER_S) * QUARTER_S for d in delays_s if abs(d) <= _FARTHEST_S + _PROMPT_S and _is_prompt(d)
+    )
     if not offsets:
         return Clock(offset=None)
     offset_s, rows = max(offsets.items(), key=lambda x: (x[1], -abs(x[0])))

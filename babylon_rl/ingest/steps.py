@@ -45,7 +45,7 @@ def parse_json(text: JsonText) -> Any:
     for _ in range(2):
         try:
             value = msgspec.json.decode(value)
-        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
             try:
                 value = json.loads(value, parse_constant=lambda _: None)
             except (ValueError, RecursionError):  # not JSON, or not UTF-8
@@ -66,7 +66,7 @@ def parse_steps(text: JsonText) -> tuple[Step, ...]:
     """
     try:
         steps = _DECODER.decode(text)
-    except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return parse_steps_slowly(text)
     if not steps:
         raise BadRowError(RowReason.NO_STEPS)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -19,6 +20,9 @@ import sqlalchemy as sa
 from psycopg import sql
 
 from babylon_rl.database.embedded import ensure_database
+from babylon_rl.database.migrate import upgrade
+from babylon_rl.pipeline.workspace import Workspace, open_workspace
+from babylon_rl.settings import Settings
 from babylon_rl.types import Json
 from babylon_rl.windows import HourWindow
 from babylon_rl_tests.conftest import drop_database
@@ -137,6 +141,15 @@ def a_game(server_url: str, generation: Generation, *, zone: str = "UTC") -> Ite
         drop_database(server_url, name)
         with psycopg.connect(server_url, autocommit=True) as conn:
             conn.execute(f"DROP ROLE {role}".encode())
+
+
+@contextmanager
+def open_read_only(game: Game, platform_url: str, home: Path) -> Iterator[Workspace]:
+    """A workspace over a game's database that may only read it; our schema lives in `platform_url`."""
+    settings = Settings.load(BABYLON_HOME=str(home), DATABASE_URL=game.reader_url, BABYLON_PLATFORM_URL=platform_url)
+    upgrade(settings.database)
+    with open_workspace(settings) as workspace:
+        yield workspace
 
 
 def a_game_call(response: str, *, purpose: str = "action", user: str = "Markets: …", **keys: Any) -> Json:

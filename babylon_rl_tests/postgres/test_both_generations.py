@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 
-from babylon_rl.database.migrate import upgrade
 from babylon_rl.pipeline import checks
 from babylon_rl.pipeline.group import group_window
 from babylon_rl.pipeline.ingest import ingest_window
 from babylon_rl.pipeline.outcomes import snapshot_outcomes
-from babylon_rl.pipeline.workspace import Workspace, open_workspace
-from babylon_rl.settings import Settings
+from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.row_outcomes import row_outcomes_of
 from babylon_rl.types import Json
 from babylon_rl.windows import HourWindow
@@ -28,6 +26,7 @@ from babylon_rl_tests.postgres.games import (
     a_game_row,
     a_game_step,
     a_reward_judgment,
+    open_read_only,
 )
 
 NEXT = WINDOW.next()
@@ -52,11 +51,7 @@ def game(request: pytest.FixtureRequest, server_url: str) -> Iterator[Game]:
 
 @pytest.fixture
 def workspace(game: Game, empty_database_url: str, tmp_path: Path) -> Iterator[Workspace]:
-    settings = Settings.load(
-        BABYLON_HOME=str(tmp_path), DATABASE_URL=game.reader_url, BABYLON_PLATFORM_URL=empty_database_url
-    )
-    upgrade(settings.database)
-    with open_workspace(settings) as w:
+    with open_read_only(game, empty_database_url, tmp_path) as w:
         yield w
 
 
