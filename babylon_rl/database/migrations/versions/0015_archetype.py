@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0015"
-down_revision = "0010"
+down_revision = "0011"
 
 _OURS = "SELECT schema_name FROM babylon_rl.created_game_tables WHERE table_name = 'trajectories'"
 
