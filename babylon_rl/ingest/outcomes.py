@@ -166,8 +166,8 @@ def examine_outcomes(conn: sa.Connection, window: HourWindow) -> tuple[WindowOut
         start_price_zero=tuple(s.ticker for s in outcomes.stocks if s.start_price == 0),
         unresolved=tuple(p.market_id for p in outcomes.predictions if p.outcome is None),
         doubtful=tuple(p.market_id for p in outcomes.predictions if _is_doubtful(p)),
-        created_at_off_utc_min=round(clock.offset.total_seconds() / 60) if clock.offset else 0,
-        created_at_zone_unknown=clock.offset is None and bool(rows),
+        created_at_off_utc_min=round((clock.offset_at(end_at) or timedelta()).total_seconds() / 60),
+        created_at_zone_unknown=bool(rows) and not clock.offsets,
     )
     return outcomes, faults
 

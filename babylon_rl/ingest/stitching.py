@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from babylon_rl.common.canonical import to_json
+import msgspec
+
 from babylon_rl.types import Json, LlmCall, RowOutcome, RowReason, RowStatus, SourceRow, Step, Trajectory, Turn
 from babylon_rl.windows import HOUR_ID_LENGTH
 
@@ -62,10 +63,11 @@ def policy_call(step: Step) -> LlmCall | None:
     2. Else the only call of another purpose (`other`, a game's own word), else the only `evaluation`. Several of them
        are attempts at one decision where each repeats the first one's prompt: then it is the last.
     """
-    calls = [(c.purpose.lower(), c) for c in step.llm_calls]
     for purpose in _ACTED:
-        if acted := [c for p, c in calls if p == purpose]:
-            return acted[-1]
+        for call in reversed(step.llm_calls):
+            if call.purpose.lower() == purpose:
+                return call
+    calls = [(c.purpose.lower(), c) for c in step.llm_calls]
     others = [c for p, c in calls if p not in REASONING and p != _WEIGHED]
     left = others or [c for p, c in calls if p == _WEIGHED]
     return left[-1] if left and all(_repeats(left[0], c) for c in left) else None
@@ -99,10 +101,12 @@ def _stitch_agent(window_id: str, agent_id: str, rows: Sequence[SourceRow]) -> T
         )
         at = step.at
         # Encoding is cheap, and an action that is short as a whole has no long text to cut.
-        action = step.action if len(to_json(step.action)) <= LONGEST_TEXT else _cut_long_texts(step.action)
-        later = {"trustState": step.trust_state, "counterpartyContext": step.counterparty}
-        known = {k: _cut_long_texts(v) for k, v in later.items() if v}
-        decisions.append({**action, **known, "step": i, "at": None if at is None else at.isoformat()})
+        short = len(msgspec.json.encode(step.action)) <= LONGEST_TEXT
+        action = step.action if short else _cut_long_texts(step.action)
+        if step.trust_state or step.counterparty:
+            later = {"trustState": step.trust_state, "counterpartyContext": step.counterparty}
+            action = {**action, **{k: _cut_long_texts(v) for k, v in later.items() if v}}
+        decisions.append({**action, "step": i, "at": None if at is None else at.isoformat()})
     return Trajectory(
         trajectory_id=f"{window_id}/{agent_id}",
         agent_id=agent_id,

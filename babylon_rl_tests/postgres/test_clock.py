@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from babylon_rl.database.connection import connect
-from babylon_rl.ingest.clock import MIN_ROWS, Clock, find_clock, find_outcome_clock
+from babylon_rl.ingest.clock import MIN_ROWS, UTC_CLOCK, Clock, find_clock, find_outcome_clock
 from babylon_rl.ingest.columns import find_column_names
 from babylon_rl.ingest.outcomes import examine_outcomes
 from babylon_rl.pipeline.outcomes import snapshot_outcomes
@@ -29,6 +29,10 @@ def clock_of(game: Game) -> Clock:
     return clock
 
 
+def offsets_of(game: Game) -> list[timedelta]:
+    return [offset for _, offset in clock_of(game).offsets]
+
+
 @pytest.mark.parametrize(
     ("zone", "minutes"),
     [
@@ -46,7 +50,9 @@ def test_the_servers_offset_is_found_from_its_rows(server_url: str, zone: str, m
             for i in range(MIN_ROWS)
         ]
         game.insert("trajectories", *rows)
-        assert clock_of(game) == Clock(offset=timedelta(minutes=minutes), rows=MIN_ROWS)
+        assert offsets_of(game) == [timedelta(minutes=minutes)]
+        game.run("""DELETE FROM trajectories WHERE "agentId" = 'a0'""")
+        assert offsets_of(game) == []  # fewer rows say nothing
 
 
 def test_now_as_the_server_itself_writes_it_is_read_right(server_url: str) -> None:
@@ -95,7 +101,7 @@ def test_late_and_few_rows_say_nothing_and_that_is_said(server_url: str) -> None
             "trajectories",
             *[{**r, "createdAt": game.now_at(WINDOW.start_at + d)} for r, d in zip(rows, late, strict=True)],
         )
-        assert clock_of(game).offset is None
+        assert offsets_of(game) == []
         engine = connect(game.reader_url)
         with engine.connect() as conn:
             _, faults = examine_outcomes(conn, WINDOW)
@@ -111,14 +117,14 @@ def test_a_row_of_the_year_9999_hides_no_offset(server_url: str) -> None:
         game.run(
             """UPDATE trajectories SET "startTime" = '9999-12-31', "endTime" = 'infinity' WHERE "agentId" = 'a0'"""
         )
-        assert clock_of(game) == Clock(offset=timedelta(), rows=5)
+        assert offsets_of(game) == [timedelta()]
 
 
 def test_our_own_tables_need_no_rows_to_know_the_clock(engine: sa.Engine) -> None:
     with engine.connect() as conn:
         names = find_column_names(conn)
         assert names.outcomes_in_utc
-        assert find_outcome_clock(conn, names) == (names, Clock(offset=timedelta()))
+        assert find_outcome_clock(conn, names) == (names, UTC_CLOCK)
 
 
 def test_an_open_connection_does_not_look_again_at_once(server_url: str) -> None:
@@ -130,5 +136,48 @@ def test_an_open_connection_does_not_look_again_at_once(server_url: str) -> None
             first = find_clock(conn, names)
             with psycopg.connect(game.owner_url) as owner:
                 owner.execute("DELETE FROM trajectories")
-            assert find_clock(conn, names) == first == Clock(offset=timedelta(), rows=6)
+            assert find_clock(conn, names) == first
+            assert first.offset_at(WINDOW.start_at.replace(tzinfo=None)) == timedelta()
+        engine.dispose()
+
+
+def test_summer_time_is_read_by_the_hour(server_url: str) -> None:
+    """2025-03-09 07:00 UTC: New York goes from UTC-5 to UTC-4. Outcomes of both sides are read as they were written."""
+    change = HourWindow.parse("2025-03-09T07:00")
+    with a_game(server_url, G2, zone="America/New_York") as game:
+        windows = [change.next(h) for h in range(-40, 30)]
+        for w in windows:
+            game.insert("trajectories", a_game_row(game, "a", w.start_at + timedelta(minutes=20), STEPS))
+            for name, minutes in (("late", 10), ("early", -10)):
+                written = {"createdAt": game.now_at(w.end_at + timedelta(minutes=minutes))}
+                known = {"id": f"{w}{name}", "windowId": str(w), "stockTicker": name, "startPrice": 1, "endPrice": 2}
+                game.insert("market_outcomes", known | written)
+        # All rows of three hours came 60 minutes late: an outage of the game, no change of its clock.
+        for h in (-20, -19, -18):
+            row = a_game_row(game, "late", change.next(h).start_at + timedelta(minutes=20), STEPS)
+            rows = [{**row, "id": f"{h}{i}", "trajectoryId": f"{h}{i}"} for i in range(4)]
+            game.insert("trajectories", *[{**r, "createdAt": r["createdAt"] + timedelta(hours=1)} for r in rows])
+        assert offsets_of(game) == [timedelta(hours=-5), timedelta(hours=-4)]
+        engine = connect(game.reader_url)
+        with engine.connect() as conn:
+            read = {str(w): examine_outcomes(conn, w) for w in windows}
+        engine.dispose()
+    assert {w: [s.ticker for s in outcomes.stocks] for w, (outcomes, _) in read.items()} == {
+        str(w): ["late"] for w in windows
+    }
+    assert [read[str(change.next(h))][1].created_at_off_utc_min for h in (-9, 9)] == [-300, -240]
+
+
+def test_the_hour_that_comes_twice_costs_no_outcome(server_url: str) -> None:
+    """2025-11-02 06:00 UTC: New York's 01:00 to 02:00 comes again."""
+    change = HourWindow.parse("2025-11-02T06:00")
+    with a_game(server_url, G2, zone="America/New_York") as game:
+        windows = [change.next(h) for h in range(-30, 6)]
+        for w in windows:
+            game.insert("trajectories", a_game_row(game, "a", w.start_at + timedelta(minutes=20), STEPS))
+            written = {"createdAt": game.now_at(w.end_at + timedelta(minutes=10))}
+            game.insert("market_outcomes", {"id": str(w), "windowId": str(w), "stockTicker": "BTC", **written})
+        engine = connect(game.reader_url)
+        with engine.connect() as conn:
+            assert all(examine_outcomes(conn, w)[0].known for w in windows)
         engine.dispose()
