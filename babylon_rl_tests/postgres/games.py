@@ -1,6 +1,6 @@
 """The databases of both generations of the game: their tables, rows as their writers leave them, a role that may only read.
 
-Written from the facts in DATA.md. G1 is Prisma's: `timestamp(3)`, `windowId` the hour of the end, 0 stored as null. G2 is
+Written from what their writers leave behind. G1 is Prisma's: `timestamp(3)`, `windowId` the hour of the end, 0 stored as null. G2 is
 Drizzle's: `timestamp`, `createdAt` by `now()` of the session's zone, `windowId` the hour of the start, more columns and keys.
 """
 

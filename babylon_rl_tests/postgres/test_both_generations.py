@@ -249,3 +249,24 @@ def test_rewards_of_the_game_are_no_judgment_of_ours(game: Game, workspace: Work
     assert groups() == before
     assert "canary-reward" not in repr(before[1:])
     assert workspace.store.judgment(WINDOW) is None
+
+
+def test_a_label_that_names_an_id_is_no_leak(server_url: str, empty_database_url: str, tmp_path: Path) -> None:
+    """An agent is shown whom it talks to; that they were red is what it could not know."""
+    stranger, secret = "2011000000000000042", "BTC falls at 10:40"
+    with a_game(server_url, G2) as game, open_read_only(game, empty_database_url, tmp_path) as w:
+        labels: Json = {"interactionLabels": [{"counterpartyId": stranger}], "redTeamNpcIds": [stranger]}
+        steps = [a_game_step(at(1), a_game_call("HOLD", user=f"A message of {stranger}: …"))]
+        rows = [a_game_row(game, f"agent-{i}", at(1), steps, metadata=labels) for i in range(5)]
+        game.insert("trajectories", *rows)
+
+        def check() -> Any:
+            ingest_window(WINDOW, w.game, w.store)
+            group_window(WINDOW, w.store, min_agents=5)
+            with w.game.connect() as conn:
+                return checks.only_what_was_logged(conn, WINDOW, w.store.group(WINDOW), w.store.hindsight(WINDOW))
+
+        assert check().passed
+        game.run(f"""UPDATE trajectories SET "metadataJson" = '{{"gameKnowledge": {{"x": "{secret}"}}}}'""")
+        game.run(f"""UPDATE trajectories SET "stepsJson" = replace("stepsJson", 'A message', '{secret}')""")
+        assert check().facts["leaks"] == [f"{WINDOW}/agent-{i} turn 0" for i in range(5)]
