@@ -92,24 +92,30 @@ def _compute_clock(conn: sa.Connection, names: ColumnNames) -> Clock:
     end, created_at = names.trajectories["end_time"], names.trajectory_created_at
     if created_at is None or end.startswith("NULL"):
         return Clock(offsets=())
-    delay = f"extract(epoch FROM {created_at}::timestamp - {end}::timestamp)"
-    offset = f"round({delay} / {QUARTER_S}) * {QUARTER_S}"
     query = (
-        f"SELECT date_trunc('hour', {end}::timestamp), CASE WHEN abs({delay} - {offset}) <= {_PROMPT_S} "  # noqa: S608
-        f"AND abs({offset}) <= {_FARTHEST_S} THEN ({offset})::int END, count(*)::int FROM trajectories "
+        # By whole minutes, because an interval is cut faster than its seconds are computed.
+        f"SELECT date_trunc('hour', {end}::timestamp), date_trunc('minute', {created_at}::timestamp - {end}::timestamp), "  # noqa: S608
+        "count(*)::int FROM trajectories "
         # A row of the year 9999 would else be the newest for ever.
         f"WHERE {end} < (now() AT TIME ZONE 'UTC') + interval '1 day' AND {end} >= '1970-01-01' "
-        f"AND isfinite({created_at}::timestamp) GROUP BY 1, 2"
+        f"AND {created_at} >= '1970-01-01' AND {created_at} < '9999-01-01' GROUP BY 1, 2"
     )
     hours: defaultdict[datetime, Counter[int | None]] = defaultdict(Counter)
-    for hour, offset_s, rows in conn.exec_driver_sql(query):
-        hours[hour][offset_s] += rows
+    for hour, delay, rows in conn.exec_driver_sql(query):
+        hours[hour][_find_offset_s(delay)] += rows
     votes = []
     for hour, counted in sorted(hours.items()):
         offset_s, rows = max(counted.items(), key=lambda x: (x[0] is not None, x[1], -abs(x[0] or 0)))
         if offset_s is not None and rows * 2 >= counted.total():
             votes.append((hour, offset_s, rows))
     return Clock(offsets=tuple(_find_runs(votes)))
+
+
+def _find_offset_s(delay: timedelta) -> int | None:
+    """The offset of a row that was written just after its end, by `created_at - end_time`; None for any other row."""
+    offset_s = round(delay.total_seconds() / QUARTER_S) * QUARTER_S
+    is_prompt = abs(delay.total_seconds() - offset_s) <= _PROMPT_S
+    return offset_s if is_prompt and abs(offset_s) <= _FARTHEST_S else None
 
 
 @dataclass(slots=True, kw_only=True)

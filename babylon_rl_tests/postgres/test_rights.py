@@ -53,27 +53,34 @@ def test_a_table_out_of_reach_is_named_and_the_rest_goes_on(game: Game, workspac
     assert ("unreadable" in facts) == (table == "market_outcomes")
 
 
-def test_without_trajectories_the_command_ends_in_a_sentence(
-    game: Game, empty_database_url: str, tmp_path: Path
-) -> None:
-    game.run(f"REVOKE SELECT ON trajectories FROM {game.role}")
-    done = subprocess.run(
+def check_windows(game: Game, platform_url: str, home: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-m", "babylon_rl.cli.main", "check-windows"],
         env={
             **{k: os.environ[k] for k in ("PATH", "PYTHONPATH") if k in os.environ},
-            "BABYLON_HOME": str(tmp_path),
+            "BABYLON_HOME": str(home),
             "DATABASE_URL": game.reader_url,
-            "BABYLON_PLATFORM_URL": empty_database_url,
+            "BABYLON_PLATFORM_URL": platform_url,
         },
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
-    assert done.returncode == 2
-    assert f'GRANT SELECT ON trajectories TO "{game.role}";' in done.stderr
+
+
+@pytest.mark.parametrize(("table", "status"), [("trajectories", 2), ("market_outcomes", 1)])
+def test_a_command_says_it_in_a_sentence(
+    game: Game, empty_database_url: str, tmp_path: Path, table: str, status: int
+) -> None:
+    """Without `trajectories` there is nothing to show; without another table the windows are shown."""
+    game.run(f"REVOKE SELECT ON {table} FROM {game.role}")
+    done = check_windows(game, empty_database_url, tmp_path)
+    assert done.returncode == status
+    assert f'GRANT SELECT ON {table} TO "{game.role}";' in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+    assert (str(WINDOW) in done.stdout) == (table != "trajectories")
 
 
 def test_a_column_that_may_not_be_read_is_named(game: Game, workspace: Workspace) -> None:
