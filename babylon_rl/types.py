@@ -377,7 +377,7 @@ class Judgment:
         key: Hash of all that went in (messages, hindsight, rubric, judge, prompt version).
         prompt_tokens: As the server reported them, over all requests that this judgment took.
         details: Small values for metadata: the prompt's form, its tokens in both forms, passes, position consistency,
-            requests.
+            requests; `left_out`; `outcomes` is `none` where it was made without market outcomes.
     """
 
     key: str
@@ -390,6 +390,17 @@ class Judgment:
     completion_tokens: int = 0
     cost_usd: float = 0.0
     details: Json = field(default_factory=dict)
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Members that the judge could not rank: trajectory id → why, for the middle of a sentence."""
+        left_out: dict[str, str] = self.details.get("left_out", {})
+        return left_out
+
+    @property
+    def outcomes(self) -> str:
+        """`known`, or `none`: it was judged by P&L alone, because no market outcome came."""
+        return str(self.details.get("outcomes", "known"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -291,6 +291,8 @@ def _leaderboard(workspace: Workspace, window: HourWindow) -> Leaderboard:
     rows = []
     for rank, r in enumerate(ranked, start=1):
         score = scores.get(f"{window}/{r.agent_id}")
+        left_out = None if judgment is None else judgment.left_out.get(f"{window}/{r.agent_id}")
+        unscored = f"left out of the ranking: {left_out}" if left_out else "plays along, is not judged or trained on"
         rows.append(
             LeaderRow(
                 rank=rank,
@@ -299,7 +301,7 @@ def _leaderboard(workspace: Workspace, window: HourWindow) -> Leaderboard:
                 policy=r.model,
                 pnl_usd=r.final_pnl,
                 score=None if score is None else score.value,
-                explanation="plays along, is not judged or trained on" if score is None else score.explanation,
+                explanation=unscored if score is None else score.explanation,
             )
         )
     return Leaderboard(window_id=str(window), rows=tuple(rows))

@@ -16,6 +16,8 @@ Columns of `turns`, one row per decision of an agent:
     score                        the judge's number in [0, 1]; comparable inside its group only
     reward                       what our trainer receives: the score's rank in its group, in [0, 1]
     advantage, compared          GRPO's, over the `compared` turns of this group with the same `turn_index`
+    left_out                     why the judge did not rank the member; then score, reward and advantage are null
+    outcomes                     `known`, or `none`: the judge knew P&L and no market outcome
     group_id, window_id, trajectory_id, agent_id, archetype, turn_index, policy_version, temperature, judgment_key, judge
 
 and of `groups`, one row per window: its ids, and `members` with their score, reward and turns (`messages` whole).
@@ -34,7 +36,7 @@ from babylon_rl.errors import DataError
 from babylon_rl.export.rows import JudgedGroup, group_row, turn_rows
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.groups import read_judged_group
-from babylon_rl.training.rewards import grpo_advantages, rank_rewards
+from babylon_rl.training.rewards import grpo_advantages, rewards_of
 from babylon_rl.types import Json
 from babylon_rl.windows import HourWindow
 
@@ -118,7 +120,7 @@ def schema(what: What, *, with_hindsight: bool = False) -> "pa.Schema":
     text, real, count = pa.string(), pa.float64(), pa.int64()
     messages = pa.list_(pa.struct([("role", text), ("content", text)]))
     policy = [("policy_version", text), ("temperature", real)]
-    judged = [("judgment_key", text), ("judge", text)]
+    judged = [("judgment_key", text), ("judge", text), ("outcomes", text)]
     outcome = [
         ("hindsight_start_balance_usd", real),
         ("hindsight_pnl_usd", real),
@@ -128,6 +130,7 @@ def schema(what: What, *, with_hindsight: bool = False) -> "pa.Schema":
     if what == "groups":
         turn = [("messages", messages), ("advantage", real), ("compared", count), *policy]
         member = [("trajectory_id", text), ("agent_id", text), ("archetype", text), ("score", real), ("reward", real)]
+        member.append(("left_out", text))
         if with_hindsight:
             turn.append(("hindsight_decision_json", text))
             member += outcome
@@ -141,6 +144,7 @@ def schema(what: What, *, with_hindsight: bool = False) -> "pa.Schema":
             ("response", text),
             ("score", real),
             ("reward", real),
+            ("left_out", text),
             ("advantage", real),
             ("compared", count),
             ("group_id", text),
@@ -177,12 +181,12 @@ def schema(what: What, *, with_hindsight: bool = False) -> "pa.Schema":
 def _read_judged(conn: sa.Connection, window_id: str, *, with_hindsight: bool) -> JudgedGroup:
     group, hindsight, judgment = read_judged_group(conn, window_id, with_hindsight=with_hindsight)
     scores = {s.trajectory_id: s.value for s in judgment.scores}
-    rewards = rank_rewards(scores)
+    rewards = rewards_of(judgment)
     decisions = max(len(m.turns) for m in group.members)
-    advantages: dict[str, list[float]] = {m.trajectory_id: [] for m in group.members}
+    advantages: dict[str, list[float]] = {m.trajectory_id: [] for m in group.members if m.trajectory_id in rewards}
     compared = []
     for i in range(decisions):
-        present = [m.trajectory_id for m in group.members if len(m.turns) > i]
+        present = [m.trajectory_id for m in group.members if len(m.turns) > i and m.trajectory_id in rewards]
         compared.append(len(present))
         for name, value in zip(present, grpo_advantages([rewards[p] for p in present]), strict=True):
             advantages[name].append(value)
@@ -190,6 +194,8 @@ def _read_judged(conn: sa.Connection, window_id: str, *, with_hindsight: bool) -
         group=group,
         judgment_key=judgment.key,
         judge=f"{judgment.judge_model} {judgment.judge_version}",
+        outcomes=judgment.outcomes,
+        left_out=judgment.left_out,
         scores=scores,
         rewards=rewards,
         explanations={s.trajectory_id: s.explanation for s in judgment.scores},
