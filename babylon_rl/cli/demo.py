@@ -280,7 +280,7 @@ def _lift(base: PolicyResult, final: PolicyResult, oracle: float) -> Lift:
 def _leaderboard(workspace: Workspace, window: HourWindow) -> Leaderboard:
     """Every agent of one window, rivals included, by its final P&L."""
     query = sa.text("""
-        SELECT DISTINCT ON (t.agent_id) t.agent_id, t.final_pnl, l.model
+        SELECT DISTINCT ON (t.agent_id) t.agent_id, t.final_pnl, t.archetype, l.model
         FROM trajectories t JOIN llm_call_logs l USING (trajectory_id)
         WHERE t.window_id = :w ORDER BY t.agent_id, t.start_time DESC""")
     with workspace.game.connect() as conn:
@@ -297,6 +297,7 @@ def _leaderboard(workspace: Workspace, window: HourWindow) -> Leaderboard:
             LeaderRow(
                 rank=rank,
                 agent_id=r.agent_id,
+                archetype=r.archetype,
                 policy=r.model,
                 pnl_usd=r.final_pnl,
                 score=None if score is None else score.value,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 COLUMNS: Final[Mapping[str, str]] = {
     "window_id": "string",
     "agent_id": "string",
+    "archetype": "string",
     "trajectory_id": "string",
     "turn_index": "int64",
     "policy_version": "string",
@@ -88,6 +89,7 @@ def _make_records(t: Trajectory, outcome: RowOutcome | None, judgment: Judgment 
     whole: Json = {
         "window_id": t.window_id,
         "agent_id": t.agent_id,
+        "archetype": t.archetype,
         "trajectory_id": t.trajectory_id,
         "score": None if score is None else score.value,
         "reward": rewards.get(t.trajectory_id),

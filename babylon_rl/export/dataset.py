@@ -18,7 +18,7 @@ Columns of `turns`, one row per decision of an agent:
     advantage, compared          GRPO's, over the `compared` turns of this group with the same `turn_index`
     left_out                     why the judge did not rank the member; then score, reward and advantage are null
     outcomes                     `known`, or `none`: the judge knew P&L and no market outcome
-    group_id, window_id, trajectory_id, agent_id, turn_index, policy_version, temperature, judgment_key, judge
+    group_id, window_id, trajectory_id, agent_id, archetype, turn_index, policy_version, temperature, judgment_key, judge
 
 and of `groups`, one row per window: its ids, and `members` with their score, reward and turns (`messages` whole).
 """
@@ -129,7 +129,7 @@ def schema(what: What, *, with_hindsight: bool = False) -> "pa.Schema":
     ]
     if what == "groups":
         turn = [("messages", messages), ("advantage", real), ("compared", count), *policy]
-        member = [("trajectory_id", text), ("agent_id", text), ("score", real), ("reward", real)]
+        member = [("trajectory_id", text), ("agent_id", text), ("archetype", text), ("score", real), ("reward", real)]
         member.append(("left_out", text))
         if with_hindsight:
             turn.append(("hindsight_decision_json", text))
@@ -151,6 +151,7 @@ def schema(what: What, *, with_hindsight: bool = False) -> "pa.Schema":
             ("window_id", text),
             ("trajectory_id", text),
             ("agent_id", text),
+            ("archetype", text),
             ("turn_index", count),
             *policy,
             *judged,

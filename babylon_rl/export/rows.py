@@ -63,6 +63,7 @@ def turn_rows(j: JudgedGroup) -> Iterator[Json]:
                 "window_id": j.group.window_id,
                 "trajectory_id": m.trajectory_id,
                 "agent_id": m.agent_id,
+                "archetype": m.archetype,
                 "turn_index": i,
                 "policy_version": turn.policy_version,
                 "temperature": turn.temperature,
@@ -91,6 +92,7 @@ def group_row(j: JudgedGroup) -> Json:
             {
                 "trajectory_id": m.trajectory_id,
                 "agent_id": m.agent_id,
+                "archetype": m.archetype,
                 "score": j.scores.get(m.trajectory_id),
                 "reward": j.rewards.get(m.trajectory_id),
                 "left_out": j.left_out.get(m.trajectory_id),

@@ -18,6 +18,7 @@ from typing import Final, Literal
 import sqlalchemy as sa
 
 from babylon_rl.ingest.reader import logged_messages, window_ids
+from babylon_rl.ingest.stitching import LABELS
 from babylon_rl.judging.ties import tie_classes, tolerance_of
 from babylon_rl.pipeline.each_window import explain_failure, is_of_one_window, note_failure
 from babylon_rl.pipeline.workspace import Workspace
@@ -279,7 +280,9 @@ def only_what_was_logged(
         if (m.agent_id, turn.system, turn.user, turn.response) not in logged
     ]
     hindsight_texts = (
-        sorted(_collect_texts([h.game_knowledge for h in hindsight.members])) if hindsight is not None else []
+        sorted(_collect_texts([_leave_out_labels(h.game_knowledge) for h in hindsight.members]))
+        if hindsight is not None
+        else []
     )
     leaks = [
         f"{m.trajectory_id} turn {i}"
@@ -411,6 +414,10 @@ def _say_why(window: HourWindow, workspace: Workspace) -> Json:
 def _read_consistency(judgment: Judgment) -> Json:
     value = judgment.details.get("position_consistency")
     return {} if value is None else {"position_consistency": value}
+
+
+def _leave_out_labels(knowledge: Json) -> Json:
+    return {k: v for k, v in knowledge.items() if k not in LABELS}
 
 
 def _collect_texts(value: object) -> set[str]:
