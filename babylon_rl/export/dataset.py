@@ -15,7 +15,8 @@ Columns of `turns`, one row per decision of an agent:
     response                     the agent's answer as text: the content of `completion`
     score                        the judge's number in [0, 1]; comparable inside its group only
     reward                       what our trainer receives: the score's rank in its group, in [0, 1]
-    advantage, compared          GRPO's, over the `compared` turns of this group with the same `turn_index`
+    advantage, compared          GRPO's, one for all turns of a trajectory, over the `compared` members of its group
+    turn_weight                  1 / turns of the trajectory: weighted so, every trajectory counts the same
     group_id, window_id, trajectory_id, agent_id, turn_index, policy_version, temperature, judgment_key, judge
 
 and of `groups`, one row per window: its ids, and `members` with their score, reward and turns (`messages` whole).
@@ -126,7 +127,7 @@ def schema(what: What, *, with_hindsight: bool = False) -> "pa.Schema":
         ("hindsight_explanation", text),
     ]
     if what == "groups":
-        turn = [("messages", messages), ("advantage", real), ("compared", count), *policy]
+        turn = [("messages", messages), ("advantage", real), ("compared", count), ("turn_weight", real), *policy]
         member = [("trajectory_id", text), ("agent_id", text), ("score", real), ("reward", real)]
         if with_hindsight:
             turn.append(("hindsight_decision_json", text))
@@ -143,6 +144,7 @@ def schema(what: What, *, with_hindsight: bool = False) -> "pa.Schema":
             ("reward", real),
             ("advantage", real),
             ("compared", count),
+            ("turn_weight", real),
             ("group_id", text),
             ("window_id", text),
             ("trajectory_id", text),
@@ -177,14 +179,8 @@ def _read_judged(conn: sa.Connection, window_id: str, *, with_hindsight: bool) -
     group, hindsight, judgment = read_judged_group(conn, window_id, with_hindsight=with_hindsight)
     scores = {s.trajectory_id: s.value for s in judgment.scores}
     rewards = rank_rewards(scores)
-    decisions = max(len(m.turns) for m in group.members)
-    advantages: dict[str, list[float]] = {m.trajectory_id: [] for m in group.members}
-    compared = []
-    for i in range(decisions):
-        present = [m.trajectory_id for m in group.members if len(m.turns) > i]
-        compared.append(len(present))
-        for name, value in zip(present, grpo_advantages([rewards[p] for p in present]), strict=True):
-            advantages[name].append(value)
+    members = [m.trajectory_id for m in group.members]
+    advantages = dict(zip(members, grpo_advantages([rewards[m] for m in members]), strict=True))
     return JudgedGroup(
         group=group,
         judgment_key=judgment.key,
@@ -193,7 +189,6 @@ def _read_judged(conn: sa.Connection, window_id: str, *, with_hindsight: bool) -
         rewards=rewards,
         explanations={s.trajectory_id: s.explanation for s in judgment.scores},
         advantages=advantages,
-        compared=tuple(compared),
         hindsight=hindsight,
     )
 

@@ -18,8 +18,7 @@ class JudgedGroup:
     """A group ready for export; scores, rewards and explanations by trajectory id.
 
     Attributes:
-        advantages: Trajectory id → one per turn, relative to the members' turns of the same index.
-        compared: How many members have a turn of each index.
+        advantages: Trajectory id → advantage over all members, the same for each of its turns.
         hindsight: None unless it was asked for.
     """
 
@@ -29,8 +28,7 @@ class JudgedGroup:
     scores: dict[str, float]
     rewards: dict[str, float]
     explanations: dict[str, str]
-    advantages: dict[str, list[float]]
-    compared: tuple[int, ...]
+    advantages: dict[str, float]
     hindsight: Hindsight | None
 
 
@@ -47,8 +45,9 @@ def turn_rows(j: JudgedGroup) -> Iterator[Json]:
                 "response": turn.response,
                 "score": j.scores[m.trajectory_id],
                 "reward": j.rewards[m.trajectory_id],
-                "advantage": j.advantages[m.trajectory_id][i],
-                "compared": j.compared[i],
+                "advantage": j.advantages[m.trajectory_id],
+                "compared": len(j.group.members),
+                "turn_weight": 1 / len(m.turns),
                 "group_id": j.group.group_id,
                 "window_id": j.group.window_id,
                 "trajectory_id": m.trajectory_id,
@@ -88,8 +87,9 @@ def group_row(j: JudgedGroup) -> Json:
                             *_prompt(turn.system, turn.user),
                             {"role": "assistant", "content": turn.response},
                         ],
-                        "advantage": j.advantages[m.trajectory_id][i],
-                        "compared": j.compared[i],
+                        "advantage": j.advantages[m.trajectory_id],
+                        "compared": len(j.group.members),
+                        "turn_weight": 1 / len(m.turns),
                         "policy_version": turn.policy_version,
                         "temperature": turn.temperature,
                         **hindsight.of_turn(m.trajectory_id, i),

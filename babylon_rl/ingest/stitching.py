@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from babylon_rl.common.canonical import to_json
+from babylon_rl.ingest.cut_answers import find_cut
 from babylon_rl.types import Json, LlmCall, RowOutcome, RowReason, RowStatus, SourceRow, Step, Trajectory, Turn
 
 LONGEST_TEXT: Final = 4_000  # characters of one text of an action; what an agent answered is never cut
@@ -76,6 +77,7 @@ def _stitch_agent(window_id: str, agent_id: str, rows: Sequence[SourceRow]) -> T
                 response=call.response,
                 policy_version=call.model_version,
                 temperature=call.temperature,
+                **find_cut(call),
             )
         )
         at = step.at
