@@ -16,6 +16,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from babylon_rl.errors import ConfigError
 from babylon_rl.windows import HourWindow
 
+ForeignTurns = Literal["own_only", "positive_only", "all"]
+"""Which turns of models that are not ours train: none, those of trajectories above their group's mean, or all."""
+
 
 class _Part(BaseSettings):
     """One part of the settings; each field is read from the environment variable that is its alias."""
@@ -156,6 +159,18 @@ class TrainingSettings(_Part):
         ge=1,
         validation_alias="BABYLON_MIN_WINDOWS",
         description="Unused judged windows that one training needs; the sensor waits for them.",
+    )
+    foreign_turns: ForeignTurns = Field(
+        default="positive_only",
+        validation_alias="BABYLON_FOREIGN_TURNS",
+        description="Which answers of models that are neither a checkpoint of the lineage nor its base (unknown ones too) train: `own_only`: none; `positive_only`: those of agents above their group's mean; `all`. All are judged and reported.",
+    )
+    min_own_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        validation_alias="BABYLON_MIN_OWN_SHARE",
+        description="Share of a batch's turns that must be the lineage's or its base's; a batch below it is refused and its foreign windows are set aside. 0: a warm start from other models' play.",
     )
     dropout_target: int | None = Field(
         default=None,

@@ -33,6 +33,9 @@ class LlmCall(msgspec.Struct, frozen=True, kw_only=True, rename="camel", gc=Fals
     model: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     model_version: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     temperature: float | None = None
+    max_tokens: float | None = None
+    completion_tokens: float | None = None
+    finish_reason: Annotated[str, msgspec.Meta(min_length=1)] | None = None
 
 
 class EnvironmentState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -222,6 +225,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     Attributes:
         policy_version: The checkpoint that answered (`babylon-mmo@3`), or None when the log does not say.
+        is_cut: Set, and true, where the log says that the answer was cut at its length limit.
+        max_tokens: Set to that limit only where the log does not say, and the answer is long enough to have met it.
     """
 
     system: str
@@ -229,6 +234,9 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     response: str
     policy_version: str | None = None
     temperature: float | None = None
+    # What is unset is not written, so that all other turns keep their bytes, and their groups their ids.
+    is_cut: bool | msgspec.UnsetType = msgspec.UNSET
+    max_tokens: int | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -146,7 +146,7 @@ def test_rows_have_the_shapes_that_trl_and_verl_read(played: Workspace, tmp_path
         assert r["extra_info"] == {"index": index} | {k: r[k] for k in repeated}
 
 
-def test_exported_advantages_compare_turns_of_one_decision(played: Workspace, tmp_path: Path) -> None:
+def test_exported_advantages_are_one_per_trajectory(played: Workspace, tmp_path: Path) -> None:
     window = str(FIRST)
     group = played.store.group(FIRST)
     assert group is not None
@@ -162,16 +162,18 @@ def test_exported_advantages_compare_turns_of_one_decision(played: Workspace, tm
     by_score = sorted({r["score"]: r["reward"] for r in rows}.items())
     assert [reward for _, reward in by_score] == sorted(reward for _, reward in by_score)
     assert (by_score[0][1], by_score[-1][1]) == (0.0, 1.0)
-    by_decision = defaultdict(list)
+    by_trajectory = defaultdict(list)
     for r in rows:
-        by_decision[r["turn_index"]].append(r)
-    assert [len(by_decision[i]) for i in range(3)] == [6, 5, 5]
-    for same in by_decision.values():
-        assert {r["compared"] for r in same} == {len(same)}
-        mean = sum(r["reward"] for r in same) / len(same)
-        spread = math.sqrt(sum((r["reward"] - mean) ** 2 for r in same) / len(same))
-        assert [r["advantage"] for r in same] == pytest.approx([(r["reward"] - mean) / (spread + 1e-6) for r in same])
-        assert sum(r["advantage"] for r in same) == pytest.approx(0.0, abs=1e-9)
+        by_trajectory[r["trajectory_id"]].append(r)
+    assert sorted(map(len, by_trajectory.values())) == [1, 3, 3, 3, 3, 3]
+    ranks = [turns[0]["reward"] for turns in by_trajectory.values()]
+    mean = sum(ranks) / 6
+    spread = math.sqrt(sum((r - mean) ** 2 for r in ranks) / 6)
+    for turns in by_trajectory.values():
+        (advantage,) = {r["advantage"] for r in turns}
+        assert advantage == pytest.approx((turns[0]["reward"] - mean) / (spread + 1e-6))
+        assert {r["compared"] for r in turns} == {6}
+        assert sum(r["turn_weight"] for r in turns) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("what", ["turns", "groups"])

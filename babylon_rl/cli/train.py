@@ -7,6 +7,7 @@ from rich.console import Console
 
 from babylon_rl.errors import DataError
 from babylon_rl.pipeline.evaluate import unevaluated
+from babylon_rl.pipeline.foreign_windows import release_foreign_windows
 from babylon_rl.pipeline.readiness import contiguous, unprepared_windows
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.report import formatting
@@ -73,6 +74,7 @@ def _iterate(
 ) -> Checkpoint | None:
     ledger = workspace.ledger
     size = options.windows_per_iteration or workspace.settings.training.min_windows
+    release_foreign_windows(workspace)
     planned = ledger.resumable_batch()
     console.print(f"\nITERATION {iteration}/{options.iterations}\n{RULE}", highlight=False)
     with run_progress(console) as run:

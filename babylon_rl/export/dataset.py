@@ -15,7 +15,8 @@ Columns of `turns`, one row per decision of an agent:
     response                     the agent's answer as text: the content of `completion`
     score                        the judge's number in [0, 1]; comparable inside its group only
     reward                       what our trainer receives: the score's rank in its group, in [0, 1]
-    advantage, compared          GRPO's, over the `compared` turns of this group with the same `turn_index`
+    advantage, compared          GRPO's, one for all turns of a trajectory, over the `compared` ranked members of its group
+    turn_weight                  1 / turns of the trajectory: weighted so, every trajectory counts the same
     left_out                     why the judge did not rank the member; then score, reward and advantage are null
     outcomes                     `known`, or `none`: the judge knew P&L and no market outcome
     group_id, window_id, trajectory_id, agent_id, archetype, turn_index, policy_version, temperature, judgment_key, judge
@@ -128,7 +129,7 @@ def schema(what: What, *, with_hindsight: bool = False) -> "pa.Schema":
         ("hindsight_explanation", text),
     ]
     if what == "groups":
-        turn = [("messages", messages), ("advantage", real), ("compared", count), *policy]
+        turn = [("messages", messages), ("advantage", real), ("compared", count), ("turn_weight", real), *policy]
         member = [("trajectory_id", text), ("agent_id", text), ("archetype", text), ("score", real), ("reward", real)]
         member.append(("left_out", text))
         if with_hindsight:
@@ -147,6 +148,7 @@ def schema(what: What, *, with_hindsight: bool = False) -> "pa.Schema":
             ("left_out", text),
             ("advantage", real),
             ("compared", count),
+            ("turn_weight", real),
             ("group_id", text),
             ("window_id", text),
             ("trajectory_id", text),
@@ -182,14 +184,8 @@ def _read_judged(conn: sa.Connection, window_id: str, *, with_hindsight: bool) -
     group, hindsight, judgment = read_judged_group(conn, window_id, with_hindsight=with_hindsight)
     scores = {s.trajectory_id: s.value for s in judgment.scores}
     rewards = rewards_of(judgment)
-    decisions = max(len(m.turns) for m in group.members)
-    advantages: dict[str, list[float]] = {m.trajectory_id: [] for m in group.members if m.trajectory_id in rewards}
-    compared = []
-    for i in range(decisions):
-        present = [m.trajectory_id for m in group.members if len(m.turns) > i and m.trajectory_id in rewards]
-        compared.append(len(present))
-        for name, value in zip(present, grpo_advantages([rewards[p] for p in present]), strict=True):
-            advantages[name].append(value)
+    ranked = [m.trajectory_id for m in group.members if m.trajectory_id in rewards]
+    advantages = dict(zip(ranked, grpo_advantages([rewards[m] for m in ranked]), strict=True))
     return JudgedGroup(
         group=group,
         judgment_key=judgment.key,
@@ -200,7 +196,6 @@ def _read_judged(conn: sa.Connection, window_id: str, *, with_hindsight: bool) -
         rewards=rewards,
         explanations={s.trajectory_id: s.explanation for s in judgment.scores},
         advantages=advantages,
-        compared=tuple(compared),
         hindsight=hindsight,
     )
 

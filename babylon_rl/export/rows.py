@@ -20,8 +20,7 @@ class JudgedGroup:
     Attributes:
         outcomes: `known` or `none`, as the judge knew them.
         left_out: Members that are not ranked: trajectory id → why. They have no score, reward or advantage.
-        advantages: Trajectory id → one per turn, relative to the members' turns of the same index.
-        compared: How many members have a turn of each index.
+        advantages: Trajectory id → advantage over all ranked members, the same for each of its turns.
         hindsight: None unless it was asked for.
     """
 
@@ -33,14 +32,8 @@ class JudgedGroup:
     scores: dict[str, float]
     rewards: dict[str, float]
     explanations: dict[str, str]
-    advantages: dict[str, list[float]]
-    compared: tuple[int, ...]
+    advantages: dict[str, float]
     hindsight: Hindsight | None
-
-    def advantage(self, trajectory_id: str, turn: int) -> float | None:
-        """Of one turn; None for a member that is not ranked."""
-        own = self.advantages.get(trajectory_id)
-        return None if own is None else own[turn]
 
 
 def turn_rows(j: JudgedGroup) -> Iterator[Json]:
@@ -57,8 +50,9 @@ def turn_rows(j: JudgedGroup) -> Iterator[Json]:
                 "score": j.scores.get(m.trajectory_id),
                 "reward": j.rewards.get(m.trajectory_id),
                 "left_out": j.left_out.get(m.trajectory_id),
-                "advantage": j.advantage(m.trajectory_id, i),
-                "compared": j.compared[i],
+                "advantage": j.advantages.get(m.trajectory_id),
+                "compared": len(j.rewards),
+                "turn_weight": 1 / len(m.turns),
                 "group_id": j.group.group_id,
                 "window_id": j.group.window_id,
                 "trajectory_id": m.trajectory_id,
@@ -103,8 +97,9 @@ def group_row(j: JudgedGroup) -> Json:
                             *_prompt(turn.system, turn.user),
                             {"role": "assistant", "content": turn.response},
                         ],
-                        "advantage": j.advantage(m.trajectory_id, i),
-                        "compared": j.compared[i],
+                        "advantage": j.advantages.get(m.trajectory_id),
+                        "compared": len(j.rewards),
+                        "turn_weight": 1 / len(m.turns),
                         "policy_version": turn.policy_version,
                         "temperature": turn.temperature,
                         **hindsight.of_turn(m.trajectory_id, i),

@@ -65,6 +65,8 @@ _CALL_COLUMNS: Final = {
     "user_prompt": "text!",
     "response": "text!",
     "temperature": "float8",
+    "max_tokens": "float8",
+    "completion_tokens": "float8",
     "metadata": "text",
 }
 _OUTCOME_COLUMNS: Final = {

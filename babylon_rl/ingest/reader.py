@@ -258,6 +258,8 @@ def _assign_calls(row: _Row, steps: tuple[Step, ...], logs: Sequence[Mapping[str
                 "purpose": log["purpose"],
                 "modelVersion": parse_metadata(log["metadata"]).get("modelVersion"),
                 "temperature": log["temperature"],
+                "maxTokens": log["max_tokens"],
+                "completionTokens": log["completion_tokens"],
             }
         )
         if call is None:

@@ -244,6 +244,9 @@ def make_call(raw: Json) -> LlmCall | None:
         model=_text(raw.get("model")),
         model_version=_text(raw.get("modelVersion")),
         temperature=parse_number(raw.get("temperature")),
+        max_tokens=parse_number(raw.get("maxTokens")),
+        completion_tokens=parse_number(raw.get("completionTokens")),
+        finish_reason=_text(raw.get("finishReason")),
     )
     # Without a prompt or without an answer there is no turn, and none is invented.
     if not response.strip() or not (user.strip() or system.strip()):

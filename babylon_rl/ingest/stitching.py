@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from babylon_rl.ingest.cut_answers import find_cut
 from babylon_rl.types import Json, LlmCall, RowOutcome, RowReason, RowStatus, SourceRow, Step, Trajectory, Turn
 from babylon_rl.windows import HOUR_ID_LENGTH
 
@@ -97,6 +98,7 @@ def _stitch_agent(window_id: str, agent_id: str, rows: Sequence[SourceRow]) -> T
                 response=call.response,
                 policy_version=call.model_version,
                 temperature=call.temperature,
+                **find_cut(call),
             )
         )
         at = step.at

@@ -8,6 +8,7 @@ from typing import Final
 from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.judging.judge import Judge, JudgeWithoutOutcomes
 from babylon_rl.judging.score import Failure, score_groups
+from babylon_rl.pipeline.foreign_windows import is_of_training
 from babylon_rl.pipeline.window_result import WindowResult, combine_scenarios
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.dropout import drop_out
@@ -165,7 +166,7 @@ def _find_obstacle(state: WindowState | None) -> str | None:
     """Why a window's group is not judged now, whatever the judge; None: nothing is in the way."""
     if state is None or state.reason is None:
         return None
-    if state.reason is Reason.ERROR and state.stage != "trained_checkpoint":
+    if state.reason is Reason.ERROR and not is_of_training(state.stage):
         return state.explanation
     return _NOT_JUDGED.get(state.reason)
 
@@ -183,7 +184,7 @@ def _settle(
         )
     if stage == STAGE:
         clear_retry(workspace.store.engine, window, STAGE)
-    elif stage == "trained_checkpoint":
+    elif stage is not None and is_of_training(stage):
         release_errors(workspace.store.engine, window, stage, now=workspace.now())
     return WindowResult(
         data_version=judgment.key,

@@ -112,6 +112,14 @@ def clear_retry(engine: sa.Engine, window: HourWindow, stage: str) -> None:
         conn.execute(sa.delete(t.window_retries).where(c.window_id == str(window), c.stage == stage))
 
 
+def find_stages(engine: sa.Engine, prefix: str) -> dict[HourWindow, str]:
+    """The windows with an entry of a stage that begins with `prefix`, and that stage."""
+    c = t.window_retries.c
+    query = sa.select(c.window_id, c.stage).where(c.stage.startswith(prefix, autoescape=True))
+    with engine.connect() as conn:
+        return {HourWindow.parse(r.window_id): r.stage for r in conn.execute(query)}
+
+
 def release_errors(engine: sa.Engine, window: HourWindow, stage: str, *, now: datetime) -> None:
     """Let a window through for another try of `stage`, once its time has come; its failures stay counted."""
     c = t.window_retries.c

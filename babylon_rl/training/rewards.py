@@ -49,7 +49,7 @@ def grpo_advantages(rewards: Sequence[float]) -> list[float]:
     Packing then brings the mean of |advantage| over a whole batch to 1, which cannot be computed from one group.
 
     Args:
-        rewards: Of those compared with each other: the turns of one decision.
+        rewards: Of those compared with each other: all members of a group.
 
     Returns:
         One advantage each, in the same order; all 0 where the rewards are equal.
