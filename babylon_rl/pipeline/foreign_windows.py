@@ -39,9 +39,12 @@ def set_aside_foreign_windows(workspace: Workspace, reason: str) -> list[HourWin
     for ready in workspace.ledger.ready():
         window = HourWindow.parse(ready.window_id)
         group = workspace.store.group(window)
-        if group is None:
+        judgment = workspace.store.find_judgment(ready.judgment_key)
+        if group is None or judgment is None:
             continue
-        found = count_own_turns(group.members, lineage, rules.base_model)
+        # As the batch counted them: a member left out of the ranking is not in it.
+        ranked = [m for m in group.members if m.trajectory_id not in judgment.left_out]
+        found = count_own_turns(ranked, lineage, rules.base_model)
         if found.share >= rules.min_own_share and (found.own or rules.foreign_turns != "own_only"):
             continue
         foreign.append(window)

@@ -17,6 +17,7 @@ from babylon_rl.export.explain import explain
 from babylon_rl.judging.hindsight_judge import HindsightJudge, attained_shares
 from babylon_rl.judging.judge import Judge, TooFewRankedError
 from babylon_rl.pipeline.checks import one_score_per_member
+from babylon_rl.pipeline.foreign_windows import set_aside_foreign_windows
 from babylon_rl.pipeline.group import group_window
 from babylon_rl.pipeline.ingest import ingest_window
 from babylon_rl.pipeline.outcomes import snapshot_outcomes
@@ -27,9 +28,9 @@ from babylon_rl.pipeline.window_result import WindowResult
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.eligibility import Reason, WindowState
 from babylon_rl.training.trainer import TrainingBatch, check_batch
-from babylon_rl.types import Judgment
+from babylon_rl.types import Json, Judgment
 from babylon_rl.windows import HourWindow
-from babylon_rl_tests.factories import a_row, a_workspace, insert_rows, read_check_results
+from babylon_rl_tests.factories import a_json_call, a_json_step, a_row, a_workspace, insert_rows, read_check_results
 from babylon_rl_tests.played import verify
 
 WINDOW = HourWindow.parse("2025-01-15T10:00")
@@ -43,9 +44,12 @@ def workspace(engine: sa.Engine) -> Workspace:
     return replace(a_workspace(engine), now=lambda: NOW)
 
 
-def record(workspace: Workspace, earned: tuple[float | None, ...]) -> None:
+def record(workspace: Workspace, earned: tuple[float | None, ...], steps: dict[int, list[Json]] | None = None) -> None:
     """An hour of agents that earned so much, and the outcome of one market."""
-    rows = [a_row(f"agent-{i}", window=WINDOW, final_pnl=pnl) for i, pnl in enumerate(earned)]
+    rows = [
+        a_row(f"agent-{i}", window=WINDOW, final_pnl=pnl, **({"steps_json": steps[i]} if steps and i in steps else {}))
+        for i, pnl in enumerate(earned)
+    ]
     insert_rows(workspace.game, rows)
     with workspace.game.begin() as conn:
         conn.execute(
@@ -55,10 +59,10 @@ def record(workspace: Workspace, earned: tuple[float | None, ...]) -> None:
         )
 
 
-def prepare(workspace: Workspace) -> None:
+def prepare(workspace: Workspace, *, min_agents: int = 5) -> None:
     ingest_window(WINDOW, workspace.game, workspace.store)
     snapshot_outcomes(WINDOW, workspace.game, workspace.store, now=NOW, sync=False)
-    group_window(WINDOW, workspace.store, min_agents=5)
+    group_window(WINDOW, workspace.store, min_agents=min_agents)
 
 
 def judge_window(workspace: Workspace, judge: Judge | None = None, *, unattended: bool = False) -> WindowResult:
@@ -166,6 +170,18 @@ def test_an_llm_still_scores_it_and_the_two_are_compared(workspace: Workspace, s
     assert again.new is not None
     assert (len(again.new.scores), again.new.left_out, again.tau) == (5, {}, 1.0)
     assert '{"result":{"pnl_usd":null,' in server.prompt()
+
+
+def test_its_turns_are_no_own_turns_of_the_batch(workspace: Workspace) -> None:
+    """Else a batch refused for other models' turns would be planned again, and refused, for ever."""
+    other = [a_json_step(llmCalls=[a_json_call(model="gpt-4o", modelVersion="gpt-4o")])]
+    record(workspace, (5.0, None, 7.0), steps={0: other, 2: other})
+    prepare(workspace, min_agents=3)
+    judge_window(workspace)
+    assert [r.window_id for r in workspace.ledger.ready()] == [str(WINDOW)]
+    rules = {"min_own_share": 0.3}  # one turn of three is own, none of those that train
+    strict = replace(workspace, settings=workspace.settings.changed(training=rules))
+    assert set_aside_foreign_windows(strict, "refused") == [WINDOW]
 
 
 def test_too_few_known_are_tried_again_when_rows_change(workspace: Workspace) -> None:
