@@ -7,7 +7,7 @@ parts; a factory takes the part it needs.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, Self, get_args
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
@@ -118,6 +118,14 @@ class JudgeSettings(_Part):
         validation_alias="JUDGE_PRICE_USD_PER_MTOK",
         pattern=r"^\d+(\.\d+)?/\d+(\.\d+)?$",
         description="Price per million tokens, prompt/completion, e.g. `0.15/0.60`. Unset: by litellm's table.",
+    )
+
+    # A day: whoever syncs outcomes does so hourly or daily, so what has not come by then comes only if somebody acts; the
+    # judgment is made anew when it does.
+    outcomes_patience: Literal["never"] | Annotated[float, Field(ge=0, le=10 * 366 * 24)] = Field(
+        default=24.0,
+        validation_alias="BABYLON_OUTCOMES_PATIENCE",
+        description="Hours after a window has closed from which an LLM judges it by P&L alone if no market outcome is known, marked `outcomes: none`; it is judged anew when outcomes come. `never`: it waits for them. The judge `hindsight` always waits.",
     )
 
 

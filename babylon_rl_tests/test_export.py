@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import sqlalchemy as sa
 
@@ -14,6 +15,7 @@ from babylon_rl.common.canonical import pack
 from babylon_rl.database import tables as t
 from babylon_rl.errors import ConfigError, DataError
 from babylon_rl.export import dataset as module
+from babylon_rl.export.dataframe import window_frame
 from babylon_rl.export.dataset import export, schema
 from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.settings import Settings
@@ -81,6 +83,25 @@ def test_datasets_reads_both_formats_as_the_same_rows(
     assert parquet.column_names == jsonl.column_names == schema(what).names
     assert list(parquet) == lines(tmp_path / "x.jsonl")
     assert [without_hour(r) for r in jsonl] == [without_hour(r) for r in parquet]
+
+
+def test_an_agents_archetype_is_a_column(workspace: Workspace, tmp_path: Path) -> None:
+    play(workspace, hours(1))
+    with workspace.game.begin() as conn:
+        conn.execute(sa.text("UPDATE trajectories SET archetype = 'trader' WHERE agent_id <> 'policy-1'"))
+        agents = set(conn.scalars(sa.text("SELECT DISTINCT agent_id FROM trajectories")))
+    prepare(workspace, FIRST)
+    judge(workspace, [FIRST])
+    expected = {a: None if a == "policy-1" else "trader" for a in agents}
+    export(workspace, str(tmp_path / "turns.jsonl"), format="jsonl")
+    export(workspace, str(tmp_path / "groups.jsonl"), format="jsonl", what="groups")
+    (group,) = lines(tmp_path / "groups.jsonl")
+    assert {r["agent_id"]: r["archetype"] for r in lines(tmp_path / "turns.jsonl")} == expected
+    assert {m["agent_id"]: m["archetype"] for m in group["members"]} == expected
+    frame = window_frame(workspace.store, str(FIRST))
+    assert {
+        a: None if t is pd.NA else t for a, t in zip(frame["agent_id"], frame["archetype"], strict=True)
+    } == expected
 
 
 def test_jsonl_loads_and_only_the_hour_is_taken_for_a_time(played: Workspace, tmp_path: Path, cache: Path) -> None:

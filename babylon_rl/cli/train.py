@@ -183,9 +183,10 @@ def _print_windows(workspace: Workspace, batch: list[str], console: Console) -> 
         money = "unknown" if pnl is None else formatting.money(pnl)
         mean = sum(values) / len(values)
         agent = best.trajectory_id.split("/", 1)[-1]
+        unranked = f", {len(judgment.left_out)} more left out of the ranking" if judgment.left_out else ""
         for line in (
             f"Processing {window_id}",
-            f"  Found {len(judgment.scores)} simultaneous agents",
+            f"  Found {len(judgment.scores)} simultaneous agents{unranked}",
             f"  RULER scores: min={min(values):.2f}, max={max(values):.2f}, avg={mean:.2f}",
             f"  Best: {agent} (score: {best.value:.2f}, P&L: {money})",
         ):

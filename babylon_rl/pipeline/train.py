@@ -8,7 +8,7 @@ windows were grouped or judged anew meanwhile, it plans another.
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from babylon_rl.common.progress import Progress, ignore_progress
@@ -20,7 +20,7 @@ from babylon_rl.store.ledger import PlannedBatch
 from babylon_rl.store.retries import read_tries
 from babylon_rl.store.training_jobs import TrainingJobs
 from babylon_rl.training.factory import open_trainer
-from babylon_rl.training.rewards import rank_rewards
+from babylon_rl.training.rewards import rewards_of
 from babylon_rl.training.sequences import TURN_WEIGHTS
 from babylon_rl.training.trainer import JobJournal, RewardedGroup, TrainingBatch
 from babylon_rl.training.wandb_log import log_to_wandb
@@ -204,7 +204,7 @@ def _load_groups(workspace: Workspace, planned: PlannedBatch) -> tuple[RewardedG
 
 
 def load_rewarded_group(workspace: Workspace, window_id: str, judgment_key: str) -> RewardedGroup:
-    """A planned window: its group, and the rewards of the judgment that the planned batch names.
+    """A planned window: its ranked members, and the rewards of the judgment that the planned batch names.
 
     Raises:
         DataError: The window was grouped again since, so that judgment is about other messages.
@@ -218,5 +218,5 @@ def load_rewarded_group(workspace: Workspace, window_id: str, judgment_key: str)
             "its group; train again: the batch is planned anew from what is judged now",
             facts={"window_id": window_id, "judgment_key": judgment_key},
         )
-    scores = {s.trajectory_id: s.value for s in judgment.scores}
-    return RewardedGroup(group=group, rewards=rank_rewards(scores), judgment_key=judgment_key)
+    ranked = replace(group, members=tuple(m for m in group.members if m.trajectory_id not in judgment.left_out))
+    return RewardedGroup(group=ranked, rewards=rewards_of(judgment), judgment_key=judgment_key)
