@@ -27,8 +27,6 @@ class PlayerAnswer:
     latency_ms: int | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    max_tokens: int | None = None
-    finish_reason: str | None = None
 
 
 class Player(Protocol):
@@ -94,6 +92,4 @@ class PolicyPlayer:
             latency_ms=completion.latency_ms,
             prompt_tokens=completion.prompt_tokens,
             completion_tokens=completion.completion_tokens,
-            max_tokens=MAX_TOKENS,
-            finish_reason=completion.finish_reason,
         )
