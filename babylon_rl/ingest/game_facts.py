@@ -188,7 +188,7 @@ def _compute_predictions(conn: sa.Connection, facts: GameFacts, window: HourWind
     events: dict[str, datetime] = {}
     if history is not None:
         before = _read_probabilities_before(conn, history, active, start + offset)
-        events = _read_resolution_events(conn, history, active)
+        events = _read_resolution_events(conn, history, [m for m in active if m in markets and markets[m].is_resolved])
     answers = _read_answers(conn, facts, {m: markets[m].question for m in active if m in markets})
     outcomes = []
     for market_id in active:
@@ -263,11 +263,13 @@ def _read_probabilities_before(
 
 
 def _read_resolution_events(conn: sa.Connection, h: FactTable, markets: list[str]) -> dict[str, datetime]:
-    """When each market was resolved, as its price history says; as stored, with the offset of `createdAt`."""
+    """When resolved markets were resolved, as their price histories say; as stored, with the offset of `createdAt`."""
     c = h.columns
     query = (
-        f"SELECT {c['market_id']}::text, min({c['created_at']}::timestamp) FROM {h.sql} "  # noqa: S608
-        f"WHERE {c['market_id']} = ANY(%(markets)s) AND lower({c['event_type']}) LIKE 'resol%%' GROUP BY 1"
+        "SELECT m.id, b.at FROM unnest(%(markets)s::text[]) AS m(id) "  # noqa: S608
+        f"CROSS JOIN LATERAL (SELECT {c['created_at']}::timestamp AS at FROM {h.sql} "
+        f"WHERE {c['market_id']} = m.id AND lower({c['event_type']}) LIKE 'resol%%' "
+        f"ORDER BY {c['created_at']} DESC LIMIT 1) b"  # from the end, where it stands
     )
     return dict(conn.exec_driver_sql(query, {"markets": markets}).tuples().all())
 
