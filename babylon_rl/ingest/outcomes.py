@@ -45,14 +45,14 @@ class SyncReport:
 
     Attributes:
         no_facts: Nothing could be computed for them.
-        by_the_game: Of those, windows with rows of `market_outcomes` that the game wrote after the hour.
+        known: Of those, windows whose outcomes are known all the same: by the game's own rows, or from before.
     """
 
     written: int
     unchanged: int
     open: int
     no_facts: int
-    by_the_game: int = 0
+    known: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,10 +57,10 @@ def sync_hours(workspace: Workspace, *, hours: int) -> OutcomesSync:
         unchanged=counts["unchanged"],
         open=counts["open"],
         no_facts=counts["no_facts"],
-        by_the_game=count_with_outcomes(store.engine, without_facts),
+        known=count_with_outcomes(store.engine, without_facts),
     )
     logger.info("synced outcomes hours=%d written=%d unchanged=%d", hours, report.written, report.unchanged)
-    achieved = report.written + report.unchanged + report.by_the_game
+    achieved = report.written + report.unchanged + report.known
     return OutcomesSync(report=report, advice=None if achieved else _advise(workspace, facts, hours))
 
 
