@@ -88,7 +88,7 @@ def test_a_game_without_facts_is_told_what_is_missing(game: ForeignGame, theirs:
     first = str(game.hours[0])
     output = run(theirs, "materialize", "--from", first, "--to", first, status=1)
     assert "0 of 1 window judged" in output
-    assert re.search(rf"{first}: .*no market outcomes", output)
+    assert re.search(rf"{first}: .*has no .*truth to be judged by", output)
     game.insert_prices()
     assert "1 of 1 window judged" in run(theirs, "materialize", "--from", first, "--to", first)
 
@@ -149,7 +149,7 @@ def test_the_recorder_refuses_anothers_tables(database_url: str, snake_game: dic
             t = r.start_trajectory(agent_id="a")
             r.start_step(t, {"agentBalance": 1.0})
             r.log_llm_call(t, model="m", model_version="m@1", system_prompt="s", user_prompt="u", response="r")
-            r.complete_step(t, action_type="HOLD", success=True)
+            r.complete_step(t, action_type="HOLD", parameters={}, success=True)
             if allowed:
                 r.end_trajectory(t)
                 assert count_rows(engine) == [1, 1, 0]
