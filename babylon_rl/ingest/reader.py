@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -23,6 +23,7 @@ import sqlalchemy as sa
 
 from babylon_rl.ingest.columns import ColumnNames, find_column_names
 from babylon_rl.ingest.queries import (
+    scenario_of,
     select_calls,
     select_rows,
     select_window,
@@ -263,7 +264,7 @@ def _build_source_row(row: _Row, window_id: str, start_time: datetime, steps: tu
         source_id=row.id,
         trajectory_id=row.trajectory_id,
         agent_id=row.agent_id,
-        window_id=window_id,
+        window_id=_add_scenario(window_id, row.scenario_id),
         start_at=_utc(start_time),
         end_at=None if row.end_time is None else _utc(row.end_time),
         final_pnl=parse_number(row.final_pnl),
@@ -271,6 +272,13 @@ def _build_source_row(row: _Row, window_id: str, start_time: datetime, steps: tu
         steps=steps,
         metadata=parse_metadata(row.metadata_json),
     )
+
+
+@lru_cache(maxsize=256)
+def _add_scenario(hour_id: str, scenario_id: str | None) -> str:
+    """The id of the window that a row of an hour belongs to; the rows of an hour share few."""
+    scenario = scenario_of(scenario_id)
+    return str(HourWindow.parse(hour_id).of_scenario(scenario)) if scenario else hour_id
 
 
 def _set_aside(row: _Row, window_id: str, outcome: _Outcome) -> RowOutcome:

@@ -11,7 +11,7 @@ training never sees it.
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -22,6 +22,7 @@ from babylon_rl.pipeline.each_window import explain_failure, is_of_one_window, n
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.check_results import CheckSubject, read_check_subjects, write_check_results
 from babylon_rl.store.dropout import is_dropped
+from babylon_rl.store.hours import windows_of
 from babylon_rl.store.judge_audits import audit_of
 from babylon_rl.store.judge_calls import cost_of
 from babylon_rl.store.retries import clear_retry, read_tries
@@ -83,10 +84,27 @@ class CheckedWindow:
 
 
 def run_check(check: Check, windows: Sequence[HourWindow], workspace: Workspace) -> dict[HourWindow, CheckedWindow]:
-    """Run one check on each window and keep the results.
+    """Run one check on each window of some hours and keep the results.
 
-    A check that raises has failed on that window, with the exception as its reason; the window is looked at again later.
+    Of an hour with scenarios each is checked, and fails, alone; what is returned is then of all of them. A check that raises has failed on that window, with the exception as its reason; the window is looked at again later.
     """
+    windows_of_hour = windows_of(workspace.store.engine, windows)
+    checked = _run_check(check, [w for of_hour in windows_of_hour.values() for w in of_hour], workspace)
+    return {hour: _combine({w: checked[w] for w in of_hour}) for hour, of_hour in windows_of_hour.items()}
+
+
+def _combine(checked: Mapping[HourWindow, CheckedWindow]) -> CheckedWindow:
+    if len(checked) == 1:
+        return next(iter(checked.values()))
+    facts = {str(w): c.result.facts for w, c in sorted(checked.items())}
+    failed = [w for w, c in sorted(checked.items()) if not c.result.passed]
+    result = CheckResult(
+        passed=not failed, facts=facts | ({"failed_windows": [str(w) for w in failed]} if failed else {})
+    )
+    return CheckedWindow(result=result, kept=all(checked[w].kept for w in failed or checked))
+
+
+def _run_check(check: Check, windows: Sequence[HourWindow], workspace: Workspace) -> dict[HourWindow, CheckedWindow]:
     engine = workspace.store.engine
     about = {w: check.subject(s) for w, s in read_check_subjects(engine, windows).items()}
     tries = read_tries(engine, windows)
@@ -213,17 +231,20 @@ def enough_agents(group: TrajectoryGroup | None, trajectories: list[Trajectory],
     if group is None:
         return CheckResult(passed=True, facts={"members": 0, "agents_seen": len({t.agent_id for t in trajectories})})
     agents = {m.agent_id for m in group.members}
-    return CheckResult(
-        passed=len(agents) >= at_least and len(agents) == len(group.members),
-        facts={"members": len(group.members), "distinct_agents": len(agents), "at_least": at_least},
-    )
+    passed = len(agents) >= at_least and len(agents) == len(group.members)
+    facts: Json = {"members": len(group.members), "distinct_agents": len(agents), "at_least": at_least}
+    if not passed:
+        facts["reason"] = (
+            f"its group has {len(agents)} distinct agents in {len(group.members)} members, of {at_least} needed"
+        )
+    return CheckResult(passed=passed, facts=facts)
 
 
 def every_row_accounted(
     conn: sa.Connection, window: HourWindow, rows_read: int | None, outcomes: Sequence[RowOutcome]
 ) -> CheckResult:
     """Rows in the game's table now = rows read = rows accounted for, each id once."""
-    recorded, accounted = window_ids(conn, window), [o.source_id for o in outcomes]
+    recorded, accounted = window_ids(conn, window.hour), [o.source_id for o in outcomes]
     by_status = Counter(o.status.value for o in outcomes)
     facts: Json = {
         "rows": len(recorded),
@@ -233,7 +254,12 @@ def every_row_accounted(
     }
     if differ := sorted(set(recorded) ^ set(accounted)):
         facts["differ"] = differ[:20]
-    return CheckResult(passed=not differ and len(recorded) == len(accounted) == (rows_read or 0), facts=facts)
+    passed = not differ and len(recorded) == len(accounted) == (rows_read or 0)
+    if not passed:
+        facts["reason"] = (
+            f"{len(recorded)} rows are recorded, {rows_read or 0} were read and {len(accounted)} have an outcome"
+        )
+    return CheckResult(passed=passed, facts=facts)
 
 
 def only_what_was_logged(
@@ -246,7 +272,7 @@ def only_what_was_logged(
     """
     if group is None:
         return CheckResult(passed=True, facts={"members": 0})
-    logged = logged_messages(conn, window)
+    logged = logged_messages(conn, window.hour)
     foreign = [
         f"{m.trajectory_id} turn {i}"
         for m in group.members
@@ -263,9 +289,12 @@ def only_what_was_logged(
         if any(text in turn.system or text in turn.user for text in hindsight_texts)
     ]
     turns = sum(len(m.turns) for m in group.members)
-    return CheckResult(
-        passed=not foreign and not leaks, facts={"turns": turns, "not_logged": foreign[:20], "leaks": leaks[:20]}
-    )
+    facts: Json = {"turns": turns, "not_logged": foreign[:20], "leaks": leaks[:20]}
+    if leaks:
+        facts["reason"] = f"hindsight stands in the prompt of {leaks[0]}, one of {len(leaks)}"
+    elif foreign:
+        facts["reason"] = f"{foreign[0]}, one of {len(foreign)}, is no call that the game logged"
+    return CheckResult(passed=not foreign and not leaks, facts=facts)
 
 
 def trainable_tokens(group: TrajectoryGroup | None) -> CheckResult:
@@ -274,7 +303,10 @@ def trainable_tokens(group: TrajectoryGroup | None) -> CheckResult:
         return CheckResult(passed=True, facts={"members": 0})
     empty = [m.trajectory_id for m in group.members if not any(t.response for t in m.turns)]
     answer_bytes = sum(len(t.response.encode()) for m in group.members for t in m.turns)
-    return CheckResult(passed=not empty, facts={"answer_bytes": answer_bytes, "without_answer": empty[:20]})
+    facts: Json = {"answer_bytes": answer_bytes, "without_answer": empty[:20]}
+    if empty:
+        facts["reason"] = f"{empty[0]}, one of {len(empty)}, has no answer that could train"
+    return CheckResult(passed=not empty, facts=facts)
 
 
 def scores_in_unit_interval(judgment: Judgment | None) -> CheckResult:
@@ -282,7 +314,10 @@ def scores_in_unit_interval(judgment: Judgment | None) -> CheckResult:
     if judgment is None:
         return CheckResult(passed=True, facts={"scores": 0})
     bad = [s.trajectory_id for s in judgment.scores if not (math.isfinite(s.value) and 0.0 <= s.value <= 1.0)]
-    return CheckResult(passed=not bad, facts={"scores": len(judgment.scores), "trajectory_ids": bad[:20]})
+    facts: Json = {"scores": len(judgment.scores), "trajectory_ids": bad[:20]}
+    if bad:
+        facts["reason"] = f"the score of {bad[0]}, one of {len(bad)}, lies outside [0, 1]"
+    return CheckResult(passed=not bad, facts=facts)
 
 
 def one_score_per_member(group: TrajectoryGroup | None, judgment: Judgment | None) -> CheckResult:
@@ -294,6 +329,8 @@ def one_score_per_member(group: TrajectoryGroup | None, judgment: Judgment | Non
     facts: Json = {"members": len(members), "scores": len(scored)}
     if scored != members:
         facts["differ"] = sorted(set(members) ^ set(scored))[:20]
+        if judgment is not None:
+            facts["reason"] = f"its judgment has {len(scored)} scores for {len(members)} members"
     return CheckResult(passed=scored == members, facts=facts)
 
 
@@ -323,7 +360,10 @@ def judge_fit(judgment: Judgment | None, audit: tuple[bool, Json] | None) -> Che
     if audit is None:
         return CheckResult(passed=True, facts={**judge, "audited": False, "next": "babylon-rl audit-judge"})
     fit, figures = audit
-    return CheckResult(passed=fit, facts={**judge, "audited": True, **figures})
+    facts: Json = {**judge, "audited": True, **figures}
+    if not fit:
+        facts["reason"] = f"the newest audit of judge {judge['judge']} found it unfit"
+    return CheckResult(passed=fit, facts=facts)
 
 
 def within_budget(
@@ -349,6 +389,8 @@ def _say_why(window: HourWindow, workspace: Workspace) -> Json:
     """Why a window has no judgment, and when it is tried again."""
     facts: Json = {}
     for state in workspace.ledger.eligibility.states([window]):
+        if state.window_id != str(window):  # another scenario of its hour
+            continue
         facts["state"] = state.state.value
         if state.explanation is not None:
             facts["reason"] = state.explanation

@@ -21,6 +21,7 @@ from babylon_rl.ingest.window_summary import count_outcome_changes, count_with_o
 from babylon_rl.pipeline.each_window import is_of_one_window
 from babylon_rl.pipeline.window_result import WindowResult
 from babylon_rl.pipeline.workspace import Workspace
+from babylon_rl.store.recorded import count_recorded
 from babylon_rl.store.windows import Store
 from babylon_rl.types import WindowOutcomes
 from babylon_rl.windows import HourWindow
@@ -66,7 +67,8 @@ def sync_hours(workspace: Workspace, *, hours: int) -> OutcomesSync:
 
 def _advise(workspace: Workspace, facts: GameFacts, hours: int) -> str:
     """Say what was looked for in hours of which nothing is known, and what to do."""
-    oldest = workspace.ledger.eligibility.count_recorded(workspace.settings.training.min_agents).oldest_without_outcomes
+    counts = count_recorded(workspace.store.engine, workspace.settings.lineage, workspace.settings.training.min_agents)
+    oldest = counts.oldest_without_outcomes
     elsewhere = ""
     if oldest is not None:
         now = HourWindow.containing(workspace.now())
