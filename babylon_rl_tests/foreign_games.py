@@ -1,4 +1,4 @@
-"""Databases of the real game, of both generations, as DATA.md describes them: tables, three hours of play, prices, questions.
+"""Databases of the real game, of both generations: tables, three hours of play, prices and questions.
 
 G1 is Prisma's (`timestamp(3)` in UTC, no tickers); G2 is Drizzle's (more columns, tickers, NaN in doubles, `createdAt` in
 the server's zone). Nobody here wrote a row of `market_outcomes`. What is expected of them is computed by the tests.
