@@ -14,7 +14,7 @@ resolved days later, and no judgment is paid again. What such a question resolve
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -30,8 +30,18 @@ from babylon_rl.windows import HourWindow
 _FINITE: Final = (
     "{0}::float8 < 'Infinity'::float8 AND {0}::float8 > '-Infinity'::float8"  # NaN is greater than infinity
 )
+_NEWEST_RESOLVED: Final = 20
 _YES: Final = ("true", "t", "yes", "1")
 _NO: Final = ("false", "f", "no", "0")
+
+
+CreatedAtOffset = Callable[[datetime], timedelta | None]
+"""How far `createdAt` lies after UTC at an instant (naive, UTC), in tables where the database's own `now()` wrote it."""
+
+
+def assume_utc(at: datetime) -> timedelta:
+    """The offset of a database whose server is in UTC."""
+    return timedelta(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,20 +49,49 @@ class GameFacts:
     """The facts of one game's database, looked up once and then asked for many windows.
 
     Attributes:
-        created_at_offset: `createdAt` as stored, less the true UTC instant: 0 unless the server's zone is another one.
+        created_at_offset: Of `PredictionPriceHistory`.
     """
 
     tables: FactTables
     names: MarketNames
-    created_at_offset: timedelta = timedelta(0)
+    created_at_offset: CreatedAtOffset = assume_utc
 
 
-def find_game_facts(game: sa.Engine, *, created_at_offset: timedelta = timedelta(0)) -> GameFacts:
-    """Look up which facts a game's database has."""
+def find_game_facts(game: sa.Engine, *, created_at_offset: CreatedAtOffset = assume_utc) -> GameFacts:
+    """Look up which facts a game's database has.
+
+    Args:
+        game: Only read.
+        created_at_offset: What is known of the database's clock. Price histories whose resolutions agree with the instants
+            that the game itself wrote (`Market.updatedAt`) are in UTC whatever that clock says.
+    """
     with game.connect() as conn:
         _make_read_only(conn)
         tables = find_fact_tables(conn)
-        return GameFacts(tables=tables, names=read_market_names(conn, tables), created_at_offset=created_at_offset)
+        is_utc = created_at_offset is assume_utc or _is_history_in_utc(conn, tables, created_at_offset)
+        return GameFacts(
+            tables=tables,
+            names=read_market_names(conn, tables),
+            created_at_offset=assume_utc if is_utc else created_at_offset,
+        )
+
+
+def _is_history_in_utc(conn: sa.Connection, tables: FactTables, created_at_offset: CreatedAtOffset) -> bool:
+    """Whether more of the newest resolutions lie at the instant the game wrote than at that instant plus the offset."""
+    m, h = tables.tables.get("Market"), tables.tables.get("PredictionPriceHistory")
+    if m is None or h is None:
+        return False
+    query = (
+        f"SELECT {m.columns['id']}::text, {m.columns['updated_at']}::timestamp FROM {m.sql} "  # noqa: S608
+        f"WHERE {m.columns['resolved']} AND {m.columns['updated_at']} > '0001-01-01' "
+        f"AND {m.columns['updated_at']} < '9999-01-01' ORDER BY {m.columns['updated_at']} DESC LIMIT {_NEWEST_RESOLVED}"
+    )
+    written: dict[str, datetime] = dict(conn.exec_driver_sql(query).tuples().all())
+    votes = 0
+    for market, event_at in _read_resolution_events(conn, h, list(written)).items():
+        gap, offset = event_at - written[market], created_at_offset(written[market]) or timedelta(0)
+        votes += (abs(gap) < abs(gap - offset)) - (abs(gap) > abs(gap - offset))
+    return votes > 0
 
 
 def compute_outcomes(game: sa.Engine, facts: GameFacts, window: HourWindow) -> WindowOutcomes:
@@ -174,7 +213,7 @@ def _compute_predictions(conn: sa.Connection, facts: GameFacts, window: HourWind
     history = facts.tables.tables.get("PredictionPriceHistory")
     start, end = window.start_at.replace(tzinfo=None), window.end_at.replace(tzinfo=None)
     markets = _read_markets(conn, facts, start)
-    offset = facts.created_at_offset
+    offset = facts.created_at_offset(start) or timedelta(0)
     inside: dict[str, float] = {}
     if history is not None:
         inside = _read_last_probabilities(conn, history, markets, start + offset, end + offset)

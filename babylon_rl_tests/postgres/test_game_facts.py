@@ -100,7 +100,8 @@ def test_predictions_are_known_as_far_as_their_hour_knew(
     game.run('DELETE FROM "PredictionPriceHistory"')
     game.insert_odds(offset=offset)
     for hour in range(3):
-        found = {p.market_id: p for p in compute(reader, FIRST.next(hour), created_at_offset=offset).predictions}
+        computed = compute(reader, FIRST.next(hour), created_at_offset=lambda _: offset)
+        found = {p.market_id: p for p in computed.predictions}
         for market in ("7001", "7002"):
             inside = [y for m, t, y, _ in ODDS if m == market and 60 * hour <= t < 60 * (hour + 1)]
             before = [y for m, t, y, _ in ODDS if m == market and t < 60 * hour]
@@ -113,6 +114,13 @@ def test_predictions_are_known_as_far_as_their_hour_knew(
             is_over = market == "7001" and 60 * (hour + 1) > RESOLVED_AFTER_MIN
             assert p.outcome == ("YES" if is_over else None)
             assert p.resolves_later_to == ("YES" if market == "7001" and not is_over else None)
+
+
+def test_histories_written_in_utc_are_read_as_such(game: ForeignGame, reader: sa.Engine) -> None:
+    """The game's code may pass `createdAt` itself, on a server whose own clock is in another zone."""
+    assert compute(reader, created_at_offset=lambda _: timedelta(hours=2)) == compute(reader)
+    game.run("""UPDATE "Market" SET resolved = false""")  # nothing speaks against the clock
+    assert compute(reader, created_at_offset=lambda _: timedelta(hours=2)) != compute(reader)
 
 
 def test_a_resolution_that_comes_later_changes_no_earlier_hour(game: ForeignGame, reader: sa.Engine) -> None:
