@@ -62,7 +62,7 @@ def spawn_test_agents(
             latest = workspace.ledger.latest()
             policy = policy_name(settings.lineage, 0 if latest is None else latest.step)
         sampled_at = settings.serving.explore_temperature if temperature is None else temperature
-        lineup = AgentLineup(learners=agents, policy=policy, temperature=sampled_at)
+        lineup = AgentLineup(learners=agents, policy=policy, temperature=sampled_at, stand_in=True)
         first = None if start is None else HourWindow.parse(start)
         chosen = free_windows(workspace.game, windows, now=datetime.now(UTC), start=first)
         decisions = max(1, 60 // decision_minutes)

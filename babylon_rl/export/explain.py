@@ -20,7 +20,7 @@ from babylon_rl.report import formatting
 from babylon_rl.store.eligibility import Reason, WindowState
 from babylon_rl.store.ledger import find_trainings
 from babylon_rl.store.row_outcomes import find_row_outcome, row_outcomes_of
-from babylon_rl.training.rewards import rank_rewards
+from babylon_rl.training.rewards import rewards_of
 from babylon_rl.types import Judgment, RowOutcome, RowReason, Trajectory, TrajectoryGroup, policy_name
 from babylon_rl.windows import HourWindow
 
@@ -177,7 +177,7 @@ def _explain_from_trajectory_on(
     yield f"It is one of {len(group.members)} members of group {group.group_id}."
     judgment = workspace.store.judgment(window)
     yield _describe_judgment(judgment, group, trajectory.trajectory_id)
-    yield from _describe_trainings(workspace, window, judgment)
+    yield from _describe_trainings(workspace, window, judgment, trajectory.trajectory_id)
 
 
 def _find_trajectory(workspace: Workspace, window: HourWindow, trajectory_id: str) -> Trajectory | None:
@@ -199,26 +199,38 @@ def _describe_judgment(judgment: Judgment | None, group: TrajectoryGroup, trajec
         return f"That group has no current judgment yet: `babylon-rl materialize --from {group.window_id} --to {group.window_id}` asks for one."
     scores = {s.trajectory_id: s for s in judgment.scores}
     judge = f"{judgment.judge_model} {judgment.judge_version}, judgment {judgment.key[:12]}"
+    if trajectory_id in judgment.left_out:
+        return (
+            f"The judge ({judge}) left it out of the ranking: {judgment.left_out[trajectory_id]}. So nothing trains "
+            f"on it; its {len(scores)} siblings are ranked without it."
+        )
     if trajectory_id not in scores:
         return f"The judgment ({judge}) has no score for it."
     mine = scores[trajectory_id]
-    better = 1 + sum(s.value > mine.value for s in judgment.scores)
-    reward = rank_rewards({i: s.value for i, s in scores.items()})[trajectory_id]
+    rewards = rewards_of(judgment)
+    reward = rewards[trajectory_id]
+    better = 1 + sum(r > reward for r in rewards.values())
+    if judgment.outcomes == "none":
+        judge += ", made by P&L alone, because no market outcome was known"
     return (
         f"The judge ({judge}) scored it {mine.value:.3f}, place {better} of {len(scores)}, which makes a reward of "
         f"{reward:.2f}: {mine.explanation.strip()}"
     )
 
 
-def _describe_trainings(workspace: Workspace, window: HourWindow, judgment: Judgment | None) -> Iterator[str]:
+def _describe_trainings(
+    workspace: Workspace, window: HourWindow, judgment: Judgment | None, trajectory_id: str
+) -> Iterator[str]:
     own = workspace.settings.lineage
     used = find_trainings(workspace.store.engine, [window])
     for training in used:
         key = training.judgment_key
         same = judgment is not None and judgment.key == key
         other = f", with judgment {key[:12]}, which is not the current one: what it learned from was changed since"
-        yield f"Checkpoint {training.policy} was trained on it{'' if same else other}."
-    if any(training.lineage == own for training in used):
+        by = judgment if same else workspace.store.find_judgment(key)
+        left_out = by is not None and trajectory_id in by.left_out
+        yield f"Checkpoint {training.policy} was trained on {'its siblings' if left_out else 'it'}{'' if same else other}."
+    if any(training.lineage == own for training in used) or (judgment and trajectory_id in judgment.left_out):
         return
     state = next(s for s in workspace.ledger.eligibility.states([window]) if s.window_id == str(window))
     if state.planned_step is not None:

@@ -22,6 +22,8 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from babylon_rl.ingest.clock import find_clock
+from babylon_rl.ingest.columns import find_column_names
 from babylon_rl.ingest.fact_tables import FactTable, FactTables, find_fact_tables
 from babylon_rl.ingest.market_names import MarketNames, read_market_names
 from babylon_rl.types import Json, PredictionOutcome, StockOutcome, WindowOutcomes
@@ -57,23 +59,35 @@ class GameFacts:
     created_at_offset: CreatedAtOffset = assume_utc
 
 
-def find_game_facts(game: sa.Engine, *, created_at_offset: CreatedAtOffset = assume_utc) -> GameFacts:
-    """Look up which facts a game's database has.
+def find_game_facts(game: sa.Engine, *, created_at_offset: CreatedAtOffset | None = None) -> GameFacts:
+    """Look up which facts a game's database has, and by which clock it wrote them.
 
     Args:
         game: Only read.
-        created_at_offset: What is known of the database's clock. Price histories whose resolutions agree with the instants
-            that the game itself wrote (`Market.updatedAt`) are in UTC whatever that clock says.
+        created_at_offset: Of the database's clock; None: found by its rows (`ingest/clock.py`). Price histories whose
+            resolutions agree with the instants that the game itself wrote (`Market.updatedAt`) are in UTC whatever it says.
     """
     with game.connect() as conn:
         _make_read_only(conn)
         tables = find_fact_tables(conn)
+        if created_at_offset is None:
+            created_at_offset = _find_offset(conn, tables)
         is_utc = created_at_offset is assume_utc or _is_history_in_utc(conn, tables, created_at_offset)
         return GameFacts(
             tables=tables,
             names=read_market_names(conn, tables),
             created_at_offset=assume_utc if is_utc else created_at_offset,
         )
+
+
+def _find_offset(conn: sa.Connection, tables: FactTables) -> CreatedAtOffset:
+    if "PredictionPriceHistory" not in tables.tables:
+        return assume_utc
+    names = find_column_names(conn)
+    if names.outcomes_in_utc:
+        return assume_utc  # a game in our own tables
+    clock = find_clock(conn, names)
+    return clock.offset_at if any(offset for _, offset in clock.offsets) else assume_utc
 
 
 def _is_history_in_utc(conn: sa.Connection, tables: FactTables, created_at_offset: CreatedAtOffset) -> bool:

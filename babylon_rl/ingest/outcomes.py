@@ -18,6 +18,7 @@ import sqlalchemy as sa
 
 from babylon_rl.database import game_tables, tables
 from babylon_rl.database.locks import Lock, lock_transaction
+from babylon_rl.ingest.clock import find_outcome_clock
 from babylon_rl.ingest.columns import find_column_names
 from babylon_rl.ingest.market_names import MarketNames
 from babylon_rl.ingest.order_of_trust import prefer_computed
@@ -69,6 +70,9 @@ class OutcomeFaults:
         disagreements: Markets that the game's rows and our computation tell differently, each with both; ours counts.
         starts_inside: Tickers without a price before the hour: their start is the first inside it.
         unknown_names: Tickers of `market_outcomes` that the game's catalog of organisations does not tell.
+        created_at_off_utc_min: How far the game's clock for the rows' time of writing lies from UTC, which was made good.
+        created_at_zone_unknown: That clock could not be found, and was taken for UTC.
+        unreadable: What our role may not read of the game's database, and the cure.
     """
 
     written_before_close: int = 0
@@ -80,6 +84,9 @@ class OutcomeFaults:
     disagreements: tuple[str, ...] = ()
     starts_inside: tuple[str, ...] = ()
     unknown_names: tuple[str, ...] = ()
+    created_at_off_utc_min: int = 0
+    created_at_zone_unknown: bool = False
+    unreadable: tuple[str, ...] = ()
 
     def facts(self) -> Json:
         """The faults that occurred, for metadata."""
@@ -150,7 +157,7 @@ def examine_outcomes(
         names: The game's catalog of organisations, by which names of one market are one ticker.
     """
     own = computed or WindowOutcomes(window_id=str(window))
-    columns = find_column_names(conn)
+    columns, clock = find_outcome_clock(conn, find_column_names(conn))
     rows: list[Json] = []
     if columns.market_outcomes:
         stored = conn.exec_driver_sql(select_outcomes(columns), window_parameters(window)).mappings()
@@ -186,6 +193,9 @@ def examine_outcomes(
         unknown_names=tuple(
             sorted({r["stock_ticker"] for r in closed if r["stock_ticker"] and names.is_unknown(r["stock_ticker"])})
         ),
+        created_at_off_utc_min=round((clock.offset_at(end_at) or timedelta()).total_seconds() / 60),
+        created_at_zone_unknown=bool(rows) and not clock.offsets,
+        unreadable=() if columns.market_outcomes else columns.unreadable,
     )
     return outcomes, faults
 

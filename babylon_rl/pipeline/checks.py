@@ -18,6 +18,8 @@ from typing import Final, Literal
 import sqlalchemy as sa
 
 from babylon_rl.ingest.reader import logged_messages, window_ids
+from babylon_rl.ingest.stitching import LABELS
+from babylon_rl.judging.ties import tie_classes, tolerance_of
 from babylon_rl.pipeline.each_window import explain_failure, is_of_one_window, note_failure
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.check_results import CheckSubject, read_check_subjects, write_check_results
@@ -32,8 +34,6 @@ from babylon_rl.windows import HourWindow
 
 logger = logging.getLogger(__name__)
 
-EQUAL_WITHIN = 1e-6
-LLM_EQUAL_WITHIN = 0.01  # the third decimal of an LLM's score is noise; that of the hindsight judge is computed
 LEAK_MIN_CHARS = 12  # shorter hindsight texts ("YES", a ticker) occur in honest prompts too
 FEWEST_TO_COMPARE: Final = 2  # the minimum of a group for which none was recorded
 
@@ -180,7 +180,7 @@ def scores_are_in_unit_interval(window: HourWindow, workspace: Workspace) -> Che
 
 @_check("ruler_scores", required=True)
 def every_member_has_one_score(window: HourWindow, workspace: Workspace) -> CheckResult:
-    """Scores match members by id, one each: a group judged in part is not judged."""
+    """Scores match members by id, one each, but for those that the judgment leaves out by name and reason."""
     # Dropout leaves a window unjudged on purpose; without a judgment it does not train.
     if is_dropped(workspace.store.engine, workspace.settings.lineage, window):
         return CheckResult(passed=True, facts={"dropped_out": True})
@@ -280,7 +280,9 @@ def only_what_was_logged(
         if (m.agent_id, turn.system, turn.user, turn.response) not in logged
     ]
     hindsight_texts = (
-        sorted(_collect_texts([h.game_knowledge for h in hindsight.members])) if hindsight is not None else []
+        sorted(_collect_texts([_leave_out_labels(h.game_knowledge) for h in hindsight.members]))
+        if hindsight is not None
+        else []
     )
     leaks = [
         f"{m.trajectory_id} turn {i}"
@@ -321,30 +323,38 @@ def scores_in_unit_interval(judgment: Judgment | None) -> CheckResult:
 
 
 def one_score_per_member(group: TrajectoryGroup | None, judgment: Judgment | None) -> CheckResult:
-    """The scored ids are exactly the members' ids, each once. A group without a judgment fails."""
+    """The scored ids are exactly those of the members not left out, two at least. A group without a judgment fails."""
     if group is None:
         return CheckResult(passed=True, facts={"members": 0})
     members = sorted(m.trajectory_id for m in group.members)
     scored = [] if judgment is None else sorted(s.trajectory_id for s in judgment.scores)
+    left_out = {} if judgment is None else judgment.left_out
+    ranked = [m for m in members if m not in left_out]
     facts: Json = {"members": len(members), "scores": len(scored)}
-    if scored != members:
-        facts["differ"] = sorted(set(members) ^ set(scored))[:20]
+    if left_out:
+        facts["left_out"] = dict(sorted(left_out.items())[:20])
+    if strangers := sorted(left_out.keys() - set(members)):
+        facts["not_members"] = strangers[:20]
+    if scored != ranked:
+        facts["differ"] = sorted(set(ranked) ^ set(scored))[:20]
         if judgment is not None:
-            facts["reason"] = f"its judgment has {len(scored)} scores for {len(members)} members"
-    return CheckResult(passed=scored == members, facts=facts)
+            facts["reason"] = f"its judgment has {len(scored)} scores for {len(ranked)} ranked members"
+    enough = not left_out or len(ranked) >= FEWEST_TO_COMPARE
+    return CheckResult(passed=scored == ranked and not strangers and enough, facts=facts)
 
 
 def scores_spread(judgment: Judgment | None) -> CheckResult:
     """Scores that are equal within the judge's tolerance carry no advantage; the whole group is left out."""
     if judgment is None:
         return CheckResult(passed=True, facts={"scores": 0})
-    within = EQUAL_WITHIN if judgment.judge_model == "hindsight" else LLM_EQUAL_WITHIN
-    values = [s.value for s in judgment.scores]
-    spread = max(values) - min(values)
+    within = tolerance_of(judgment.judge_model)
+    values = {s.trajectory_id: s.value for s in judgment.scores}
+    spread = max(values.values()) - min(values.values())
     facts: Json = {"spread": spread, "tolerance": within, **_read_consistency(judgment)}
-    if spread <= within:
+    differ = len(tie_classes(values, within=within)) > 1
+    if not differ:
         facts["reason"] = f"all {len(values)} scores tie within {within:g}: no member did better than another"
-    return CheckResult(passed=spread > within, facts=facts)
+    return CheckResult(passed=differ, facts=facts)
 
 
 def judge_fit(judgment: Judgment | None, audit: tuple[bool, Json] | None) -> CheckResult:
@@ -357,6 +367,8 @@ def judge_fit(judgment: Judgment | None, audit: tuple[bool, Json] | None) -> Che
     if judgment is None:
         return CheckResult(passed=True, facts={"scores": 0})
     judge = {"judge": f"{judgment.judge_model} {judgment.judge_version}"}
+    if judgment.outcomes == "none":  # audits are made with outcomes
+        judge["outcomes"] = "none"
     if audit is None:
         return CheckResult(passed=True, facts={**judge, "audited": False, "next": "babylon-rl audit-judge"})
     fit, figures = audit
@@ -402,6 +414,10 @@ def _say_why(window: HourWindow, workspace: Workspace) -> Json:
 def _read_consistency(judgment: Judgment) -> Json:
     value = judgment.details.get("position_consistency")
     return {} if value is None else {"position_consistency": value}
+
+
+def _leave_out_labels(knowledge: Json) -> Json:
+    return {k: v for k, v in knowledge.items() if k not in LABELS}
 
 
 def _collect_texts(value: object) -> set[str]:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 import sqlalchemy as sa
 
@@ -27,6 +28,8 @@ from babylon_rl.types import WindowOutcomes
 from babylon_rl.windows import HourWindow
 
 logger = logging.getLogger(__name__)
+
+_PATIENCE: Final = "an LLM judge judges such hours by P&L alone after BABYLON_OUTCOMES_PATIENCE hours"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,12 +109,12 @@ def explain_missing_facts(facts: GameFacts, when: str) -> str:
         looked_at = ", ".join(table.sql for table in facts.tables.tables.values())
         return (
             f"the game holds no price and no resolution of {when}, and no row of market_outcomes written after them "
-            f"(looked at {looked_at}); let the game run, or wait until it has written them"
+            f"(looked at {looked_at}); let the game run, or wait until it has written them; {_PATIENCE}"
         )
     return (
         f"nothing says what the markets did in {when}: {facts.tables.explain_absence()}, and market_outcomes has no row "
         "written after them; let the role of DATABASE_URL read the game's price tables, or run the game's own tracker "
-        "after each hour"
+        f"after each hour; {_PATIENCE}"
     )
 
 

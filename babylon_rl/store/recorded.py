@@ -39,7 +39,8 @@ class RecordedCounts:
         spent: Of those, used or dropped out by this lineage.
         left_out: Of those that are not spent, how many a reason keeps from training until something changes or its time
             comes: a failed check, an exception, a judge or outcomes that are waited for.
-        without_outcomes: Hours of windows that are neither spent nor kept out by a check, without market outcomes.
+        without_outcomes: Hours of windows that are neither spent, nor kept out by a check, nor judged (by P&L alone), without
+            market outcomes.
         oldest_without_outcomes: Id of the oldest of them.
     """
 
@@ -121,7 +122,8 @@ _LEFT_OUT_WINDOWS = f"""
 _LEFT_OUT = sa.text(f"SELECT reason, count(*)::int AS windows FROM ({_LEFT_OUT_WINDOWS}) x GROUP BY reason")  # noqa: S608
 _DONE_HOURS = f"""
     SELECT hour_id FROM ({_SPENT_WINDOWS}) x
-    UNION SELECT hour_id FROM ({_LEFT_OUT_WINDOWS}) x WHERE reason IN ('check_failed', 'too_few_agents')"""  # noqa: S608
+    UNION SELECT hour_id FROM ({_LEFT_OUT_WINDOWS}) x WHERE reason IN ('check_failed', 'too_few_agents')
+    UNION SELECT left(window_id, 16) FROM babylon_rl.window_judgments"""  # noqa: S608
 _DONE_WITHOUT_OUTCOMES = sa.text(f"""
     SELECT count(*)::int FROM ({_DONE_HOURS}) x
     CROSS JOIN LATERAL (SELECT * FROM babylon_rl.window_summary y WHERE y.window_id = x.hour_id OFFSET 0) s

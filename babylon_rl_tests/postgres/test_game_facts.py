@@ -123,6 +123,16 @@ def test_histories_written_in_utc_are_read_as_such(game: ForeignGame, reader: sa
     assert compute(reader, created_at_offset=lambda _: timedelta(hours=2)) != compute(reader)
 
 
+def test_a_server_in_another_zone_is_found_by_its_rows(game: ForeignGame, reader: sa.Engine) -> None:
+    hours = [FIRST.next(h) for h in range(3)]
+    before = [compute(reader, h) for h in hours]
+    game.run("""UPDATE trajectories SET "createdAt" = "endTime" + interval '2 hours'""")
+    game.run('DELETE FROM "PredictionPriceHistory"')
+    game.insert_odds(offset=timedelta(hours=2))
+    reader.dispose()  # what is known of the clock is kept with a connection
+    assert [compute(reader, h) for h in hours] == before
+
+
 def test_a_resolution_that_comes_later_changes_no_earlier_hour(game: ForeignGame, reader: sa.Engine) -> None:
     """Tempting: take the final resolution. Then every hour of a question would be judged and paid again on that day."""
     before = compute(reader)
