@@ -269,7 +269,15 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StockOutcome:
-    """What a perp's price really did inside the window. `change_pct` is None when it started at 0."""
+    """What a perp's price really did inside the window.
+
+    Attributes:
+        change_pct: From start to end; None when it started at 0.
+        high_price: Highest of the start price and the prices inside the hour; unknown where only `market_outcomes` tells.
+        volatility_pct: Realized: the root of the summed squared returns from price to price, in percent.
+        starts_inside: Whether `start_price` is the first price inside the hour, because none before it is known.
+        other_names: What else rows and prompts call this market, without `$`: its organisation's id and name.
+    """
 
     ticker: str
     start_price: float | None
@@ -277,16 +285,31 @@ class StockOutcome:
     change_pct: float | None
     sentiment: str | None = None
     news: tuple[str, ...] = ()
+    high_price: float | None = field(default=None, metadata=OMIT_DEFAULT)
+    low_price: float | None = field(default=None, metadata=OMIT_DEFAULT)
+    volatility_pct: float | None = field(default=None, metadata=OMIT_DEFAULT)
+    starts_inside: bool = field(default=False, metadata=OMIT_DEFAULT)
+    other_names: tuple[str, ...] = field(default=(), metadata=OMIT_DEFAULT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictionOutcome:
-    """How a YES/NO market stood at the end of the window. `outcome` is `YES`, `NO`, or None while unresolved."""
+    """How a YES/NO market stood at the end of the window.
+
+    Attributes:
+        outcome: `YES` or `NO` where it resolved before the window's end, else None.
+        final_probability: Of YES, the last price inside the window.
+        start_probability: The last price before the window, if known.
+        resolves_later_to: `YES` or `NO`: the answer that the game had fixed for the question when it asked it, for a market
+            that was still open at the window's end.
+    """
 
     market_id: str
     question: str
     outcome: str | None
     final_probability: float | None = None
+    start_probability: float | None = field(default=None, metadata=OMIT_DEFAULT)
+    resolves_later_to: str | None = field(default=None, metadata=OMIT_DEFAULT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

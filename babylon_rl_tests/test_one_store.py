@@ -12,11 +12,12 @@ from babylon_rl_tests.house import PACKAGE
 
 # `database/` creates the tables; nothing there knows what their rows mean.
 STORES = ("store/", "database/")
-# Facts of the world, and the counts of recorded rows with the queues that the game's triggers fill.
+# Facts of the world, outcomes computed from them, and the counts of recorded rows with the queues that the game's triggers fill.
 OF_INGEST = {
     "price_facts",
     "prediction_facts",
     "news_facts",
+    "computed_outcomes",
     "window_summary",
     "window_counts",
     "row_changes",

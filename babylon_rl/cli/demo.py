@@ -76,11 +76,13 @@ class DemoPlan:
         return first, first.next(self.windows - 1)
 
 
-def run_demo(settings: Settings, plan: DemoPlan, console: Console, *, out: Path) -> DemoReport:
+def run_demo(
+    settings: Settings, plan: DemoPlan, console: Console, *, out: Path, into_foreign_game: bool = False
+) -> DemoReport:
     """Run the loop and write `report.html` and `report.json` into `out`.
 
     Raises:
-        ConfigError: BABYLON_HOME holds a training of something else under this lineage.
+        ConfigError: BABYLON_HOME holds a training of something else under this lineage, or the game's tables are not ours.
     """
     from babylon_rl.cli.runner import open_runner
     from babylon_rl.cli.services import prepare_dagster
@@ -91,6 +93,7 @@ def run_demo(settings: Settings, plan: DemoPlan, console: Console, *, out: Path)
             upgrade(settings.database)
             prepare_dagster(settings)
             with open_workspace(settings) as workspace:
+                workspace.refuse_foreign_game("demo", into_foreign_game=into_foreign_game)
                 ledger_id = claim_checkpoints(workspace)
             server = running_policy_server(settings, ledger_id=ledger_id)
             url = server.__enter__()
@@ -98,7 +101,7 @@ def run_demo(settings: Settings, plan: DemoPlan, console: Console, *, out: Path)
             with open_workspace(settings.changed(serving={"inference_url": url})) as workspace:
                 _refuse_foreign_training(workspace, plan)
                 with open_runner() as runner:
-                    loop = _Loop(workspace, plan, run, runner)
+                    loop = _Loop(workspace, plan, run, runner, into_foreign_game=into_foreign_game)
                     loop.evaluate_base()
                     for iteration in range(1, plan.iterations + 1):
                         loop.iterate(iteration)
@@ -118,8 +121,11 @@ def run_demo(settings: Settings, plan: DemoPlan, console: Console, *, out: Path)
 class _Loop:
     """The steps of one demo; each skips what the database already holds."""
 
-    def __init__(self, workspace: Workspace, plan: DemoPlan, run: RunProgress, runner: "Runner") -> None:
+    def __init__(
+        self, workspace: Workspace, plan: DemoPlan, run: RunProgress, runner: "Runner", *, into_foreign_game: bool
+    ) -> None:
         self.workspace, self.plan, self.run, self.runner = workspace, plan, run, runner
+        self.into_foreign_game = into_foreign_game
 
     def _resources(self, phase: Progress) -> dict[str, object]:
         return {"workspace": self.workspace, "progress": phase}
@@ -195,6 +201,7 @@ class _Loop:
                 seed=workspace.settings.seed,
                 inference_url=workspace.settings.serving.inference_url,
                 windows_at_once=len(windows),
+                into_foreign_game=self.into_foreign_game,
                 progress=phase,
             )
             phase(0, note=f"{spawned.rows:,} rows, mean {formatting.money(spawned.mean_pnl_usd, digits=0)}")

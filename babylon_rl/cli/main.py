@@ -16,6 +16,7 @@ from rich.console import Console
 from babylon_rl.cli.data import app as data_commands
 from babylon_rl.cli.judging import app as judging_commands
 from babylon_rl.cli.settings import app as settings_commands
+from babylon_rl.cli.windows import IntoForeignGame
 from babylon_rl.cli.windows import app as window_commands
 from babylon_rl.errors import BabylonRLError
 from babylon_rl.report import formatting
@@ -50,11 +51,13 @@ def demo(
     out: Annotated[
         Path, typer.Option(file_okay=False, help="Folder for report.html and report.json; made if it is missing.")
     ] = Path(),
+    into_foreign_game: IntoForeignGame = False,
 ) -> None:
     """Run the whole loop on this machine: play, judge, train, and evaluate against the base on held-out windows."""
     from babylon_rl.cli.demo import DemoPlan, run_demo
 
-    run_demo(_settings(seed=seed), DemoPlan(iterations=iterations, windows=windows, learners=agents), console, out=out)
+    plan = DemoPlan(iterations=iterations, windows=windows, learners=agents)
+    run_demo(_settings(seed=seed), plan, console, out=out, into_foreign_game=into_foreign_game)
 
 
 @app.command()
@@ -154,7 +157,7 @@ def materialize(
         str | None, typer.Option(help="Comma-separated asset names; default: up to ruler_scores.")
     ] = None,
 ) -> None:
-    """Materialize assets over a range of windows in one Dagster run."""
+    """Materialize assets over a range of windows in one Dagster run. Exit status 1: scores were asked for, none came."""
     from babylon_rl.cli.runner import open_runner
     from babylon_rl.cli.services import prepare_dagster
     from babylon_rl.database.migrate import upgrade
@@ -180,10 +183,14 @@ def materialize(
                     highlight=False,
                     soft_wrap=True,
                 )
-    _print_row_outcomes(settings, start, end)
+    judged = _print_row_outcomes(settings, start, end)
+    if "ruler_scores" in wanted and not judged:
+        raise typer.Exit(1)
 
 
-def _print_row_outcomes(settings: Settings, start: HourWindow, end: HourWindow) -> None:
+def _print_row_outcomes(settings: Settings, start: HourWindow, end: HourWindow) -> int:
+    """Print what became of the rows; returns how many windows are judged."""
+    from babylon_rl.pipeline.unjudged import explain_unjudged
     from babylon_rl.pipeline.workspace import open_workspace
     from babylon_rl.report import row_outcomes
     from babylon_rl.store.hours import windows_of
@@ -194,16 +201,20 @@ def _print_row_outcomes(settings: Settings, start: HourWindow, end: HourWindow) 
         outcomes = count_row_outcomes(workspace.store.engine, windows)
         each = [w for of_hour in windows_of(workspace.store.engine, windows).values() for w in of_hour]
         judged = sum(workspace.store.judgment(w) is not None for w in each)
+        why = explain_unjudged(workspace, each) if not judged else []
     rows = row_outcomes.table(outcomes)
     counts = ", ".join(f"{r['rows']:,} {r['status']} ({r['reason']})" for r in rows) or "none"
     console.print(
         f"{formatting.count(sum(o.total for o in outcomes), 'row')}: {counts}", highlight=False, soft_wrap=True
     )
     console.print(f"{judged} of {formatting.count(len(each), 'window')} judged", highlight=False)
+    for sentence in why:
+        console.print(sentence, style="yellow", highlight=False, markup=False, soft_wrap=True)
     if rows:
         console.print(
             "next: babylon-rl check-windows; babylon-rl explain ROW_ID shows what became of one row", highlight=False
         )
+    return judged
 
 
 @app.command("make-base-policy")

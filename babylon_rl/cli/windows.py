@@ -15,6 +15,11 @@ from babylon_rl.windows import HourWindow
 if TYPE_CHECKING:  # a command's own imports come when it runs, so that `--help` is quick
     from babylon_rl.pipeline.readiness import WindowLine
 
+IntoForeignGame = Annotated[
+    bool,
+    typer.Option("--into-foreign-game", help="Write rows of simulated play although the game's tables are not ours."),
+]
+
 app = typer.Typer()
 console = Console()
 
@@ -38,6 +43,7 @@ def spawn_test_agents(
     temperature: Annotated[
         float | None, typer.Option(help="Of a served policy; default BABYLON_EXPLORE_TEMPERATURE.")
     ] = None,
+    into_foreign_game: IntoForeignGame = False,
 ) -> None:
     """Let test agents play whole hours of the simulated market and record them as the game does."""
     from contextlib import ExitStack
@@ -51,6 +57,7 @@ def spawn_test_agents(
     settings = Settings.load() if seed is None else Settings.load(BABYLON_SEED=seed)
     upgrade(settings.database)
     with open_workspace(settings) as workspace, ExitStack() as stack:
+        workspace.refuse_foreign_game("spawn-test-agents", into_foreign_game=into_foreign_game)
         if policy == "current":
             latest = workspace.ledger.latest()
             policy = policy_name(settings.lineage, 0 if latest is None else latest.step)
@@ -74,6 +81,7 @@ def spawn_test_agents(
                 decisions=decisions,
                 inference_url=url,
                 duration_s=duration * 60,
+                into_foreign_game=into_foreign_game,
                 progress=phase,
             )
     console.print(
@@ -88,16 +96,22 @@ def spawn_test_agents(
 def sync_outcomes(
     hours: Annotated[int, typer.Option(min=1, help="How far to look back; closed hours only.")] = 24,
 ) -> None:
-    """Compute what each market did in the closed hours and write it to market_outcomes."""
+    """Compute what each market did in the closed hours. Exit status 1: nothing is known of any of them.
+
+    From the game's own prices and resolutions, which are only read; its market_outcomes are written where they are ours.
+    """
     from babylon_rl.database.migrate import upgrade
-    from babylon_rl.ingest.outcomes import sync_recent
+    from babylon_rl.pipeline.outcomes import sync_hours
     from babylon_rl.pipeline.workspace import open_workspace
 
     settings = Settings.load()
     upgrade(settings.database)
-    with open_workspace(settings) as workspace, workspace.game.begin() as conn:
-        report = sync_recent(conn, hours=hours, now=datetime.now(UTC))
-    console.print(f"Synced {hours} hours: {report}", highlight=False)
+    with open_workspace(settings) as workspace:
+        done = sync_hours(workspace, hours=hours)
+    console.print(f"Synced {hours} hours: {done.report}", highlight=False)
+    if done.advice is not None:
+        console.print(f"Nothing synced: {done.advice}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(1)
     console.print("next: babylon-rl check-windows", highlight=False)
 
 

@@ -18,7 +18,7 @@ class Lock(StrEnum):
     WINDOW = "window"
     """Writers of what is kept of one window."""
     OUTCOMES = "outcomes"
-    """Writers of the game's `market_outcomes` of one window."""
+    """Writers of one window's outcomes: the game's `market_outcomes`, or ours."""
     WINDOW_SUMMARY = "window_summary"
     """Recounts of the recorded windows."""
     JUDGMENT = "judgment"

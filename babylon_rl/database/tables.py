@@ -37,7 +37,7 @@ def _hour_id() -> "Column[str]":
 
 
 # The facts of the world that outcomes are computed from. The embedded game writes them as it plays;
-# over a real game they stay empty and its own `market_outcomes` are read.
+# a real game keeps its own (`ingest/fact_tables.py`), and these stay empty.
 price_facts = Table(
     "price_facts",
     platform,
@@ -62,6 +62,17 @@ news_facts = Table(
     Column("at", _at, primary_key=True),
     Column("headline", Text, primary_key=True),
     Column("ticker", Text),
+)
+
+computed_outcomes = Table(  # of closed windows, from the facts of a game whose tables are not ours to write
+    "computed_outcomes",
+    platform,
+    Column("window_id", Text, primary_key=True),
+    Column("stocks", Integer, nullable=False),
+    Column("predictions", Integer, nullable=False),
+    Column("body", Text, nullable=False),  # types.WindowOutcomes, canonical JSON
+    Column("fingerprint", Text, nullable=False),  # of the body
+    Column("computed_at", _at, nullable=False),
 )
 
 windows = Table(  # one row per window that was ingested: its data version and counts

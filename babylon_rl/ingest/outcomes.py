@@ -1,8 +1,8 @@
 """The truth about closed windows: `market_outcomes`, computed from facts, and read back as `WindowOutcomes`.
 
 What belongs here: the arithmetic of outcomes, and the rule by which duplicates and conflicts are
-resolved. Facts are written by `ingest/facts.py`. Over a real game there are none: it writes
-`market_outcomes` itself, and we only read them.
+resolved. The simulator's facts are written by `ingest/facts.py`; those of a real game are read by `ingest/game_facts.py`.
+Which source is believed where they disagree is `ingest/order_of_trust.py`.
 """
 
 import logging
@@ -20,6 +20,8 @@ from babylon_rl.database import game_tables, tables
 from babylon_rl.database.locks import Lock, lock_transaction
 from babylon_rl.ingest.clock import find_outcome_clock
 from babylon_rl.ingest.columns import find_column_names
+from babylon_rl.ingest.market_names import MarketNames
+from babylon_rl.ingest.order_of_trust import prefer_computed
 from babylon_rl.ingest.queries import select_outcomes, window_parameters
 from babylon_rl.ingest.steps import BadRowError, parse_json, replace_lone_surrogates
 from babylon_rl.types import Json, PredictionOutcome, StockOutcome, WindowOutcomes
@@ -35,16 +37,23 @@ _MAX_PRICE: Final = Decimal("99999999.99")  # numeric(10,2)
 _STOCK_FACTS: Final = ("start_price", "end_price", "change_percent")
 _PREDICTION_FACTS: Final = ("outcome", "final_probability")
 _LAST_SECOND: Final = timedelta(seconds=1)
+_NO_NAMES: Final = MarketNames()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncReport:
-    """How many windows had which `SyncStatus`; together they are all windows that were looked at."""
+    """How many windows had which `SyncStatus`; together they are all windows that were looked at.
+
+    Attributes:
+        no_facts: Nothing could be computed for them.
+        known: Of those, windows whose outcomes are known all the same: by the game's own rows, or from before.
+    """
 
     written: int
     unchanged: int
     open: int
     no_facts: int
+    known: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +67,9 @@ class OutcomeFaults:
         start_price_zero: Tickers without a change, because nothing is divided by 0.
         unresolved: Markets without YES or NO.
         doubtful: Markets stored as NO at a final probability above one half. They stay NO.
+        disagreements: Markets that the game's rows and our computation tell differently, each with both; ours counts.
+        starts_inside: Tickers without a price before the hour: their start is the first inside it.
+        unknown_names: Tickers of `market_outcomes` that the game's catalog of organisations does not tell.
         created_at_off_utc_min: How far the game's clock for the rows' time of writing lies from UTC, which was made good.
         created_at_zone_unknown: That clock could not be found, and was taken for UTC.
         unreadable: What our role may not read of the game's database, and the cure.
@@ -69,6 +81,9 @@ class OutcomeFaults:
     start_price_zero: tuple[str, ...] = ()
     unresolved: tuple[str, ...] = ()
     doubtful: tuple[str, ...] = ()
+    disagreements: tuple[str, ...] = ()
+    starts_inside: tuple[str, ...] = ()
+    unknown_names: tuple[str, ...] = ()
     created_at_off_utc_min: int = 0
     created_at_zone_unknown: bool = False
     unreadable: tuple[str, ...] = ()
@@ -121,18 +136,32 @@ def sync_window_outcomes(conn: sa.Connection, window: HourWindow, *, now: dateti
     return "written"
 
 
-def examine_outcomes(conn: sa.Connection, window: HourWindow) -> tuple[WindowOutcomes, OutcomeFaults]:
+def examine_outcomes(
+    conn: sa.Connection,
+    window: HourWindow,
+    *,
+    computed: WindowOutcomes | None = None,
+    names: MarketNames = _NO_NAMES,
+) -> tuple[WindowOutcomes, OutcomeFaults]:
     """Read a window's outcomes, stocks by ticker, predictions by market id, each once, with the faults that were resolved.
 
     A row written before its hour was over is no outcome: it holds the values of an open hour. Of several rows for
     one market the one created last counts, and of equally late ones the greater id. `$BTC` and `BTC` are one
-    ticker. A sentiment is the sign of its change, whatever was stored; a resolution other than YES or NO is none.
+    ticker. A sentiment is the sign of its change, whatever was stored; a resolution other than YES or NO is none, and so
+    is one of a foreign row at a probability of exactly one half, which one writer stores for markets that it did not ask.
+
+    Args:
+        conn: On the database with the game's tables.
+        window: The hour.
+        computed: What we computed for it, which counts before the game's rows.
+        names: The game's catalog of organisations, by which names of one market are one ticker.
     """
-    names, clock = find_outcome_clock(conn, find_column_names(conn))
-    if not names.market_outcomes:
-        return WindowOutcomes(window_id=str(window)), OutcomeFaults(unreadable=names.unreadable)
-    stored = conn.exec_driver_sql(select_outcomes(names), window_parameters(window)).mappings()
-    rows: list[Json] = [{k: _finite_or_none(v) if isinstance(v, Decimal) else v for k, v in r.items()} for r in stored]
+    own = computed or WindowOutcomes(window_id=str(window))
+    columns, clock = find_outcome_clock(conn, find_column_names(conn))
+    rows: list[Json] = []
+    if columns.market_outcomes:
+        stored = conn.exec_driver_sql(select_outcomes(columns), window_parameters(window)).mappings()
+        rows = [{k: _finite_or_none(v) if isinstance(v, Decimal) else v for k, v in r.items()} for r in stored]
     end_at = window.end_at.replace(tzinfo=None)
     closed = [r for r in rows if r["created_at"] is None or r["created_at"] >= end_at]
     facts_of: dict[tuple[str, str], list[tuple[Any, ...]]] = {}
@@ -140,25 +169,18 @@ def examine_outcomes(conn: sa.Connection, window: HourWindow) -> tuple[WindowOut
     predictions: dict[str, Any] = {}
     for row in closed:  # oldest first: later ones overwrite
         if row["stock_ticker"]:
-            ticker = row["stock_ticker"].lstrip("$")
+            ticker = names.find_ticker(row["stock_ticker"])
             stocks[ticker] = row
             facts_of.setdefault(("stock", ticker), []).append(tuple(row[c] for c in _STOCK_FACTS))
         if market_id := row["prediction_market_id"]:
             predictions[market_id] = row
             facts_of.setdefault(("prediction", market_id), []).append(tuple(row[c] for c in _PREDICTION_FACTS))
-    outcomes = WindowOutcomes(
+    by_the_game = WindowOutcomes(
         window_id=str(window),
-        stocks=tuple(_parse_stock(ticker, row) for ticker, row in sorted(stocks.items())),
-        predictions=tuple(
-            PredictionOutcome(
-                market_id=market_id,
-                question=row["question"] or "",
-                outcome=_parse_yes_no(row["outcome"]),
-                final_probability=None if row["final_probability"] is None else float(row["final_probability"]),
-            )
-            for market_id, row in sorted(predictions.items())
-        ),
+        stocks=tuple(_parse_stock(ticker, row, names) for ticker, row in sorted(stocks.items())),
+        predictions=tuple(_parse_prediction(m, row, window) for m, row in sorted(predictions.items())),
     )
+    outcomes, disagreements = prefer_computed(own, by_the_game)
     faults = OutcomeFaults(
         written_before_close=len(rows) - len(closed),
         duplicates=sum(len(facts) - 1 for facts in facts_of.values()),
@@ -166,10 +188,33 @@ def examine_outcomes(conn: sa.Connection, window: HourWindow) -> tuple[WindowOut
         start_price_zero=tuple(s.ticker for s in outcomes.stocks if s.start_price == 0),
         unresolved=tuple(p.market_id for p in outcomes.predictions if p.outcome is None),
         doubtful=tuple(p.market_id for p in outcomes.predictions if _is_doubtful(p)),
+        disagreements=disagreements,
+        starts_inside=tuple(s.ticker for s in outcomes.stocks if s.starts_inside),
+        unknown_names=tuple(
+            sorted({r["stock_ticker"] for r in closed if r["stock_ticker"] and names.is_unknown(r["stock_ticker"])})
+        ),
         created_at_off_utc_min=round((clock.offset_at(end_at) or timedelta()).total_seconds() / 60),
         created_at_zone_unknown=bool(rows) and not clock.offsets,
+        unreadable=() if columns.market_outcomes else columns.unreadable,
     )
     return outcomes, faults
+
+
+def compute_from_simulator(conn: sa.Connection, window: HourWindow) -> WindowOutcomes:
+    """Outcomes from the simulator's facts, for a database whose `market_outcomes` are not ours to write.
+
+    Args:
+        conn: On the database with schema `babylon_rl`.
+        window: A closed hour.
+    """
+    stocks = _compute_stock_rows(conn, window)
+    return WindowOutcomes(
+        window_id=str(window),
+        stocks=tuple(_parse_stock(r["stock_ticker"], r, _NO_NAMES) for r in stocks),
+        predictions=tuple(
+            _parse_prediction(r["prediction_market_id"], r, window) for r in _compute_prediction_rows(conn, window)
+        ),
+    )
 
 
 def _is_doubtful(p: PredictionOutcome) -> bool:
@@ -268,7 +313,19 @@ def _content(row: Any) -> tuple[str, ...]:
     return tuple(repr(row[c.name]) for c in game_tables.market_outcomes.c if c.name != "created_at")
 
 
-def _parse_stock(ticker: str, row: Any) -> StockOutcome:
+def _parse_prediction(market_id: str, row: Any, window: HourWindow) -> PredictionOutcome:
+    outcome, probability = _parse_yes_no(row["outcome"]), row["final_probability"]
+    if probability == Decimal("0.5") and row["id"] != f"{window}/prediction:{market_id}":
+        outcome = None  # not one of our own rows, whose resolution is known
+    return PredictionOutcome(
+        market_id=market_id,
+        question=row["question"] or "",
+        outcome=outcome,
+        final_probability=None if probability is None else float(probability),
+    )
+
+
+def _parse_stock(ticker: str, row: Any, names: MarketNames) -> StockOutcome:
     start, end = row["start_price"], row["end_price"]
     # A price rounded to 0.00 has no change: the one stored with it (999.99) comes from a division by zero.
     change = None if start is None or start == 0 else row["change_percent"]
@@ -281,19 +338,20 @@ def _parse_stock(ticker: str, row: Any) -> StockOutcome:
         change_pct=None if change is None else float(change),
         sentiment=sentiment(change) if change is not None else None,
         news=tuple(_parse_headlines(row["news_events"])),
+        other_names=names.list_other_names(ticker),
     )
 
 
-def _parse_headlines(text: str | None) -> Iterable[str]:
+def _parse_headlines(text: str | list[Any] | None) -> Iterable[str]:
     try:
-        events = replace_lone_surrogates(parse_json(text)) if text else None
+        events = replace_lone_surrogates(parse_json(text)) if isinstance(text, str) else text
     except BadRowError:
         return
     for event in events if isinstance(events, list) else []:
         if isinstance(event, str):
             yield event
         elif isinstance(event, dict):
-            texts: Sequence[Any] = [event.get(k) for k in ("headline", "title", "content", "text", "description")]
+            texts: Sequence[object] = [event.get(k) for k in ("headline", "title", "content", "text", "description")]
             yield from [t for t in texts if isinstance(t, str) and t][:1]
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from threading import Lock
 from typing import Any, Final
 
 import msgspec
@@ -18,39 +17,19 @@ import sqlalchemy as sa
 
 from babylon_rl.database import game_tables
 from babylon_rl.database.bulk_copy import insert_new
+from babylon_rl.database.ownership import refuse_foreign_game
 from babylon_rl.errors import DataError
+from babylon_rl.ingest.snowflakes import SnowflakeIds
 from babylon_rl.ingest.steps import has_lone_surrogate, replace_lone_surrogates
 from babylon_rl.types import Json
 from babylon_rl.windows import HourWindow
 
 logger = logging.getLogger(__name__)
 
-_EPOCH_MS: Final = 1_420_070_400_000  # 2015-01-01: every id of this century stays above 2^53 and below 2^63
 _TRADE_WORDS: Final = ("BUY", "SELL", "TRADE", "OPEN_", "CLOSE_", "LONG", "SHORT")
 # Not the rewards: the game rewrites them afterwards.
 _SAME_TRAJECTORY: Final = ("agent_id", "start_time", "window_id", "steps_json")
 _SAME_CALL: Final = ("trajectory_id", "response")
-
-
-class SnowflakeIds:
-    """Ids as the game's: decimal strings above 2^53, rising, made of clock, counter and worker.
-
-    Two writers with the same simulated clock need different workers, or they make the same ids.
-    """
-
-    def __init__(self, clock: Callable[[], datetime], *, worker: int = 0) -> None:
-        """Start after `clock()`; only the low 10 bits of `worker` count."""
-        self._clock = clock
-        self._worker = worker & 0x3FF
-        self._last = 0
-        self._lock = Lock()
-
-    def __call__(self) -> str:
-        ms = int(self._clock().timestamp() * 1000) - _EPOCH_MS
-        with self._lock:
-            # The counter carries over into the milliseconds when a simulated clock stands still.
-            self._last = max(max(ms, 1 << 32) << 12, self._last + 1)
-            return str(self._last << 10 | self._worker)
 
 
 @dataclass(slots=True)
@@ -92,7 +71,12 @@ class TrajectoryRecorder:
     """
 
     def __init__(
-        self, engine: sa.Engine, *, clock: Callable[[], datetime], new_id: Callable[[], str] | None = None
+        self,
+        engine: sa.Engine,
+        *,
+        clock: Callable[[], datetime],
+        new_id: Callable[[], str] | None = None,
+        into_foreign_game: bool = False,
     ) -> None:
         """Write through `engine`.
 
@@ -101,8 +85,10 @@ class TrajectoryRecorder:
             clock: Aware time of the game, real or simulated.
             new_id: Makes the ids; default `SnowflakeIds(clock)`, which replays the same ids for the
                 same clock. Recorders that run side by side need ids of their own.
+            into_foreign_game: Write although our migrations did not create the tables; else that raises `ConfigError`.
         """
         self._engine = engine
+        self._into_foreign_game = into_foreign_game
         self._clock = clock
         self._new_id = new_id or SnowflakeIds(clock)
         self._open: dict[str, _OpenTrajectory] = {}
@@ -312,6 +298,7 @@ class TrajectoryRecorder:
         if self._batch is None:
             try:
                 with self._engine.begin() as conn:
+                    refuse_foreign_game(conn, "the recorder", into_foreign_game=self._into_foreign_game)
                     conn.execute(sa.insert(game_tables.trajectories), [row])
                     if t.logs:
                         conn.execute(sa.insert(game_tables.llm_call_logs), t.logs)
@@ -345,6 +332,7 @@ class TrajectoryRecorder:
         finally:
             self._batch = None
         with self._engine.begin() as conn:
+            refuse_foreign_game(conn, "the recorder", into_foreign_game=self._into_foreign_game)
             written = insert_new(conn, game_tables.trajectories, rows, key="trajectory_id", must_agree=_SAME_TRAJECTORY)
             calls = insert_new(conn, game_tables.llm_call_logs, logs, key="call_id", must_agree=_SAME_CALL)
         logger.info("recorded trajectories=%d calls=%d already_there=%d", written, calls, len(rows) - written)

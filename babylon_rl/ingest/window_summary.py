@@ -12,7 +12,7 @@ one that is not committed yet is not there to be taken. Cost: that of the window
 
 By polling. A game database that is not ours gets no trigger. `refresh` counts the windows of the last `LATE_HOURS` before
 the newest one again and compares fingerprints; older windows are closed, and only `full=True` or materializing
-`raw_trajectories` looks at them. A rewrite that changes no length, number or flag of a row is not noticed either.
+`raw_trajectories` looks at them; and the windows whose outcomes we computed anew, which are queued. A rewrite that changes no length, number or flag of a row is not noticed either.
 Cost: that of the rows of those hours, where the game has an index on its window ids and start times.
 
 No hour later than `newest_window` is counted, because one row of the year 9999 would be the newest window for ever. By
@@ -32,6 +32,7 @@ from babylon_rl.database.locks import Lock, lock_transaction
 from babylon_rl.database.upsert import upsert
 from babylon_rl.ingest.clock import find_outcome_clock
 from babylon_rl.ingest.columns import ColumnNames, find_column_names
+from babylon_rl.ingest.computed_outcomes import read_fingerprints
 from babylon_rl.ingest.queries import NO_OUTCOMES, count_recent, count_windows, fingerprint_outcomes, window_lists
 from babylon_rl.types import Json
 from babylon_rl.windows import HOUR, HourWindow
@@ -90,16 +91,16 @@ def _refresh(
     names, _ = find_outcome_clock(game, find_column_names(game))
     if windows is not None:
         ids = [str(w) for w in windows if w <= newest]
-        touched = _dequeue(own, newest, ids) if has_triggers else None
-        return _upsert_summary(own, _count(game, names, ids), touched)
+        touched = _dequeue(own, newest, ids)
+        return _upsert_summary(own, _count(game, own, names, ids), touched if has_triggers else None)
     _empty_future_windows(own, newest, has_triggers=has_triggers)
+    touched = _dequeue(own, newest, None)
     if has_triggers:
-        touched = _dequeue(own, newest, None)
-        return _upsert_summary(own, _count(game, names, sorted(touched)), touched)
+        return _upsert_summary(own, _count(game, own, names, sorted(touched)), touched)
     s = t.window_summary.c
     counted_last = None if full else own.scalar(sa.select(sa.func.max(s.window_id)).where(s.window_id <= str(newest)))
     first = None if counted_last is None else HourWindow.parse(counted_last).next(-LATE_HOURS)
-    counted = _poll(game, names, first, newest)
+    counted = _poll(game, own, names, first, newest)
     # A window that lost its last row is not in the result of that query.
     known = own.scalars(
         sa.select(s.window_id).where(
@@ -109,8 +110,8 @@ def _refresh(
             s.rows > 0,
         )
     )
-    gone = sorted(set(known) - {r["window_id"] for r in counted})
-    return _upsert_summary(own, [*counted, *_count(game, names, gone)], None)
+    others = sorted({*known, *touched} - {r["window_id"] for r in counted})
+    return _upsert_summary(own, [*counted, *_count(game, own, names, others)], None)
 
 
 def count_changes(ours: sa.Engine, windows: Sequence[HourWindow]) -> dict[HourWindow, int]:
@@ -135,6 +136,14 @@ def _read_counts(ours: sa.Engine, column: "sa.Column[int]", windows: Sequence[Ho
     with ours.connect() as conn:
         counts = dict(conn.execute(query).tuples().all())
     return {w: counts.get(str(w), 0) for w in windows}
+
+
+def count_with_outcomes(ours: sa.Engine, windows: Sequence[HourWindow]) -> int:
+    """How many of the windows have outcomes, as they were counted last."""
+    c = t.window_summary.c
+    query = sa.select(sa.func.count()).where(c.window_id.in_([str(w) for w in windows]), c.outcomes)
+    with ours.connect() as conn:
+        return conn.scalar(query) or 0
 
 
 def may_have_future_rows(game: sa.Engine, ours: sa.Engine, newest: HourWindow) -> bool:
@@ -187,15 +196,17 @@ def _dequeue(own: sa.Connection, newest: HourWindow, ids: Sequence[str] | None) 
     return {w: rows for w, rows in touched.items() if w[:4] >= "1000"}  # triggers queue what is in no hour as year 1
 
 
-def _count(game: sa.Connection, names: ColumnNames, ids: Sequence[str]) -> list[Json]:
-    counted: list[Json] = []
+def _count(game: sa.Connection, own: sa.Connection, names: ColumnNames, ids: Sequence[str]) -> list[Json]:
+    counted: list[Mapping[Any, Any]] = []
     for i in range(0, len(ids), _CHUNK):
         chunk = window_lists([HourWindow.parse(w) for w in ids[i : i + _CHUNK]])
-        counted += [_add_outcomes(r) for r in game.exec_driver_sql(count_windows(names), chunk).mappings()]
-    return counted
+        counted += game.exec_driver_sql(count_windows(names), chunk).mappings()
+    return _add_outcomes(own, counted)
 
 
-def _poll(game: sa.Connection, names: ColumnNames, first: HourWindow | None, newest: HourWindow) -> list[Json]:
+def _poll(
+    game: sa.Connection, own: sa.Connection, names: ColumnNames, first: HourWindow | None, newest: HourWindow
+) -> list[Json]:
     since: Json = {"window_id": None if first is None else str(first), "start_at": None, "newest": str(newest)}
     if first is not None:
         since["start_at"] = first.start_at.replace(tzinfo=None)
@@ -203,11 +214,17 @@ def _poll(game: sa.Connection, names: ColumnNames, first: HourWindow | None, new
     if names.market_outcomes:
         outcomes = dict(game.exec_driver_sql(fingerprint_outcomes(names), since).tuples().all())
     rows = game.exec_driver_sql(count_recent(names), since).mappings()
-    return [_add_outcomes({**r, "outcome_fingerprint": outcomes.get(r["window_id"], NO_OUTCOMES)}) for r in rows]
+    return _add_outcomes(own, [{**r, "outcome_fingerprint": outcomes.get(r["window_id"], NO_OUTCOMES)} for r in rows])
 
 
-def _add_outcomes(counted: Mapping[Any, Any]) -> Json:
-    return {**counted, "outcomes": counted["outcome_fingerprint"] != NO_OUTCOMES}
+def _add_outcomes(own: sa.Connection, counted: Sequence[Mapping[Any, Any]]) -> list[Json]:
+    """Add whether outcomes are known. Those that we computed are part of the fingerprint, beside the game's rows."""
+    computed = read_fingerprints(own, [r["window_id"] for r in counted]) if counted else {}
+    rows = []
+    for r in counted:
+        parts = [r["outcome_fingerprint"], *([f] if (f := computed.get(r["window_id"])) else [])]
+        rows.append({**r, "outcomes": parts != [NO_OUTCOMES], "outcome_fingerprint": "|".join(parts)})
+    return rows
 
 
 def _upsert_summary(own: sa.Connection, counted: Sequence[Json], touched: dict[str, bool] | None) -> int:

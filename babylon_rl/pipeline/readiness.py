@@ -1,11 +1,12 @@
 """Is there enough to train on? `check-windows` answers in one table, one line, and an exit status."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
 from babylon_rl.pipeline.discover import discover
+from babylon_rl.pipeline.outcomes import explain_uncomputable
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.eligibility import Reason, State, UnpreparedWindow, WindowState
 from babylon_rl.store.recorded import RecordedCounts, RecordedWindow, count_recorded, newest_recorded
@@ -88,7 +89,7 @@ def readiness(
         min_agents=min_agents,
         min_windows=min_windows,
         stale=tuple(stale),
-        next_step=_choose_next_step(counts, min_agents, min_windows, now),
+        next_step=_choose_next_step(workspace, counts, list(recorded.values()), min_agents, min_windows, now),
     )
 
 
@@ -173,21 +174,32 @@ def contiguous(windows: list[HourWindow], *, gap: int = 6) -> list[tuple[HourWin
     return ranges
 
 
-def _choose_next_step(counts: RecordedCounts, min_agents: int, min_windows: int, now: datetime) -> str | None:
-    if counts.unused < min_windows:
+def _choose_next_step(
+    workspace: Workspace,
+    counts: RecordedCounts,
+    recorded: Sequence[RecordedWindow],
+    min_agents: int,
+    min_windows: int,
+    now: datetime,
+) -> str | None:
+    """The next command, which can achieve something; None: enough windows can train, whatever others wait for."""
+    oldest, without = counts.oldest_without_outcomes, counts.without_outcomes
+    tried = counts.left_out.get(Reason.WAITING_FOR_OUTCOMES, 0)  # without outcomes too, and not among the unused
+    if counts.unused - max(0, without - tried) >= min_windows:
+        return None
+    if oldest is None or counts.unused + tried < min_windows:
         missing = min_windows - counts.unused
         spent = counts.with_enough_agents - counts.unused
         used = f" ({spent} are used or kept out)" if spent else ""
+        needed = f"{missing} more window{'s' * (missing > 1)} with {min_agents}+ agents needed{used}"
+        if workspace.owns_game:
+            return f"{needed}; run: babylon-rl spawn-test-agents --agents {min_agents} --windows {missing}"
         return (
-            f"{missing} more window{'s' * (missing > 1)} with {min_agents}+ agents needed{used}; run: "
-            f"babylon-rl spawn-test-agents --agents {min_agents} --windows {missing}"
+            f"{needed}; let the game play on, whose agents record their hours, and then run: babylon-rl check-windows"
         )
-    if counts.oldest_without_outcomes is not None:
-        oldest = HourWindow.parse(counts.oldest_without_outcomes)
-        hours = (HourWindow.containing(now).start_at - oldest.start_at) // HOUR
-        without = counts.without_outcomes
-        return (
-            f"{without} window{'s have' if without > 1 else ' has'} no market outcomes, so no ground truth to "
-            f"judge by; run: babylon-rl sync-outcomes --hours {max(hours, 24)}"
-        )
-    return None
+    told = f"{without} window{'s have' if without > 1 else ' has'} no market outcomes, so no ground truth to judge by"
+    waiting = {oldest, *(r.window_id for r in recorded if not r.outcomes and r.agents >= min_agents)}
+    if (reason := explain_uncomputable(workspace, HourWindow.parse_all(sorted(waiting)))) is not None:
+        return f"{told}: {reason}"
+    hours = (HourWindow.containing(now).start_at - HourWindow.parse(oldest).start_at) // HOUR
+    return f"{told}; run: babylon-rl sync-outcomes --hours {max(hours, 24)}"

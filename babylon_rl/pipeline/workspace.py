@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 
 from babylon_rl.database.connection import connect, game_url, platform_url
-from babylon_rl.database.ownership import created_by_us
+from babylon_rl.database.ownership import created_by_us, refuse_foreign_game
+from babylon_rl.errors import ConfigError
 from babylon_rl.policy.process import base_of, running_server
 from babylon_rl.settings import Settings
 from babylon_rl.store.ledger import Ledger
@@ -44,6 +45,24 @@ class Workspace:
             return False  # our schema lives elsewhere so that the game's database stays untouched
         with self.game.connect() as conn:
             return created_by_us(conn, "market_outcomes")
+
+    def refuse_foreign_game(self, what: str, *, into_foreign_game: bool = False) -> None:
+        """Refuse to let simulated agents play into a game that is not ours, before anything is played.
+
+        Args:
+            what: The command, for the message.
+            into_foreign_game: Play there all the same.
+
+        Raises:
+            ConfigError: Nothing may be written there.
+        """
+        with self.game.connect() as conn:
+            refuse_foreign_game(conn, what, into_foreign_game=into_foreign_game)
+        if self.game is not self.store.engine:
+            raise ConfigError(
+                f"{what} keeps the simulated market's facts in schema babylon_rl beside the game's tables, and "
+                "BABYLON_PLATFORM_URL puts that schema into another database; unset it, or let the game itself play"
+            )
 
 
 def claim_checkpoints(workspace: Workspace) -> str:

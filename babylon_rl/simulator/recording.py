@@ -49,13 +49,14 @@ def recorded_windows(engine: sa.Engine, windows: Iterable[HourWindow]) -> set[st
         return set(conn.scalars(query, {"w": wanted}))
 
 
-def record_play(engine: sa.Engine, played: Sequence[Playthrough], *, seed: int) -> int:
+def record_play(engine: sa.Engine, played: Sequence[Playthrough], *, seed: int, into_foreign_game: bool = False) -> int:
     """Write a play in one transaction: rows, LLM calls and facts.
 
     Args:
         engine: The game's database, ours to write.
         played: Whole windows; each window must be complete in this one call.
         seed: Part of every id.
+        into_foreign_game: As in `TrajectoryRecorder`.
 
     Returns:
         The number of rows of `trajectories`.
@@ -71,7 +72,7 @@ def record_play(engine: sa.Engine, played: Sequence[Playthrough], *, seed: int) 
         )
     write_market_facts(engine, markets.values())
     time = SimulatedTime(now=min(markets).start_at)
-    recorder = TrajectoryRecorder(engine, clock=time.clock, new_id=time.new_id)
+    recorder = TrajectoryRecorder(engine, clock=time.clock, new_id=time.new_id, into_foreign_game=into_foreign_game)
     rows = 0
     with recorder.batch():
         for p in played:

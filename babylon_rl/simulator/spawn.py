@@ -129,6 +129,7 @@ def spawn(
     inference_url: str | None = None,
     duration_s: float | None = None,
     windows_at_once: int = 64,
+    into_foreign_game: bool = False,
     progress: Progress = ignore_progress,
 ) -> Spawned:
     """Play `windows` with `lineup` and write every batch in one transaction.
@@ -142,6 +143,7 @@ def spawn(
         inference_url: Endpoint of a served policy.
         duration_s: Wall time after which no further batch is started; at least one is played.
         windows_at_once: Windows of one batch; all its agents play at once.
+        into_foreign_game: Write although our migrations did not create the game's tables.
         progress: Called after each decision.
     """
     began = monotonic()
@@ -152,7 +154,7 @@ def spawn(
             break
         batch = windows[i : i + windows_at_once]
         played = asyncio.run(_play_batch(batch, lineup, seed, decisions, inference_url, progress))
-        rows += record_play(engine, played, seed=seed)
+        rows += record_play(engine, played, seed=seed, into_foreign_game=into_foreign_game)
         pnls = [p.pnl_usd for p in played if p.slot.learner]
         total_pnl += sum(pnls)
         learners += len(pnls)

@@ -79,11 +79,15 @@ def a_window(cage: Cage, window: HourWindow) -> tuple[TrajectoryGroup, Hindsight
                 change_pct=100.0,
                 sentiment=cage.later(),
                 news=(cage.later(), cage.later()),
+                other_names=(cage.later(),),
             )
             for _ in range(3)
         ),
         predictions=tuple(
-            PredictionOutcome(market_id=cage.later(), question=cage.later(), outcome="YES") for _ in range(3)
+            PredictionOutcome(
+                market_id=cage.later(), question=cage.later(), outcome=None, resolves_later_to=cage.later()
+            )
+            for _ in range(3)
         ),
     )
     trajectories = stitch(rows)

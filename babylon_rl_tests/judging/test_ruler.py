@@ -261,6 +261,13 @@ def test_litellm_asks_the_same_server_under_the_same_rules(
 # ── what the judge is shown ────────────────────────────────────────────────────────────────────────
 
 
+def test_what_is_unknown_of_a_market_is_not_written() -> None:
+    """So the prompt of a window from before these fields is what it was, and its judgment is found."""
+    user = write_prompt(*a_pair(), rubric="r", key="k").user
+    assert '"stock"' in user
+    assert not any(f in user for f in ("high_price", "also_called", "start_probability", "resolves_after_the_hour_to"))
+
+
 def test_the_judge_reads_every_field_of_hindsight(server: JudgeServer) -> None:
     group, h = a_pair()
     outcomes = WindowOutcomes(
@@ -273,13 +280,30 @@ def test_the_judge_reads_every_field_of_hindsight(server: JudgeServer) -> None:
                 change_pct=33.75,
                 sentiment="c-mood",
                 news=("c-news-1", "c-news-2"),
+                high_price=444.75,
+                low_price=55.5,
+                volatility_pct=66.125,
+                other_names=("c-name",),
             ),
         ),
         predictions=(
-            PredictionOutcome(market_id="c-market", question="c-question", outcome="NO", final_probability=0.0625),
+            PredictionOutcome(
+                market_id="c-market",
+                question="c-question",
+                outcome="NO",
+                final_probability=0.0625,
+                start_probability=0.03125,
+                resolves_later_to="c-later",
+            ),
         ),
     )
     seen = [
+        "444.75",
+        "55.5",
+        "66.125",
+        "c-name",
+        "0.03125",
+        "c-later",
         "c-ticker",
         "111.25",
         "222.5",

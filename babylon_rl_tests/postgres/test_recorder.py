@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from babylon_rl.database import bulk_copy, game_tables
 from babylon_rl.database.bulk_copy import insert_new
 from babylon_rl.errors import DataError
-from babylon_rl.ingest.recorder import SnowflakeIds, TrajectoryRecorder
+from babylon_rl.ingest.recorder import TrajectoryRecorder
+from babylon_rl.ingest.snowflakes import SnowflakeIds
 from babylon_rl.types import Json
 from babylon_rl.windows import HourWindow
 from babylon_rl_tests.factories import a_row, read_rows

@@ -231,6 +231,12 @@ def _write_truth(hindsight: Hindsight, shared: Any) -> list[str]:
                 "change_pct": s.change_pct,
                 "sentiment": s.sentiment,
                 "news": list(s.news),
+                **_leave_out_unknown(
+                    high_price=s.high_price,
+                    low_price=s.low_price,
+                    realized_volatility_pct=s.volatility_pct,
+                    also_called=list(s.other_names),
+                ),
             }
         )
         for s in sorted(outcomes.stocks, key=lambda s: s.ticker)
@@ -242,6 +248,9 @@ def _write_truth(hindsight: Hindsight, shared: Any) -> list[str]:
                 "question": p.question,
                 "outcome": p.outcome,
                 "final_probability": p.final_probability,
+                **_leave_out_unknown(
+                    start_probability=p.start_probability, resolves_after_the_hour_to=p.resolves_later_to
+                ),
             }
         )
         for p in sorted(outcomes.predictions, key=lambda p: p.market_id)
@@ -251,6 +260,11 @@ def _write_truth(hindsight: Hindsight, shared: Any) -> list[str]:
     if shared:
         lines.append(_write_line({"game_knowledge": shared}))
     return lines
+
+
+def _leave_out_unknown(**known: Any) -> dict[str, Any]:
+    """Only what is known, so that the prompt of a window without it stays as it was."""
+    return {k: v for k, v in known.items() if v not in (None, [])}
 
 
 def _build_timeline(members: Sequence[GroupMember]) -> tuple[Timeline, dict[str, list[Any]]]:
