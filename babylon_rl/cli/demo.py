@@ -20,7 +20,7 @@ from babylon_rl.database.migrate import upgrade
 from babylon_rl.errors import ConfigError
 from babylon_rl.judging.factory import open_judge
 from babylon_rl.pipeline import evaluate
-from babylon_rl.pipeline.workspace import Workspace, claim_checkpoints, open_workspace, running_policy_server
+from babylon_rl.pipeline.workspace import Workspace, open_workspace, running_policy_server
 from babylon_rl.report import formatting
 from babylon_rl.report.data import (
     CurvePoint,
@@ -90,9 +90,7 @@ def run_demo(settings: Settings, plan: DemoPlan, console: Console, *, out: Path)
         with run.phase("start", "database, Dagster, policy server"):
             upgrade(settings.database)
             prepare_dagster(settings)
-            with open_workspace(settings) as workspace:
-                ledger_id = claim_checkpoints(workspace)
-            server = running_policy_server(settings, ledger_id=ledger_id)
+            server = running_policy_server(settings)
             url = server.__enter__()
         try:
             with open_workspace(settings.changed(serving={"inference_url": url})) as workspace:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from babylon_rl.common.progress import Progress, ignore_progress
-from babylon_rl.pipeline.workspace import Workspace, claim_checkpoints, running_policy_server
+from babylon_rl.pipeline.workspace import Workspace, running_policy_server
 from babylon_rl.store.evaluations import CurveRow, PolicyResult, read_curve, read_evaluation, write_evaluation
 from babylon_rl.types import Json, policy_name
 from babylon_rl.windows import HourWindow
@@ -94,7 +94,7 @@ def evaluate_checkpoint(
     suite = suite or suite_of(workspace)
     missing = [s for s in sorted({0, step}) if _read(workspace, s, suite) is None]
     if missing:
-        with running_policy_server(workspace.settings, ledger_id=claim_checkpoints(workspace)) as url:
+        with running_policy_server(workspace.settings) as url:
             for s in missing:
                 _write(workspace, s, suite, asyncio.run(_play(url, workspace, s, suite, progress)))
     base, policy = _read(workspace, 0, suite), _read(workspace, step, suite)
