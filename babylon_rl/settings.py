@@ -245,7 +245,7 @@ class Settings(_Part):
     @field_validator("start")
     @classmethod
     def _normalise_window(cls, v: str) -> str:
-        return str(HourWindow.parse(v))
+        return str(HourWindow.parse(v).hour)
 
     @classmethod
     def load(cls, **overrides: object) -> Self:

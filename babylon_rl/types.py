@@ -67,7 +67,11 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceRow:
-    """One usable row of `trajectories`: in live data one agent tick (0–3 steps)."""
+    """One usable row of `trajectories`: in live data one agent tick (0–3 steps).
+
+    Attributes:
+        window_id: Its hour, and its scenario if it names one.
+    """
 
     source_id: str
     trajectory_id: str
@@ -165,7 +169,11 @@ class RetryKind(_DocumentedWord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowOutcome:
-    """What became of one source row. Every row read has exactly one."""
+    """What became of one source row. Every row read has exactly one.
+
+    Attributes:
+        window_id: Its hour, whatever its scenario.
+    """
 
     source_id: str
     trajectory_id: str
@@ -210,6 +218,7 @@ class Trajectory:
 
     Attributes:
         trajectory_id: `<window>/<agent>`: stable however the rows arrived.
+        window_id: The hour, and the scenario where its rows name one.
         row_ids: Source ids of the rows stitched, in time order.
         turns: What trains, in time order. Empty when no call decided anything; then the trajectory is not kept.
         decisions: The game's action objects beside the turns. Hindsight: judge only.
@@ -293,7 +302,11 @@ class GroupMember:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrajectoryGroup:
-    """Trajectories of distinct agents that faced the same window; members sorted by trajectory id."""
+    """Trajectories of distinct agents that faced the same window; members sorted by trajectory id.
+
+    Attributes:
+        window_id: The hour, and the scenario where its rows name one.
+    """
 
     group_id: str
     window_id: str

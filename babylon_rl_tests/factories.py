@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from babylon_rl.common.canonical import from_json
 from babylon_rl.database import game_tables
 from babylon_rl.database import tables as t
+from babylon_rl.grouping.groups import make_groups
 from babylon_rl.ingest.reader import stream_window
 from babylon_rl.pipeline.checks import CHECKS
 from babylon_rl.pipeline.workspace import Workspace
@@ -80,6 +81,13 @@ def a_group(*agents: str, window: HourWindow = WINDOW) -> TrajectoryGroup:
     return TrajectoryGroup(
         group_id=f"{window}#test", window_id=str(window), members=tuple(a_member(n, window) for n in names)
     )
+
+
+def make_group(window: HourWindow, trajectories: Iterable[Trajectory], *, min_agents: int) -> TrajectoryGroup | None:
+    """The one group of an hour whose rows name no scenario, or None where too few agents can train."""
+    groups = make_groups(window, trajectories, min_agents=min_agents)
+    assert len(groups) <= 1
+    return groups[0] if groups else None
 
 
 def a_call(response: str = '{"action":"HOLD"}', purpose: str = "action", **changes: Any) -> LlmCall:

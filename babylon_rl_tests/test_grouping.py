@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from babylon_rl.common.canonical import to_json
 from babylon_rl.errors import DataError
-from babylon_rl.grouping.groups import decide_row_outcomes, make_group
+from babylon_rl.grouping.groups import decide_row_outcomes, make_groups
 from babylon_rl.grouping.hindsight import hindsight_for
 from babylon_rl.ingest.steps import parse_steps
 from babylon_rl.ingest.stitching import is_usable, mark_as_read, stitch
@@ -26,7 +26,7 @@ from babylon_rl.types import (
     Trajectory,
     WindowOutcomes,
 )
-from babylon_rl_tests.factories import WINDOW, a_call, a_json_step, a_source_row, a_step, a_trajectory
+from babylon_rl_tests.factories import WINDOW, a_call, a_json_step, a_source_row, a_step, a_trajectory, make_group
 
 AGENTS = [f"agent-{i}" for i in range(5)]
 
@@ -165,7 +165,8 @@ def test_every_row_ends_in_exactly_one_outcome(ticks: list[tuple[str, bool]], mi
     trajectories = stitch(rows)
     group = make_group(WINDOW, trajectories, min_agents=min_agents)
     read = mark_as_read(rows)
-    outcomes = decide_row_outcomes(read, group)
+    groups = [] if group is None else [group]
+    outcomes = decide_row_outcomes(read, groups, trajectories)
     assert {o.status for o in read} <= {RowStatus.READ}
     assert [d.source_id for d in outcomes] == [r.source_id for r in rows]
     speakers = {a for a, spoken in ticks if spoken}
@@ -178,15 +179,16 @@ def test_every_row_ends_in_exactly_one_outcome(ticks: list[tuple[str, bool]], mi
             assert (d.status, d.group_id) == ("ineligible", None)
             assert d.reason == ("too_few_agents" if spoken else "no_turns")
     # Grouped again, and no longer grouped: a row's outcome depends on the current group alone, not on the one before.
-    assert decide_row_outcomes(outcomes, group) == outcomes
-    assert decide_row_outcomes(outcomes, None) == decide_row_outcomes(read, None)
+    assert decide_row_outcomes(outcomes, groups, trajectories) == outcomes
+    assert decide_row_outcomes(outcomes, [], trajectories) == decide_row_outcomes(read, [], trajectories)
 
 
 def test_accounting_leaves_what_reading_set_aside() -> None:
     rows = [a_source_row(a) for a in AGENTS]
     aside = replace(mark_as_read(rows[:1])[0], status=RowStatus.QUARANTINED, reason=RowReason.BAD_JSON)
-    group = make_group(WINDOW, stitch(rows), min_agents=5)
-    outcomes = decide_row_outcomes([aside, *mark_as_read(rows[1:])], group)
+    trajectories = stitch(rows)
+    groups = make_groups(WINDOW, trajectories, min_agents=5)
+    outcomes = decide_row_outcomes([aside, *mark_as_read(rows[1:])], groups, trajectories)
     assert Counter(d.reason for d in outcomes) == {"bad_json": 1, "has_turn": 4}
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babylon_rl.errors import DataError
-from babylon_rl.ingest.queries import window_of
+from babylon_rl.ingest.queries import scenario_of, window_of
 from babylon_rl.windows import HourWindow
 
 START = datetime(2025, 1, 13, 14, 20, tzinfo=UTC)
@@ -72,3 +72,35 @@ def test_what_is_no_full_utc_hour_is_refused(text: str) -> None:
 )
 def test_a_row_without_a_valid_window_id_is_of_its_start_hour(window_id: str | None, expected: str) -> None:
     assert str(window_of(window_id, START)) == expected
+
+
+# ── scenarios ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(hours, st.text(min_size=1, max_size=100).filter(lambda s: not s.isspace()))
+def test_a_scenarios_id_read_back_is_the_same_window(at: datetime, scenario: str) -> None:
+    window = HourWindow.containing(at).of_scenario(scenario)
+    assert HourWindow.parse(str(window)) == window
+    assert not set("/# ") & set(str(window)), "an agent and a digest are put behind it"
+    assert (str(window)[:16], window.hour) == (str(HourWindow.containing(at)), HourWindow.containing(at))
+    assert window.hour < window < window.next()
+    assert window.next() == HourWindow.containing(at).next(), "ranges are of hours"
+
+
+@pytest.mark.parametrize(
+    "scenario_id",
+    [None, "", "  ", "2025-01-13T14:00", "2025-01-13-14", "2025-01-13T14:00:00Z", "2025-01-13 14:00:00.000+00:00"],
+)
+def test_an_hour_or_nothing_is_no_scenario(scenario_id: str | None) -> None:
+    assert scenario_of(scenario_id) == ""
+
+
+@pytest.mark.parametrize("scenario_id", ["trust-attack-01", "2025-01-13T14:00-trust", "benchmark-1", "14"])
+def test_any_other_text_is_a_scenario(scenario_id: str) -> None:
+    assert scenario_of(f" {scenario_id} ") == scenario_id
+
+
+@pytest.mark.parametrize("text", ["2025-01-13T14:00~", "2025-01-13T14:30~x", "~x", "2025-01-13T14:00 ~x"])
+def test_a_scenario_of_no_hour_is_refused(text: str) -> None:
+    with pytest.raises(DataError, match="expected the form"):
+        HourWindow.parse(text)

@@ -45,7 +45,7 @@ from babylon_rl.database.bulk_copy import insert_new
 from babylon_rl.database.connection import connect
 from babylon_rl.database.embedded import ensure_database, ensure_server, stop_server
 from babylon_rl.database.migrate import upgrade
-from babylon_rl.grouping.groups import make_group
+from babylon_rl.grouping.groups import make_groups
 from babylon_rl.ingest.columns import COLUMN_TYPES, ColumnNames
 from babylon_rl.ingest.queries import select_window, window_parameters
 from babylon_rl.ingest.reader import stream_window
@@ -76,10 +76,10 @@ def raw_copy(conn: psycopg.Connection[Any], window: HourWindow, options: str = "
 
 
 def ours(conn: sa.Connection, window: HourWindow) -> int:
-    made = make_group(
+    made = make_groups(
         window, (t for a in stream_window(conn, window) for t in stitch(a.rows) if is_usable(t)), min_agents=2
     )
-    return 0 if made is None else sum(len(m.turns) for m in made.members)
+    return sum(len(m.turns) for group in made for m in group.members)
 
 
 # ── measuring ──────────────────────────────────────────────────────────────────────────────────────

@@ -49,8 +49,8 @@ def export(
     from babylon_rl.pipeline.workspace import open_workspace
     from babylon_rl.report.screen import run_progress
 
-    begin = None if first is None else HourWindow.parse(first)
-    end = None if last is None else HourWindow.parse(last)
+    begin = None if first is None else HourWindow.parse(first).hour
+    end = None if last is None else HourWindow.parse(last).hour
     settings = Settings.load()
     upgrade(settings.database)
     with open_workspace(settings) as workspace, run_progress(console) as shown, shown.phase("export", out) as phase:

@@ -164,7 +164,7 @@ def materialize(
     settings = _settings()
     upgrade(settings.database)
     prepare_dagster(settings)
-    start, end = HourWindow.parse(first), HourWindow.parse(last)
+    start, end = HourWindow.parse(first).hour, HourWindow.parse(last).hour
     names = [a.key.to_user_string() for a in WINDOW_ASSETS]
     wanted = names if assets is None else [a.strip() for a in assets.split(",")]
     known = [a.key.to_user_string() for a in ASSETS]
@@ -186,18 +186,20 @@ def materialize(
 def _print_row_outcomes(settings: Settings, start: HourWindow, end: HourWindow) -> None:
     from babylon_rl.pipeline.workspace import open_workspace
     from babylon_rl.report import row_outcomes
+    from babylon_rl.store.hours import windows_of
     from babylon_rl.store.row_outcomes import count_row_outcomes
 
     windows = list(start.until(end))
     with open_workspace(settings) as workspace:
         outcomes = count_row_outcomes(workspace.store.engine, windows)
-        judged = sum(workspace.store.judgment(w) is not None for w in windows)
+        each = [w for of_hour in windows_of(workspace.store.engine, windows).values() for w in of_hour]
+        judged = sum(workspace.store.judgment(w) is not None for w in each)
     rows = row_outcomes.table(outcomes)
     counts = ", ".join(f"{r['rows']:,} {r['status']} ({r['reason']})" for r in rows) or "none"
     console.print(
         f"{formatting.count(sum(o.total for o in outcomes), 'row')}: {counts}", highlight=False, soft_wrap=True
     )
-    console.print(f"{judged} of {formatting.count(len(windows), 'window')} judged", highlight=False)
+    console.print(f"{judged} of {formatting.count(len(each), 'window')} judged", highlight=False)
     if rows:
         console.print(
             "next: babylon-rl check-windows; babylon-rl explain ROW_ID shows what became of one row", highlight=False

@@ -30,6 +30,12 @@ platform = MetaData(schema=OUR_SCHEMA)
 
 _at = DateTime(timezone=True)
 
+
+def _hour_id() -> "Column[str]":
+    """Of `2025-01-15T10:00~trust-attack-01` the hour."""
+    return Column("hour_id", Text, Computed("left(window_id, 16)", persisted=True), nullable=False)
+
+
 # The facts of the world that outcomes are computed from. The embedded game writes them as it plays;
 # over a real game they stay empty and its own `market_outcomes` are read.
 price_facts = Table(
@@ -108,7 +114,8 @@ contextualized_groups = Table(
     "contextualized_groups",
     platform,
     Column("group_id", Text, primary_key=True),
-    Column("window_id", Text, nullable=False, unique=True),
+    Column("window_id", Text, nullable=False, unique=True),  # the hour, and its scenario where the rows name one
+    _hour_id(),
     Column("data_version", Text, nullable=False),
     Column("members", Integer, nullable=False),
     Column("turns", Integer, nullable=False),
@@ -117,6 +124,7 @@ contextualized_groups = Table(
     Column(
         "made_from", Text
     ),  # "<data version of windows>|<of window_outcomes>", which view stale_windows compares with today's
+    Index("ix_contextualized_groups_hour", "hour_id"),
 )
 
 judgments = Table(
@@ -256,6 +264,10 @@ consumed_windows = Table(  # the primary key is what makes "trained once per lin
     Column("step", Integer, nullable=False),
     Column("judgment_key", Text, nullable=False),
     Column("data_version", Text),  # of the group that trained; another one now: trained on older rows
+    _hour_id(),
+    # Trained before an hour was split into its scenarios: none of them trains again.
+    Column("whole_hour", Boolean, nullable=False, server_default=text("false")),
+    Index("ix_consumed_windows_hour", "lineage", "hour_id"),
 )
 
 ledger_identity = Table(  # one row: the id that this database's checkpoints carry, so that another's are told apart
@@ -269,6 +281,8 @@ dropped_windows = Table(  # left out of judging and training by dropout, for goo
     platform,
     Column("lineage", Text, primary_key=True),
     Column("window_id", Text, primary_key=True),
+    _hour_id(),
+    Index("ix_dropped_windows_hour", "lineage", "hour_id"),
 )
 
 # Kept up to date by ingest/window_summary.py, so that readiness costs the same with a million rows as with a thousand.

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from babylon_rl.errors import DataError
+from babylon_rl.store.hours import windows_of
 from babylon_rl.store.row_outcomes import row_outcomes_of
 from babylon_rl.store.windows import Store
 from babylon_rl.training.rewards import rank_rewards
@@ -49,7 +50,7 @@ def window_frame(store: Store, window_id: str) -> "pd.DataFrame":
 
     Args:
         store: Our schema.
-        window_id: A UTC hour such as `2025-01-15T10:00`.
+        window_id: A UTC hour such as `2025-01-15T10:00`, or one scenario of it.
 
     Returns:
         `COLUMNS`, a row per turn by agent and time, all trajectories of the window, grouped or not. `score`,
@@ -67,11 +68,11 @@ def window_frame(store: Store, window_id: str) -> "pd.DataFrame":
         raise DataError(_explain_unknown(store, window), facts={"window_id": str(window)})
     outcomes = row_outcomes_of(store.engine, window)
     outcome_of_row = {o.source_id: o for o in outcomes}
-    judgment = store.judgment(window)
+    judgments = {str(w): store.judgment(w) for w in windows_of(store.engine, [window])[window]}
     records = [
         r
         for t in store.trajectories(window)
-        for r in _make_records(t, outcome_of_row.get(t.row_ids[0]) if t.row_ids else None, judgment)
+        for r in _make_records(t, outcome_of_row.get(t.row_ids[0]) if t.row_ids else None, judgments.get(t.window_id))
     ]
     frame = pd.DataFrame.from_records(records, columns=list(COLUMNS)).astype(dict(COLUMNS))
     counts = Counter(f"{o.status}/{o.reason}" for o in outcomes)

@@ -21,7 +21,7 @@ from babylon_rl.store.eligibility import Reason, WindowState
 from babylon_rl.store.ledger import find_trainings
 from babylon_rl.store.row_outcomes import find_row_outcome, row_outcomes_of
 from babylon_rl.training.rewards import rank_rewards
-from babylon_rl.types import Judgment, RowOutcome, Trajectory, TrajectoryGroup, policy_name
+from babylon_rl.types import Judgment, RowOutcome, RowReason, Trajectory, TrajectoryGroup, policy_name
 from babylon_rl.windows import HourWindow
 
 
@@ -66,8 +66,11 @@ def explain(workspace: Workspace, row_or_trajectory_id: str) -> list[str]:
             window = None
         if window is not None:
             outcomes = [o for o in row_outcomes_of(workspace.store.engine, window) if o.agent_id == agent_id]
+            trajectory = _find_trajectory(workspace, window, row_or_trajectory_id)
+            if window.scenario:
+                outcomes = [o for o in outcomes if trajectory is not None and o.source_id in trajectory.row_ids]
             if outcomes:
-                return list(_explain_trajectory(workspace, window, agent_id, outcomes))
+                return list(_explain_trajectory(workspace, window, agent_id, outcomes, trajectory))
     raise DataError(
         f"{row_or_trajectory_id!r} is neither the id nor the trajectoryId of a recorded row, nor a trajectory "
         "'<window>/<agent>' that was stitched; take one from `trajectories` or from table `row_outcomes`",
@@ -100,18 +103,25 @@ def _explain_row(workspace: Workspace, row: _GameRow | None, outcome: RowOutcome
     if outcome.status.is_set_aside:
         yield "So no group holds it, no judge saw it, and nothing trained on it."
         return
-    yield from _explain_from_trajectory_on(workspace, window, outcome.agent_id)
+    own = next((x for x in workspace.store.trajectories(window) if outcome.source_id in x.row_ids), None)
+    if own is not None and outcome.reason is RowReason.NO_TURN:
+        yield f"Nothing of it trains; what follows is about trajectory {own.trajectory_id}, to which other rows gave turns."
+    yield from _explain_from_trajectory_on(workspace, window, outcome.agent_id, own)
 
 
 def _explain_trajectory(
-    workspace: Workspace, window: HourWindow, agent_id: str, outcomes: Sequence[RowOutcome]
+    workspace: Workspace,
+    window: HourWindow,
+    agent_id: str,
+    outcomes: Sequence[RowOutcome],
+    trajectory: Trajectory | None,
 ) -> Iterator[str]:
     n = len(outcomes)
     yield f"Agent {agent_id} has {n} row{'s' * (n > 1)} in window {window}: {_format_counts(outcomes)}."
     if all(o.status.is_set_aside for o in outcomes):
         yield "So no trajectory was stitched, no judge saw it, and nothing trained on it."
         return
-    yield from _explain_from_trajectory_on(workspace, window, agent_id)
+    yield from _explain_from_trajectory_on(workspace, window, agent_id, trajectory)
 
 
 def _explain_window(row: _GameRow) -> str:
@@ -144,15 +154,17 @@ def _say_outcome(outcome: RowOutcome) -> str:
 # ── trajectory, group, judgment, checkpoint ────────────────────────────────────────────────────────
 
 
-def _explain_from_trajectory_on(workspace: Workspace, window: HourWindow, agent_id: str) -> Iterator[str]:
-    trajectory = next((x for x in workspace.store.trajectories(window) if x.agent_id == agent_id), None)
+def _explain_from_trajectory_on(
+    workspace: Workspace, window: HourWindow, agent_id: str, trajectory: Trajectory | None
+) -> Iterator[str]:
     if trajectory is None:
         yield f"Agent {agent_id} has no trajectory in {window}: none of its rows holds a call of the policy."
         return
     yield _describe_trajectory(trajectory)
+    window = HourWindow.parse(trajectory.window_id)  # with its scenario, if it has one
     group = workspace.store.group(window)
     if group is None or all(m.trajectory_id != trajectory.trajectory_id for m in group.members):
-        agents = len({x.agent_id for x in workspace.store.trajectories(window)})
+        agents = len({x.agent_id for x in workspace.store.trajectories(window) if x.window_id == trajectory.window_id})
         yield (
             f"No group holds it: {agents} agent{'s' * (agents != 1)} of {window} can train, a group needs "
             f"{workspace.settings.training.min_agents} (BABYLON_MIN_AGENTS); or `contextualized_groups` was not materialized since."
@@ -162,6 +174,10 @@ def _explain_from_trajectory_on(workspace: Workspace, window: HourWindow, agent_
     judgment = workspace.store.judgment(window)
     yield _describe_judgment(judgment, group, trajectory.trajectory_id)
     yield from _describe_trainings(workspace, window, judgment)
+
+
+def _find_trajectory(workspace: Workspace, window: HourWindow, trajectory_id: str) -> Trajectory | None:
+    return next((x for x in workspace.store.trajectories(window) if x.trajectory_id == trajectory_id), None)
 
 
 def _describe_trajectory(x: Trajectory) -> str:
@@ -200,7 +216,7 @@ def _describe_trainings(workspace: Workspace, window: HourWindow, judgment: Judg
         yield f"Checkpoint {training.policy} was trained on it{'' if same else other}."
     if any(training.lineage == own for training in used):
         return
-    [state] = workspace.ledger.eligibility.states([window])
+    state = next(s for s in workspace.ledger.eligibility.states([window]) if s.window_id == str(window))
     if state.planned_step is not None:
         name = policy_name(own, state.planned_step)
         yield f"It is planned for checkpoint {name}, whose training is under way or was interrupted."

@@ -8,18 +8,20 @@ from collections.abc import Iterable
 
 from babylon_rl.errors import DataError
 from babylon_rl.types import Hindsight, MemberHindsight, Trajectory, TrajectoryGroup, WindowOutcomes
+from babylon_rl.windows import HourWindow
 
 
 def hindsight_for(group: TrajectoryGroup, trajectories: Iterable[Trajectory], outcomes: WindowOutcomes) -> Hindsight:
     """Collect what became of each member, in the group's order.
 
     Raises:
-        DataError: A member has no trajectory, or the outcomes are another window's.
+        DataError: A member has no trajectory, or the outcomes are another hour's.
     """
-    if outcomes.window_id != group.window_id:
+    hour = HourWindow.parse(group.window_id).hour  # markets have one truth, whatever scenario an agent plays
+    if outcomes.window_id != str(hour):
         raise DataError(
             f"group {group.group_id!r} was given the outcomes of window {outcomes.window_id!r}; expected those of "
-            f"{group.window_id!r}",
+            f"{str(hour)!r}",
             facts={"group_id": group.group_id, "window_id": outcomes.window_id},
         )
     by_id = {t.trajectory_id: t for t in trajectories}

@@ -7,7 +7,8 @@ whatever the database calls its columns, so no other module needs to know. Parsi
 A row's window is:
     1. its `window_id`, where that is a real hour: `2025-01-15T10:00`, or a successor's `2025-01-15-10`;
     2. else the UTC hour of `start_time`.
-Never `scenario_id` (it may name a benchmark), never the hour of the end.
+Never `scenario_id` (it may name a benchmark), never the hour of the end. Inside that hour it belongs to the scenario that
+its `scenario_id` names; one that is an hour, in whatever spelling, or blank names none.
 """
 
 import re
@@ -30,6 +31,10 @@ _DATE: Final = (
 # Read by PostgreSQL and by Python alike. No year below 1000: `strftime` writes such a year without its zeros.
 VALID_WINDOW_ID: Final = f"^(?!0){_DATE}(T([01][0-9]|2[0-3]):00|-([01][0-9]|2[0-3]))$"
 _VALID = re.compile(VALID_WINDOW_ID.removesuffix("$") + r"\Z")
+# The writers put the hour there: of the start, of the end, with seconds or a zone, as `2025-01-13-14`, as a day.
+_HOUR_LIKE: Final = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}([T -][0-9]{2}(:[0-9]{2}){0,2}(\.[0-9]+)?(Z|[+-][0-9]{2}:?[0-9]{2})?)?"
+)
 
 
 def window_of(window_id: str | None, start_at: datetime) -> HourWindow:
@@ -43,6 +48,12 @@ def window_of(window_id: str | None, start_at: datetime) -> HourWindow:
         hour = int(window_id[11:13])
         return HourWindow(datetime(int(window_id[:4]), int(window_id[5:7]), int(window_id[8:10]), hour, tzinfo=UTC))
     return HourWindow.containing(start_at)
+
+
+def scenario_of(scenario_id: str | None) -> str:
+    """The scenario that a row's `scenario_id` names, or empty text for none: see the module's rule."""
+    name = (scenario_id or "").strip()
+    return "" if _HOUR_LIKE.fullmatch(name) else name
 
 
 def _select_list(table: str, columns: Mapping[str, str]) -> str:

@@ -23,6 +23,7 @@ import sqlalchemy as sa
 
 from babylon_rl.ingest.columns import ColumnNames, find_column_names
 from babylon_rl.ingest.queries import (
+    scenario_of,
     select_calls,
     select_rows,
     select_window,
@@ -263,7 +264,7 @@ def _build_source_row(row: _Row, window_id: str, start_time: datetime, steps: tu
         source_id=row.id,
         trajectory_id=row.trajectory_id,
         agent_id=row.agent_id,
-        window_id=window_id,
+        window_id=str(HourWindow.parse(window_id).of_scenario(scenario_of(row.scenario_id))),
         start_at=_utc(start_time),
         end_at=None if row.end_time is None else _utc(row.end_time),
         final_pnl=parse_number(row.final_pnl),

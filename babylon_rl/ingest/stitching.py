@@ -1,4 +1,4 @@
-"""Rows of one agent and one window, in time order, become one `Trajectory`.
+"""Rows of one agent and one window (an hour, and a scenario where rows name one), in time order, become one `Trajectory`.
 
 What belongs here: which call of a step is the policy's, and what a window's P&L is. Which rows a
 window has is `ingest/queries.py`; who is compared with whom is `grouping/groups.py`.
@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from babylon_rl.common.canonical import to_json
 from babylon_rl.types import Json, LlmCall, RowOutcome, RowReason, RowStatus, SourceRow, Step, Trajectory, Turn
+from babylon_rl.windows import HOUR_ID_LENGTH
 
 LONGEST_TEXT: Final = 4_000  # characters of one text of an action; what an agent answered is never cut
 REASONING: Final = frozenset({"reasoning", "thinking", "planning"})
@@ -39,7 +40,7 @@ def mark_as_read(rows: Iterable[SourceRow]) -> list[RowOutcome]:
             source_id=r.source_id,
             trajectory_id=r.trajectory_id,
             agent_id=r.agent_id,
-            window_id=r.window_id,
+            window_id=r.window_id[:HOUR_ID_LENGTH],
             status=RowStatus.READ,
             reason=RowReason.NO_TURN if all(policy_call(s) is None for s in r.steps) else RowReason.HAS_TURN,
         )

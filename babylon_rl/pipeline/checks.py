@@ -11,7 +11,7 @@ training never sees it.
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -22,6 +22,7 @@ from babylon_rl.pipeline.each_window import explain_failure, is_of_one_window, n
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.check_results import CheckSubject, read_check_subjects, write_check_results
 from babylon_rl.store.dropout import is_dropped
+from babylon_rl.store.hours import windows_of
 from babylon_rl.store.judge_audits import audit_of
 from babylon_rl.store.judge_calls import cost_of
 from babylon_rl.store.retries import clear_retry, read_tries
@@ -83,10 +84,27 @@ class CheckedWindow:
 
 
 def run_check(check: Check, windows: Sequence[HourWindow], workspace: Workspace) -> dict[HourWindow, CheckedWindow]:
-    """Run one check on each window and keep the results.
+    """Run one check on each window of some hours and keep the results.
 
-    A check that raises has failed on that window, with the exception as its reason; the window is looked at again later.
+    Of an hour with scenarios each is checked, and fails, alone; what is returned is then of all of them. A check that raises has failed on that window, with the exception as its reason; the window is looked at again later.
     """
+    windows_of_hour = windows_of(workspace.store.engine, windows)
+    checked = _run_check(check, [w for of_hour in windows_of_hour.values() for w in of_hour], workspace)
+    return {hour: _combine({w: checked[w] for w in of_hour}) for hour, of_hour in windows_of_hour.items()}
+
+
+def _combine(checked: Mapping[HourWindow, CheckedWindow]) -> CheckedWindow:
+    if len(checked) == 1:
+        return next(iter(checked.values()))
+    facts = {str(w): c.result.facts for w, c in sorted(checked.items())}
+    failed = [w for w, c in sorted(checked.items()) if not c.result.passed]
+    result = CheckResult(
+        passed=not failed, facts=facts | ({"failed_windows": [str(w) for w in failed]} if failed else {})
+    )
+    return CheckedWindow(result=result, kept=all(checked[w].kept for w in failed or checked))
+
+
+def _run_check(check: Check, windows: Sequence[HourWindow], workspace: Workspace) -> dict[HourWindow, CheckedWindow]:
     engine = workspace.store.engine
     about = {w: check.subject(s) for w, s in read_check_subjects(engine, windows).items()}
     tries = read_tries(engine, windows)
@@ -223,7 +241,7 @@ def every_row_accounted(
     conn: sa.Connection, window: HourWindow, rows_read: int | None, outcomes: Sequence[RowOutcome]
 ) -> CheckResult:
     """Rows in the game's table now = rows read = rows accounted for, each id once."""
-    recorded, accounted = window_ids(conn, window), [o.source_id for o in outcomes]
+    recorded, accounted = window_ids(conn, window.hour), [o.source_id for o in outcomes]
     by_status = Counter(o.status.value for o in outcomes)
     facts: Json = {
         "rows": len(recorded),
@@ -246,7 +264,7 @@ def only_what_was_logged(
     """
     if group is None:
         return CheckResult(passed=True, facts={"members": 0})
-    logged = logged_messages(conn, window)
+    logged = logged_messages(conn, window.hour)
     foreign = [
         f"{m.trajectory_id} turn {i}"
         for m in group.members
@@ -349,6 +367,8 @@ def _say_why(window: HourWindow, workspace: Workspace) -> Json:
     """Why a window has no judgment, and when it is tried again."""
     facts: Json = {}
     for state in workspace.ledger.eligibility.states([window]):
+        if state.window_id != str(window):  # another scenario of its hour
+            continue
         facts["state"] = state.state.value
         if state.explanation is not None:
             facts["reason"] = state.explanation

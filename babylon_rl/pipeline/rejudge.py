@@ -13,6 +13,7 @@ from babylon_rl.judging.judge import Judge
 from babylon_rl.judging.score import Item, ScoreReport, score_groups
 from babylon_rl.pipeline.checks import CHECKS, run_check
 from babylon_rl.pipeline.workspace import Workspace
+from babylon_rl.store.hours import windows_of
 from babylon_rl.store.judgment_claims import JudgmentClaims
 from babylon_rl.store.ledger import find_trainings
 from babylon_rl.store.windows import Store
@@ -72,7 +73,7 @@ def rejudge(
     Args:
         workspace: Its store holds groups and judgments.
         judge: The new judge.
-        windows: Those without a group are left out.
+        windows: Hours; those without a group are left out.
         make_current: Make the new judgments the current ones of their windows, and run the checks on them.
         concurrency: Groups being judged at a time.
 
@@ -80,7 +81,8 @@ def rejudge(
         ConfigError: The judge refuses our requests; the judgments that arrived are kept.
     """
     store = workspace.store
-    stored = {w: g for w in windows if (g := store.stored_group(w)) is not None}
+    each = [w for of_hour in windows_of(store.engine, windows).values() for w in of_hour]
+    stored = {w: g for w in each if (g := store.stored_group(w)) is not None}
     items: dict[HourWindow, Item] = {w: (g.group, g.hindsight) for w, g in stored.items()}
     old = {w: store.judgment(w) for w in items}
     known_before = {w for w, (g, h) in items.items() if store.find_judgment(judge.key(g, h)) is not None}

@@ -7,11 +7,12 @@ from typing import Final
 from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.judging.judge import Judge
 from babylon_rl.judging.score import Failure, score_groups
-from babylon_rl.pipeline.window_result import WindowResult
+from babylon_rl.pipeline.window_result import WindowResult, combine_scenarios
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.dropout import drop_out
 from babylon_rl.store.eligibility import Reason, WindowState
 from babylon_rl.store.groups import StoredGroup
+from babylon_rl.store.hours import windows_of
 from babylon_rl.store.judge_calls import cost_of
 from babylon_rl.store.judgment_claims import JudgmentClaims
 from babylon_rl.store.retries import clear_retry, expect_judge, postpone, read_tries, release_errors
@@ -38,12 +39,14 @@ async def score_range(
     unattended: bool = False,
     progress: Progress = ignore_progress,
 ) -> dict[HourWindow, WindowResult]:
-    """Decide which of `windows` drop out of the lineage, and judge the groups of the others."""
+    """Decide which windows of some hours drop out of the lineage, and judge the groups of the others."""
     settings = workspace.settings
+    windows_of_hour = windows_of(workspace.store.engine, windows)
+    each = [w for of_hour in windows_of_hour.values() for w in of_hour]
     dropped = drop_out(
         workspace.store.engine,
         settings.lineage,
-        windows,
+        each,
         target=settings.training.dropout_target,
         cap=settings.training.dropout_cap,
         seed=settings.seed,
@@ -51,14 +54,17 @@ async def score_range(
     results = await score_windows(
         workspace,
         judge,
-        [w for w in windows if w not in dropped],
+        [w for w in each if w not in dropped],
         # Twice what may be in flight: the next prompts are written while the judge works.
         concurrency=2 * settings.judge.concurrency,
         unattended=unattended,
         progress=progress,
     )
     nothing = WindowResult(data_version="none", changed=False, count=0, facts={"dropped_out": True})
-    return {w: nothing if w in dropped else results[w] for w in windows}
+    return {
+        hour: combine_scenarios({w: nothing if w in dropped else results[w] for w in of_hour})
+        for hour, of_hour in windows_of_hour.items()
+    }
 
 
 async def score_windows(
@@ -70,7 +76,7 @@ async def score_windows(
     unattended: bool = False,
     progress: Progress = ignore_progress,
 ) -> dict[HourWindow, WindowResult]:
-    """Judge every group of `windows` once; a group judged before costs nothing.
+    """Judge the group of each of `windows` once; a group judged before costs nothing.
 
     A group that cannot be judged fails alone: its window gets the reason and the time of its next try, and keeps the
     current judgment that it may have.
@@ -78,7 +84,7 @@ async def score_windows(
     Args:
         workspace: Its store holds groups and judgments.
         judge: Opened and closed here.
-        windows: Those without a group, or whose rows or outcomes changed, are not judged.
+        windows: Each an hour, or a scenario of one. Those without a group, or whose rows or outcomes changed, are not judged.
         concurrency: Groups being judged at a time.
         unattended: Leave out windows whose time has not come, and those that the lineage has trained on and never
             will again; a person who asks has them judged at once.

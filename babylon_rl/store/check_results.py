@@ -82,10 +82,11 @@ def _make_row(window: HourWindow, check_name: str, result: CheckResult, about: s
 def _read_subjects(conn: sa.Connection, windows: Sequence[HourWindow]) -> dict[HourWindow, CheckSubject]:
     w, g, j = t.windows.c, t.contextualized_groups.c, t.window_judgments.c
     ids = [str(window) for window in windows]
-    rows = dict(conn.execute(sa.select(w.window_id, w.data_version).where(w.window_id.in_(ids))).tuples().all())
+    hours = sorted({str(window.hour) for window in windows})
+    rows = dict(conn.execute(sa.select(w.window_id, w.data_version).where(w.window_id.in_(hours))).tuples().all())
     groups = dict(conn.execute(sa.select(g.window_id, g.data_version).where(g.window_id.in_(ids))).tuples().all())
     judged = dict(conn.execute(sa.select(j.window_id, j.judgment_key).where(j.window_id.in_(ids))).tuples().all())
     return {
-        window: CheckSubject(group=groups.get(i, rows.get(i)), judgment=judged.get(i))
+        window: CheckSubject(group=groups.get(i, rows.get(str(window.hour))), judgment=judged.get(i))
         for window, i in zip(windows, ids, strict=True)
     }

@@ -1,7 +1,8 @@
 """May this window train? One SQL answer, asked by training, export, `check-windows` and `explain`.
 
 What belongs here: reading a window's state. What is the same for every lineage is the view
-`babylon_rl.trainable_windows`, what a lineage did with a window is added by `babylon_rl.window_states` (migration 0010).
+`babylon_rl.trainable_windows`, what a lineage did with a window is added by `babylon_rl.window_states` (migration 0011).
+A window is an hour, or one scenario of an hour whose rows name scenarios.
 How a state is worded for people is `pipeline/readiness.py` and `export/explain.py`.
 """
 
@@ -75,6 +76,7 @@ class WindowState:
     """How far one window has come.
 
     Attributes:
+        hour_id: Its hour: the partition.
         reason: Why no lineage may train on it; None: it may train.
         stage: The asset or check that could not prepare it, where the reason is one that is tried again.
         explanation: What that try said.
@@ -90,6 +92,7 @@ class WindowState:
     """
 
     window_id: str
+    hour_id: str
     state: State
     reason: Reason | None
     stage: str | None
@@ -211,15 +214,17 @@ class Eligibility:
         return trainable, len(rows) - len(trainable)
 
     def states(self, windows: Sequence[HourWindow], *, min_agents: int | None = None) -> list[WindowState]:
-        """The states of those of `windows` that are known, in time order.
+        """The states of those of `windows` that are known, in time order; an hour gives those of all its windows.
 
         Args:
-            windows: Hours.
+            windows: Hours, or single scenarios of hours.
             min_agents: Agents that a group needs now: a window that had too few for a higher minimum is `not_grouped`.
         """
-        parameters = self._parameters(windows=[str(w) for w in windows], min_agents=min_agents)
+        hours = sorted({str(w.hour) for w in windows})
+        asked = {str(w) for w in windows}
         with self.engine.connect() as conn:
-            return [_read_state(r) for r in conn.execute(_STATES, parameters).mappings()]
+            rows = conn.execute(_STATES, self._parameters(hours=hours, min_agents=min_agents)).mappings().all()
+        return [_read_state(r) for r in rows if r["window_id"] in asked or r["hour_id"] in asked]
 
     def newest_recorded(self, count: int) -> list[RecordedWindow]:
         """The newest windows with rows that may train, in time order."""
@@ -244,7 +249,7 @@ class Eligibility:
         )
 
     def unprepared(self, min_agents: int) -> list[UnpreparedWindow]:
-        """Recorded windows that preparing can advance, now or at their time, in time order.
+        """Recorded hours that preparing can advance, now or at their time, in time order.
 
         One that a check keeps out, or that has too few usable agents, returns here when its rows or outcomes change; one
         that cannot train, only when rows came that no outcome accounts for.
@@ -253,7 +258,7 @@ class Eligibility:
             rows = conn.execute(_UNPREPARED, self._parameters(min_agents=min_agents)).all()
         found = [
             UnpreparedWindow(
-                window=HourWindow.parse(r.window_id),
+                window=HourWindow.parse(r.hour_id),
                 reason=Reason(r.reason),
                 version=r.version,
                 not_before=r.not_before,
@@ -261,7 +266,8 @@ class Eligibility:
             )
             for r in rows
         ]
-        return sorted(found, key=lambda w: w.window)
+        found.sort(key=_in_order_of_need, reverse=True)
+        return sorted({u.window: u for u in found}.values(), key=lambda u: u.window)  # of an hour the first one needed
 
     def still_fit(self, windows: Sequence[ReadyWindow]) -> bool:
         """Whether each of `windows` may still train, with the same judgment of the same group."""
@@ -273,6 +279,10 @@ class Eligibility:
         return {"lineage": self.lineage, **more}
 
 
+def _in_order_of_need(u: UnpreparedWindow) -> tuple[bool, float, str]:
+    return u.rows_only, 0.0 if u.not_before is None else u.not_before.timestamp(), u.reason
+
+
 def _read_state(r: sa.RowMapping) -> WindowState:
     lists = {name: tuple(r[name]) for name in ("failed_checks", "missing_checks")}
     reason = None if r["reason"] is None else Reason(r["reason"])
@@ -281,40 +291,40 @@ def _read_state(r: sa.RowMapping) -> WindowState:
 
 # Few windows are asked for out of many. `OFFSET 0` keeps the planner, which knows nothing about young tables, from
 # computing the state of every window first.
-_READY = sa.text("""
+_OF_WINDOW = """(SELECT * FROM babylon_rl.trainable_windows y
+                  WHERE y.hour_id = left({0}, 16) AND y.window_id = {0} OFFSET 0)"""
+_IS_CONSUMED = """EXISTS (SELECT FROM babylon_rl.consumed_windows c
+                         WHERE c.lineage = :lineage AND c.window_id IN (x.window_id, x.hour_id)
+                           AND (c.window_id = x.window_id OR c.whole_hour))"""
+_IS_DROPPED = """EXISTS (SELECT FROM babylon_rl.dropped_windows d
+                        WHERE d.lineage = :lineage AND d.window_id = x.window_id)"""
+_READY = sa.text(f"""
     SELECT j.window_id, x.judgment_key, x.group_version FROM babylon_rl.window_judgments j
-    CROSS JOIN LATERAL (SELECT * FROM babylon_rl.trainable_windows y
-                        WHERE y.window_id = j.window_id OFFSET 0) x
-    WHERE x.trainable
-      AND NOT EXISTS (SELECT FROM babylon_rl.consumed_windows c
-                      WHERE c.lineage = :lineage AND c.window_id = j.window_id)
-      AND NOT EXISTS (SELECT FROM babylon_rl.dropped_windows d
-                      WHERE d.lineage = :lineage AND d.window_id = j.window_id)
-      AND (CAST(:up_to AS text) IS NULL OR j.window_id <= :up_to)
-    ORDER BY j.window_id COLLATE "C" """)
-_GROUPS = sa.text("""
+    CROSS JOIN LATERAL {_OF_WINDOW.format("j.window_id")} x
+    WHERE x.trainable AND NOT {_IS_CONSUMED} AND NOT {_IS_DROPPED}
+      AND (CAST(:up_to AS text) IS NULL OR x.hour_id <= :up_to)
+    ORDER BY j.window_id COLLATE "C" """)  # noqa: S608  # constants, here and below
+_GROUPS = sa.text(f"""
     SELECT g.window_id, x.trainable FROM babylon_rl.contextualized_groups g
-    CROSS JOIN LATERAL (SELECT * FROM babylon_rl.trainable_windows y
-                        WHERE y.window_id = g.window_id OFFSET 0) x
-    WHERE (CAST(:first AS text) IS NULL OR g.window_id >= :first)
-      AND (CAST(:last AS text) IS NULL OR g.window_id <= :last)
-    ORDER BY g.window_id COLLATE "C" """)
+    CROSS JOIN LATERAL {_OF_WINDOW.format("g.window_id")} x
+    WHERE (CAST(:first AS text) IS NULL OR g.hour_id >= :first)
+      AND (CAST(:last AS text) IS NULL OR g.hour_id <= :last)
+    ORDER BY g.window_id COLLATE "C" """)  # noqa: S608
 _STATES = sa.text("""
-    SELECT x.window_id, x.stage, x.explanation, x.version, x.failures, x.not_before, x.agents, x.group_id, x.judgment_key,
-           x.failed_checks, x.missing_checks, x.consumed_step, x.planned_step, x.dropped,
+    SELECT x.window_id, x.hour_id, x.stage, x.explanation, x.version, x.failures, x.not_before, x.agents, x.group_id,
+           x.judgment_key, x.failed_checks, x.missing_checks, x.consumed_step, x.planned_step, x.dropped,
            CASE WHEN n.asked_again AND x.state = 'too_few_agents' THEN 'recorded' ELSE x.state END AS state,
            CASE WHEN n.asked_again THEN 'not_grouped' ELSE x.reason END AS reason
     FROM babylon_rl.window_states(:lineage) x
     CROSS JOIN LATERAL (SELECT coalesce(x.reason = 'too_few_agents' AND x.agents >= CAST(:min_agents AS integer),
                                         false) AS asked_again) n
-    WHERE x.window_id = ANY(:windows)
+    WHERE x.hour_id = ANY(:hours)
     ORDER BY x.window_id COLLATE "C" """)
-_CURRENT = sa.text("""
+_CURRENT = sa.text(f"""
     SELECT x.window_id, x.judgment_key, x.group_version
     FROM unnest(CAST(:windows AS text[])) AS w(window_id)
-    CROSS JOIN LATERAL (SELECT * FROM babylon_rl.trainable_windows y
-                        WHERE y.window_id = w.window_id OFFSET 0) x
-    WHERE x.trainable""")
+    CROSS JOIN LATERAL {_OF_WINDOW.format("w.window_id")} x
+    WHERE x.trainable""")  # noqa: S608
 _NEWEST = sa.text("""
     SELECT window_id, rows, agents, avg_pnl_usd, outcomes FROM babylon_rl.window_summary
     WHERE rows > 0 ORDER BY window_id DESC LIMIT :count""")
@@ -324,34 +334,31 @@ _COUNTS = sa.text("""
            coalesce(sum(windows) FILTER (WHERE agents >= :min_agents AND NOT outcomes), 0)::int
     FROM babylon_rl.window_counts""")
 _SPENT_WINDOWS = """
-    SELECT window_id FROM babylon_rl.consumed_windows WHERE lineage = :lineage
-    UNION SELECT window_id FROM babylon_rl.dropped_windows WHERE lineage = :lineage
-    UNION SELECT f.window_id
-          FROM (SELECT window_id FROM babylon_rl.check_results WHERE NOT passed
+    SELECT hour_id AS window_id FROM babylon_rl.consumed_windows WHERE lineage = :lineage
+    UNION SELECT hour_id FROM babylon_rl.dropped_windows WHERE lineage = :lineage
+    UNION SELECT x.hour_id
+          FROM (SELECT left(window_id, 16) AS hour_id FROM babylon_rl.check_results WHERE NOT passed
                 UNION SELECT window_id FROM babylon_rl.windows WHERE agents < :min_agents) f
-          CROSS JOIN LATERAL (SELECT y.reason, y.agents FROM babylon_rl.trainable_windows y
-                              WHERE y.window_id = f.window_id OFFSET 0) x
+          CROSS JOIN LATERAL (SELECT y.hour_id, y.reason, y.agents FROM babylon_rl.trainable_windows y
+                              WHERE y.hour_id = f.hour_id OFFSET 0) x
           WHERE x.reason = 'check_failed' OR x.reason = 'too_few_agents' AND x.agents < :min_agents"""
 _SPENT = sa.text(f"""
     SELECT count(*)::int, count(*) FILTER (WHERE NOT s.outcomes)::int
     FROM ({_SPENT_WINDOWS}) x
     CROSS JOIN LATERAL (SELECT * FROM babylon_rl.window_summary y WHERE y.window_id = x.window_id OFFSET 0) s
-    WHERE s.agents >= :min_agents""")  # noqa: S608  # a constant
+    WHERE s.agents >= :min_agents""")  # noqa: S608
 _OLDEST_WITHOUT_OUTCOMES = sa.text(f"""
     SELECT s.window_id FROM babylon_rl.window_summary s
     WHERE NOT s.outcomes AND s.agents >= :min_agents AND s.window_id NOT IN ({_SPENT_WINDOWS})
-    ORDER BY s.window_id LIMIT 1""")  # noqa: S608  # a constant
-_UNPREPARED = sa.text("""
-    SELECT s.window_id, x.version, x.not_before, false AS rows_only,
+    ORDER BY s.window_id LIMIT 1""")  # noqa: S608
+_UNPREPARED = sa.text(f"""
+    SELECT x.hour_id, x.version, x.not_before, false AS rows_only,
            CASE WHEN x.reason = 'too_few_agents' THEN 'not_grouped' ELSE x.reason END AS reason
     FROM babylon_rl.window_summary s
-    JOIN babylon_rl.trainable_windows x ON x.window_id = s.window_id
+    JOIN babylon_rl.trainable_windows x ON x.hour_id = s.window_id
     WHERE s.agents >= :min_agents AND x.reason <> 'check_failed'
       AND (x.reason <> 'too_few_agents' OR x.agents >= :min_agents)
-      AND NOT EXISTS (SELECT FROM babylon_rl.consumed_windows c
-                      WHERE c.lineage = :lineage AND c.window_id = s.window_id)
-      AND NOT EXISTS (SELECT FROM babylon_rl.dropped_windows d
-                      WHERE d.lineage = :lineage AND d.window_id = s.window_id)
+      AND NOT {_IS_CONSUMED} AND NOT {_IS_DROPPED}
     UNION ALL
     SELECT s.window_id, v.version, r.not_before, true, CASE WHEN w.window_id IS NULL THEN 'not_read' ELSE 'changed' END
     FROM babylon_rl.window_summary s
@@ -362,6 +369,6 @@ _UNPREPARED = sa.text("""
     WHERE s.changes > coalesce(w.changes_seen, CASE WHEN w.window_id IS NULL THEN 0 ELSE s.changes END)
       AND (s.agents < :min_agents
            OR EXISTS (SELECT FROM babylon_rl.consumed_windows c
-                      WHERE c.lineage = :lineage AND c.window_id = s.window_id)
+                      WHERE c.lineage = :lineage AND c.hour_id = s.window_id)
            OR EXISTS (SELECT FROM babylon_rl.dropped_windows d
-                      WHERE d.lineage = :lineage AND d.window_id = s.window_id))""")
+                      WHERE d.lineage = :lineage AND d.hour_id = s.window_id))""")  # noqa: S608

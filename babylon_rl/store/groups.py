@@ -1,10 +1,10 @@
-"""The group of each window and, in a column of its own, the hindsight for the judge.
+"""The group of each window (an hour, or a scenario of it) and, in a column of its own, the hindsight for the judge.
 
 A group names the versions that it was made from. One made from what is no longer stored is not written, and one whose
 sources changed since is stale: the view `stale_windows` compares them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,7 +30,7 @@ class SupersededError(TransientError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupSources:
-    """What a window's group is made from.
+    """What an hour's groups are made from.
 
     Attributes:
         made_from: Data versions of the two assets, as the view `stale_windows` compares them.
@@ -61,7 +61,7 @@ class GroupStore(JudgmentStore):
     """Groups and their judgments, over one engine."""
 
     def group_sources(self, window: HourWindow) -> GroupSources:
-        """What a group of the window is made from, in one snapshot."""
+        """What the groups of an hour are made from, in one snapshot."""
         w = str(window)
         x, o = t.window_trajectories.c, t.window_outcomes.c
         with self.engine.connect().execution_options(isolation_level="REPEATABLE READ") as conn:
@@ -74,68 +74,58 @@ class GroupStore(JudgmentStore):
                 row_outcomes=tuple(read_row_outcomes(conn, window)),
             )
 
-    def write_group(
+    def write_groups(
         self,
-        window: HourWindow,
-        group: TrajectoryGroup | None,
-        hindsight: Hindsight | None,
+        hour: HourWindow,
+        groups: Sequence[tuple[TrajectoryGroup, Hindsight]],
         outcomes: Iterable[RowOutcome],
         *,
         made_from: str,
         min_agents: int | None = None,
     ) -> tuple[str, bool]:
-        """Keep a window's group (or that it has none), its hindsight apart, and its rows' outcomes.
+        """Keep an hour's groups (or that it has none), the hindsight of each apart, and its rows' outcomes.
 
-        A new version deletes the window's current judgment and check results, which were about other data. `min_agents`
-        is what grouping asked for; it is not part of the version.
+        A group of a new version deletes its window's current judgment and check results, which were about other data;
+        those of the hour's other scenarios stay. `min_agents` is what grouping asked for; it is not part of the version.
 
         Args:
-            window: The hour.
-            group: None: it has too few agents.
-            hindsight: Of the group.
-            outcomes: One per row of the window.
+            hour: The hour.
+            groups: Each with its hindsight, one per scenario; none: it has too few agents.
+            outcomes: One per row of the hour.
             made_from: The sources that all of these were made from (`GroupSources.made_from`).
             min_agents: Distinct agents that grouping asked for.
 
         Returns:
-            The group's data version, and whether it is a new one.
+            The data version of the hour's groups, and whether any of them is new or gone.
 
         Raises:
             SupersededError: Other rows or outcomes are stored by now; nothing was written.
         """
         ordered = sorted(outcomes, key=lambda o: o.source_id)
-        version = digest([group, hindsight], depth=_PAIR_DEPTH)
-        w = str(window)
-        c = t.contextualized_groups.c
-        with lock_window(self.engine, window) as conn:
-            if _read_sources(conn, w) != made_from:
+        versions = {g.window_id: digest([g, h], depth=_PAIR_DEPTH) for g, h in groups}
+        c, w = t.contextualized_groups.c, t.windows.c
+        with lock_window(self.engine, hour) as conn:
+            if _read_sources(conn, str(hour)) != made_from:
                 raise SupersededError(
-                    f"window {w!r} was read again while its group was made; nothing was written: make the group again"
+                    f"window {str(hour)!r} was read again while its group was made; nothing was written: make the group again"
                 )
             write_row_outcomes(conn, ordered)
-            conn.execute(sa.update(t.windows).where(t.windows.c.window_id == w).values(min_agents=min_agents))
-            if conn.scalar(sa.select(c.data_version).where(c.window_id == w)) == version:
-                conn.execute(sa.update(t.contextualized_groups).where(c.window_id == w).values(made_from=made_from))
-                return version, False
-            for table in (t.contextualized_groups, t.window_judgments, t.check_results):
-                conn.execute(sa.delete(table).where(table.c.window_id == w))
-            if group is not None and hindsight is not None:
-                conn.execute(
-                    sa.insert(t.contextualized_groups),
-                    [
-                        {
-                            "group_id": group.group_id,
-                            "window_id": w,
-                            "data_version": version,
-                            "members": len(group.members),
-                            "turns": sum(len(m.turns) for m in group.members),
-                            "body": pack(group, depth=_GROUP_DEPTH),
-                            "hindsight": pack(hindsight, depth=_GROUP_DEPTH),
-                            "made_from": made_from,
-                        }
-                    ],
-                )
-        return version, True
+            conn.execute(sa.update(t.windows).where(w.window_id == str(hour)).values(min_agents=min_agents))
+            stored = dict(
+                conn.execute(sa.select(c.window_id, c.data_version).where(c.hour_id == str(hour))).tuples().all()
+            )
+            conn.execute(sa.update(t.contextualized_groups).where(c.hour_id == str(hour)).values(made_from=made_from))
+            fresh = [(g, h) for g, h in groups if stored.get(g.window_id) != versions[g.window_id]]
+            over = {i for i in stored if i not in versions} | {g.window_id for g, _ in fresh}
+            # An hour without any group has check results too, which hold for its rows as long as there is none.
+            if over and (not stored or not groups):
+                over.add(str(hour))
+            for table in (t.contextualized_groups, t.window_judgments, t.check_results) if over else ():
+                conn.execute(sa.delete(table).where(table.c.window_id.in_(sorted(over))))
+            if fresh:
+                rows = [_make_group_row(g, h, versions[g.window_id], made_from) for g, h in fresh]
+                conn.execute(sa.insert(t.contextualized_groups), rows)
+        return _hour_version(list(versions.values())), bool(over)
 
     def stored_group(self, window: HourWindow) -> StoredGroup | None:
         """The window's group with its hindsight and version, in one snapshot, for judging."""
@@ -167,7 +157,7 @@ class GroupStore(JudgmentStore):
         """Distinct agents that grouping asked for; None: the window was not grouped since it was read."""
         c = t.windows.c
         with self.engine.connect() as conn:
-            min_agents: int | None = conn.scalar(sa.select(c.min_agents).where(c.window_id == str(window)))
+            min_agents: int | None = conn.scalar(sa.select(c.min_agents).where(c.window_id == str(window.hour)))
         return min_agents
 
     def hindsight(self, window: HourWindow) -> Hindsight | None:
@@ -191,6 +181,26 @@ def read_judged_group(
         raise AssertionError(f"judgment {row['judgment_key']!r} of window {window_id!r} cannot be read")
     hindsight = unpack(row["hindsight"], Hindsight) if with_hindsight else None
     return unpack(row["body"], TrajectoryGroup), hindsight, judgment
+
+
+def _make_group_row(group: TrajectoryGroup, hindsight: Hindsight, version: str, made_from: str) -> dict[str, object]:
+    return {
+        "group_id": group.group_id,
+        "window_id": group.window_id,
+        "data_version": version,
+        "members": len(group.members),
+        "turns": sum(len(m.turns) for m in group.members),
+        "body": pack(group, depth=_GROUP_DEPTH),
+        "hindsight": pack(hindsight, depth=_GROUP_DEPTH),
+        "made_from": made_from,
+    }
+
+
+def _hour_version(versions: Sequence[str]) -> str:
+    """One group's own version is the hour's; none has that of nothing."""
+    if len(versions) == 1:
+        return versions[0]
+    return digest(sorted(versions)) if versions else digest([None, None], depth=_PAIR_DEPTH)
 
 
 def _read_sources(conn: sa.Connection, window_id: str) -> str:

@@ -67,9 +67,11 @@ class TrainedWindow:
 
 
 def find_trainings(engine: sa.Engine, windows: Sequence[HourWindow]) -> list[TrainedWindow]:
-    """Each training that used one of `windows`, in all lineages, by lineage and step."""
+    """Each training that used one of `windows`, or its whole hour, in all lineages, by lineage and step."""
     c = t.consumed_windows.c
-    query = sa.select(c.window_id, c.lineage, c.step, c.judgment_key).where(c.window_id.in_([str(w) for w in windows]))
+    used = c.window_id.in_([str(w) for w in windows])
+    with_its_hour = sa.and_(c.window_id.in_([str(w.hour) for w in windows]), c.whole_hour)
+    query = sa.select(c.window_id, c.lineage, c.step, c.judgment_key).where(sa.or_(used, with_its_hour))
     with engine.connect() as conn:
         rows = conn.execute(query.order_by(c.lineage, c.step)).mappings()
         return [TrainedWindow(**r) for r in rows]
@@ -190,7 +192,7 @@ class Ledger:
             return HourWindow.parse(batch.window_id)
         ready = self.ready(up_to=up_to)
         full = min(batches, len(ready) // batch_size)
-        return HourWindow.parse(ready[full * batch_size - 1].window_id) if full else None
+        return HourWindow.parse(ready[full * batch_size - 1].window_id).hour if full else None
 
     def resumable_batch(self) -> PlannedBatch | None:
         """The unfinished batch that the next training finishes; None where it would plan another."""

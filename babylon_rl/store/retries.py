@@ -143,14 +143,15 @@ def read_tries(engine: sa.Engine, windows: Sequence[HourWindow]) -> dict[HourWin
     """The present version of each window, and what failed last."""
     s, c = t.window_summary.c, t.window_retries.c
     ids = [str(w) for w in windows]
+    hours = sorted({str(w.hour) for w in windows})
     with engine.connect() as conn:
-        counts = conn.execute(sa.select(s.window_id, s.changes, s.outcome_changes).where(s.window_id.in_(ids))).all()
+        counts = conn.execute(sa.select(s.window_id, s.changes, s.outcome_changes).where(s.window_id.in_(hours))).all()
         entries = conn.execute(sa.select(c.window_id, c.stage, c.kind, c.version).where(c.window_id.in_(ids))).all()
     versions = {r.window_id: f"{r.changes}.{r.outcome_changes}" for r in counts}
     failed = {r.window_id: r for r in entries}
     tries = {}
     for w in windows:
-        version, entry = versions.get(str(w), "0.0"), failed.get(str(w))
+        version, entry = versions.get(str(w.hour), "0.0"), failed.get(str(w))
         tries[w] = TriedWindow(
             version=version,
             stage=None if entry is None else entry.stage,

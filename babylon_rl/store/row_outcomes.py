@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from babylon_rl.database import tables as t
 from babylon_rl.database.upsert import insert_missing, upsert
 from babylon_rl.types import Json, RowOutcome, RowOutcomeCounts, RowReason, RowStatus
-from babylon_rl.windows import HourWindow
+from babylon_rl.windows import HOUR_ID_LENGTH, HourWindow
 
 _CHUNK: Final = 2_000
 
@@ -23,7 +23,7 @@ def row_outcomes_of(engine: sa.Engine, window: HourWindow) -> list[RowOutcome]:
 def read_row_outcomes(conn: sa.Connection, window: HourWindow) -> list[RowOutcome]:
     """The same in the caller's transaction."""
     c = t.row_outcomes.c
-    query = sa.select(t.row_outcomes).where(c.window_id == str(window)).order_by(c.source_id)
+    query = sa.select(t.row_outcomes).where(c.window_id == str(window.hour)).order_by(c.source_id)
     return [_read(r) for r in conn.execute(query).mappings()]
 
 
@@ -95,10 +95,12 @@ def mark_dropped(conn: sa.Connection, window_ids: Sequence[str]) -> None:
     conn.execute(
         sa.text("""
             UPDATE babylon_rl.row_outcomes o SET status = 'dropped_out', reason = 'dropout'
-            WHERE o.window_id = ANY(:w) AND o.status = 'grouped'
-              AND EXISTS (SELECT 1 FROM babylon_rl.dropped_windows x WHERE x.window_id = o.window_id)
-              AND NOT EXISTS (SELECT 1 FROM babylon_rl.consumed_windows c WHERE c.window_id = o.window_id)"""),
-        {"w": list(window_ids)},
+            FROM (SELECT split_part(r.group_id, '#', 1) AS window_id, r.source_id FROM babylon_rl.row_outcomes r
+                  WHERE r.window_id = ANY(:hours) AND r.status = 'grouped') g
+            WHERE o.source_id = g.source_id
+              AND EXISTS (SELECT 1 FROM babylon_rl.dropped_windows x WHERE x.window_id = g.window_id)
+              AND NOT EXISTS (SELECT 1 FROM babylon_rl.consumed_windows c WHERE c.window_id = g.window_id)"""),
+        {"hours": sorted({w[:HOUR_ID_LENGTH] for w in window_ids})},
     )
 
 

@@ -1,4 +1,4 @@
-"""One writer of a window at a time."""
+"""One writer of an hour, with all its scenarios, at a time."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,9 +11,9 @@ from babylon_rl.windows import HourWindow
 
 @contextmanager
 def lock_window(engine: sa.Engine, window: HourWindow) -> Iterator[sa.Connection]:
-    """One transaction that no other writer of the same window can overlap."""
+    """One transaction that no other writer of the same hour can overlap."""
     with engine.begin() as conn:
-        lock_transaction(conn, Lock.WINDOW, str(window))
+        lock_transaction(conn, Lock.WINDOW, str(window.hour))
         yield conn
 
 
@@ -21,5 +21,5 @@ def lock_window(engine: sa.Engine, window: HourWindow) -> Iterator[sa.Connection
 def lock_windows(engine: sa.Engine, windows: Sequence[HourWindow]) -> Iterator[sa.Connection]:
     """The same for some hundreds of windows at most, in one transaction."""
     with engine.begin() as conn:
-        lock_transaction_all(conn, Lock.WINDOW, [str(w) for w in windows])
+        lock_transaction_all(conn, Lock.WINDOW, sorted({str(w.hour) for w in windows}))
         yield conn

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from babylon_rl.common.canonical import digest, pack, pack_with_digest, unpack
 from babylon_rl.database import tables as t
 from babylon_rl.store.groups import GroupStore
+from babylon_rl.store.hours import delete_of_hour
 from babylon_rl.store.row_outcomes import version_entry, write_row_outcomes
 from babylon_rl.store.window_lock import lock_window
 from babylon_rl.types import (
@@ -31,6 +32,7 @@ class PackedTrajectory:
     """A stitched trajectory, packed as it is stored, so that a window of any size fits in memory."""
 
     trajectory_id: str
+    window_id: str
     agent_id: str
     turns: int
     pnl_usd: float | None
@@ -43,6 +45,7 @@ class PackedTrajectory:
         body, digest_ = pack_with_digest(x)
         return cls(
             trajectory_id=x.trajectory_id,
+            window_id=x.window_id,
             agent_id=x.agent_id,
             turns=len(x.turns),
             pnl_usd=x.pnl_usd,
@@ -99,8 +102,9 @@ class Store(GroupStore):
                 kept = conn.scalar(sa.select(sa.func.count()).select_from(t.row_outcomes).where(d.window_id == w))
                 if kept == len(ordered):
                     return version, False
-            for table in (t.window_trajectories, t.row_outcomes, t.windows, t.window_judgments, t.check_results):
+            for table in (t.window_trajectories, t.row_outcomes, t.windows):
                 conn.execute(sa.delete(table).where(table.c.window_id == w))
+            delete_of_hour(conn, window, (t.window_judgments, t.check_results))
             conn.execute(
                 sa.insert(t.windows),
                 [
@@ -108,7 +112,7 @@ class Store(GroupStore):
                         "window_id": w,
                         "data_version": version,
                         "rows": rows,
-                        "agents": len({x.agent_id for x in packed if x.turns}),
+                        "agents": _count_agents(packed),
                         "turns": sum(x.turns for x in packed),
                         "changes_seen": changes_seen,
                     }
@@ -123,7 +127,7 @@ class Store(GroupStore):
         """Data version of the ingested window, or None when it was never ingested."""
         with self.engine.connect() as conn:
             version: str | None = conn.scalar(
-                sa.select(t.windows.c.data_version).where(t.windows.c.window_id == str(window))
+                sa.select(t.windows.c.data_version).where(t.windows.c.window_id == str(window.hour))
             )
         return version
 
@@ -135,15 +139,16 @@ class Store(GroupStore):
     def rows_read(self, window: HourWindow) -> int | None:
         """Rows that the window had when it was ingested, or None when it never was."""
         with self.engine.connect() as conn:
-            rows: int | None = conn.scalar(sa.select(t.windows.c.rows).where(t.windows.c.window_id == str(window)))
+            rows: int | None = conn.scalar(sa.select(t.windows.c.rows).where(t.windows.c.window_id == str(window.hour)))
         return rows
 
     def trajectories(self, window: HourWindow) -> list[Trajectory]:
-        """Stitched trajectories of a window, by trajectory id."""
-        query = sa.select(t.window_trajectories.c.body).where(t.window_trajectories.c.window_id == str(window))
+        """Stitched trajectories of an hour, by trajectory id; of a scenario, only its own."""
+        query = sa.select(t.window_trajectories.c.body).where(t.window_trajectories.c.window_id == str(window.hour))
         with self.engine.connect() as conn:
             rows = conn.execution_options(yield_per=50).scalars(query.order_by(t.window_trajectories.c.trajectory_id))
-            return [unpack(b, Trajectory) for b in rows]
+            found = [unpack(b, Trajectory) for b in rows]
+        return [x for x in found if x.window_id == str(window)] if window.scenario else found
 
     def mean_pnl_usd(self, window_ids: Sequence[str]) -> float | None:
         """Mean P&L of all trajectories of some windows whose P&L is known; None when none is."""
@@ -175,8 +180,9 @@ class Store(GroupStore):
             if stored is not None and stored["data_version"] == version:
                 conn.execute(sa.update(t.window_outcomes).where(c.window_id == w).values(changes_seen=changes_seen))
                 return version, False
-            for table in (t.window_outcomes, t.window_judgments, t.check_results):  # they were about other outcomes
-                conn.execute(sa.delete(table).where(table.c.window_id == w))
+            conn.execute(sa.delete(t.window_outcomes).where(c.window_id == w))
+            # They were about other outcomes.
+            delete_of_hour(conn, HourWindow.parse(w), (t.window_judgments, t.check_results))
             conn.execute(
                 sa.insert(t.window_outcomes),
                 [
@@ -196,8 +202,8 @@ class Store(GroupStore):
         """Outcomes of a window; empty (`known` is False) when none were kept."""
         c = t.window_outcomes.c
         with self.engine.connect() as conn:
-            body = conn.scalar(sa.select(c.body).where(c.window_id == str(window)))
-        return WindowOutcomes(window_id=str(window)) if body is None else unpack(body, WindowOutcomes)
+            body = conn.scalar(sa.select(c.body).where(c.window_id == str(window.hour)))
+        return WindowOutcomes(window_id=str(window.hour)) if body is None else unpack(body, WindowOutcomes)
 
 
 def _read_version(conn: sa.Connection, table: sa.Table, window_id: str) -> sa.RowMapping | None:
@@ -209,6 +215,15 @@ def _read_version(conn: sa.Connection, table: sa.Table, window_id: str) -> sa.Ro
 def _is_older(changes_seen: int | None, stored: sa.RowMapping) -> bool:
     """Whether a reading had seen fewer changes than the one that is stored. Unknown is not older."""
     return None not in (changes_seen, stored["changes_seen"]) and changes_seen < stored["changes_seen"]
+
+
+def _count_agents(packed: Sequence[PackedTrajectory]) -> int:
+    """Distinct usable agents; of several scenarios, those of the one with most: agents of two are never compared."""
+    agents: dict[str, set[str]] = {}
+    for x in packed:
+        if x.turns:
+            agents.setdefault(x.window_id, set()).add(x.agent_id)
+    return max(map(len, agents.values()), default=0)
 
 
 def _make_trajectory_row(window_id: str, x: PackedTrajectory) -> dict[str, object]:

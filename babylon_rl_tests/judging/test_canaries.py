@@ -7,12 +7,11 @@ from datetime import timedelta
 
 import msgspec
 import pytest
-from factories import a_call, a_source_row, a_step
+from factories import a_call, a_source_row, a_step, make_group
 from judge_server import JudgeServer, honest_scores
 from judging_factories import a_ruler
 from test_ruler import FORGERIES
 
-from babylon_rl.grouping.groups import make_group
 from babylon_rl.grouping.hindsight import hindsight_for
 from babylon_rl.ingest.stitching import stitch
 from babylon_rl.judging.audit.synthetic_groups import make_synthetic_group

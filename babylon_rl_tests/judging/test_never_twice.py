@@ -42,7 +42,7 @@ def fill(engine: sa.Engine, windows: int) -> list[HourWindow]:
     for w in hours:
         group, h = a_pair(window=str(w))
         store.write_ingest(w, [], [], rows=0)
-        store.write_group(w, group, h, [], made_from=store.group_sources(w).made_from)
+        store.write_groups(w, [(group, h)], [], made_from=store.group_sources(w).made_from)
     return hours
 
 

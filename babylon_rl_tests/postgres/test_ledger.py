@@ -47,7 +47,7 @@ def make_ready(engine: sa.Engine, *windows: HourWindow, passed: tuple[bool, ...]
             scores=(score,),
         )
         store.write_ingest(w, [], [], rows=0)
-        store.write_group(w, group, hindsight, [], made_from=store.group_sources(w).made_from)
+        store.write_groups(w, [(group, hindsight)], [], made_from=store.group_sources(w).made_from)
         store.write_judgment(judgment)
         stored = store.stored_group(w)
         assert stored is not None
@@ -185,7 +185,7 @@ def regroup(engine: sa.Engine, window: HourWindow) -> None:
         window_id=str(window), predictions=(PredictionOutcome(market_id="m", question="?", outcome="YES"),)
     )
     hindsight = replace(stored.hindsight, outcomes=outcomes)
-    store.write_group(window, stored.group, hindsight, [], made_from=store.group_sources(window).made_from)
+    store.write_groups(window, [(stored.group, hindsight)], [], made_from=store.group_sources(window).made_from)
 
 
 def test_the_policy_as_of_an_hour(engine: sa.Engine, ledger: Ledger) -> None:

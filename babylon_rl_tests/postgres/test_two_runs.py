@@ -60,7 +60,7 @@ def test_a_group_of_old_rows_is_never_stamped_as_one_of_new(workspace: Workspace
     old = store.group_sources(FIRST)
     change_rows(workspace)  # the other run reads while this one makes its group
     with pytest.raises(SupersededError, match="was read again"):
-        store.write_group(FIRST, before.group, before.hindsight, old.row_outcomes, made_from=old.made_from)
+        store.write_groups(FIRST, [(before.group, before.hindsight)], old.row_outcomes, made_from=old.made_from)
     assert reason(workspace) is Reason.STALE, "it must be made again, and is seen to"
     group_window(FIRST, store, min_agents=5)
     assert len(stored(workspace).group.members) == 7

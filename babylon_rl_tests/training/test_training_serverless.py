@@ -5,11 +5,11 @@ import json
 from dataclasses import replace
 
 import pytest
+from factories import make_group
 from serverless_server import ENTITY, KEY, ServerlessServer
 from training_factories import FIRST, LINEAGE, MemoryJobs, a_batch, a_group
 
 from babylon_rl.errors import BabylonRLError, ConfigError, DataError, TransientError
-from babylon_rl.grouping.groups import make_group
 from babylon_rl.policy.shipped import shipped_base
 from babylon_rl.settings import Settings
 from babylon_rl.training.factory import open_trainer
