@@ -134,9 +134,7 @@ class _Loop:
         settings, latest = self.workspace.settings, self.workspace.ledger.latest()
         if latest is None or settings.serving.explore_temperature == settings.serving.serve_temperature:
             return None
-        suite = evaluate.Suite(
-            windows=settings.serving.evaluation_windows, temperature=settings.serving.explore_temperature
-        )
+        suite = replace(evaluate.suite_of(self.workspace), temperature=settings.serving.explore_temperature)
         with self.run.phase("evaluate", "as explored", total=2 * suite.windows * 3) as phase:
             result = evaluate.evaluate_checkpoint(self.workspace, latest.step, suite=suite, progress=phase)
             phase(0, note=f"lift {result.lift.mean:+,.0f} [{result.lift.lo:+,.0f}, {result.lift.hi:+,.0f}]")

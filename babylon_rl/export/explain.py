@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from babylon_rl.errors import DataError
 from babylon_rl.ingest.columns import find_column_names
 from babylon_rl.ingest.queries import select_row_by_id, window_of
+from babylon_rl.pipeline.evaluate import describe_evaluation
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.report import formatting
 from babylon_rl.store.eligibility import Reason, WindowState
@@ -214,6 +215,8 @@ def _describe_trainings(workspace: Workspace, window: HourWindow, judgment: Judg
         same = judgment is not None and judgment.key == key
         other = f", with judgment {key[:12]}, which is not the current one: what it learned from was changed since"
         yield f"Checkpoint {training.policy} was trained on it{'' if same else other}."
+        if (said := describe_evaluation(workspace, training.lineage, training.step)) is not None:
+            yield f"Evaluation of {training.policy}: {said}."
     if any(training.lineage == own for training in used):
         return
     state = next(s for s in workspace.ledger.eligibility.states([window]) if s.window_id == str(window))

@@ -41,9 +41,12 @@ class PolicyClient:
     aiohttp carries the requests: with 512 in flight httpx's pool costs six times the processor time (docs/policy.md §7).
     """
 
-    def __init__(self, base_url: str, *, api_key: str = "none", max_connections: int = 1000) -> None:
+    def __init__(
+        self, base_url: str, *, api_key: str = "none", project: str | None = None, max_connections: int = 1000
+    ) -> None:
         self._base_url = base_url
         self._api_key = api_key
+        self._project = project
         self._max_connections = max_connections
         self._client: AsyncOpenAI | None = None
 
@@ -59,6 +62,7 @@ class PolicyClient:
         self._client = AsyncOpenAI(
             base_url=self._base_url,
             api_key=self._api_key,
+            project=self._project,
             max_retries=MAX_RETRIES,
             timeout=timeout,
             http_client=DefaultAioHttpClient(

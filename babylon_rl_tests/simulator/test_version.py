@@ -20,7 +20,10 @@ def test_another_result_needs_another_version() -> None:
     slots = [AgentSlot(kind, ScriptedPlayer(kind)) for kind in GUIDE_KINDS]
     played = asyncio.run(play([market], slots, seed=7))
     seen = [
-        [p.slot.agent_id, [[m.observation.text, m.answer.text, m.result, round(m.balance_after_usd, 6)] for m in p.moves]]
+        [
+            p.slot.agent_id,
+            [[m.observation.text, m.answer.text, m.result, round(m.balance_after_usd, 6)] for m in p.moves],
+        ]
         for p in played
     ]
     assert any(m.result for p in played for m in p.moves), "nobody traded, so nothing is shown"

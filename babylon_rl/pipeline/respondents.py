@@ -1,0 +1,149 @@
+"""How an evaluation asks a policy: in this process, or at the endpoint where its trainer serves it.
+
+Each gives one answer per prompt and, where it can, how likely it finds a given answer.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+from babylon_rl.common.progress import Progress
+from babylon_rl.errors import DataError
+from babylon_rl.policy.process import base_of
+from babylon_rl.training.trainer import ServedPolicy
+from babylon_rl.types import Turn
+
+if TYPE_CHECKING:  # torch
+    from babylon_rl.policy.client import PolicyClient
+    from babylon_rl.policy.likelihood import Likelihood
+    from babylon_rl.settings import Settings
+
+ANSWER_TOKENS: Final = 256
+AT_ONCE: Final = 16  # requests to a remote endpoint
+
+
+class Respondent(Protocol):
+    """One policy.
+
+    Attributes:
+        name: The model's.
+        no_likelihoods: Why it cannot say how likely an answer is; None: it can.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def no_likelihoods(self) -> str | None: ...
+
+    async def answer(self, turns: Sequence[Turn], *, temperature: float, progress: Progress) -> list[str | None]:
+        """Sample one answer to the prompts of each turn; None where the prompt does not fit the policy's context."""
+        ...
+
+    async def score(self, turns: Sequence[Turn]) -> "list[Likelihood | None]":
+        """How likely each turn's own answer is; None where it is empty or does not fit the context."""
+        ...
+
+
+class InProcessPolicy:
+    """A base, or one of the CPU trainer's checkpoints, loaded here."""
+
+    no_likelihoods = None
+
+    def __init__(self, name: str, base: Path, adapter: Path | None) -> None:
+        from babylon_rl.policy.model import load_policy
+        from babylon_rl.policy.prompting import PromptRenderer
+
+        self.name = name
+        self._policy = load_policy(base, adapter)
+        self._renderer = PromptRenderer(self._policy.tokenizer)
+
+    async def answer(self, turns: Sequence[Turn], *, temperature: float, progress: Progress) -> list[str | None]:
+        """See `Respondent.answer`."""
+        from babylon_rl.policy.sampling import SampleRequest, sample
+
+        prompts = [self._renderer.ids(turn.system, turn.user) for turn in turns]
+        fitting = [i for i, p in enumerate(prompts) if len(p) < self._policy.context]
+        requests = [
+            SampleRequest(
+                prompt_ids=prompts[i],
+                temperature=temperature,
+                seed=i,
+                max_tokens=min(ANSWER_TOKENS, self._policy.context - len(prompts[i])),
+            )
+            for i in fitting
+        ]
+        answers: list[str | None] = [None] * len(turns)
+        for i, sampled in zip(fitting, sample(self._policy, requests), strict=True):
+            answers[i] = self._policy.tokenizer.decode(sampled.token_ids, skip_special_tokens=True)
+            progress()
+        return answers
+
+    async def score(self, turns: Sequence[Turn]) -> "list[Likelihood | None]":
+        """See `Respondent.score`."""
+        from babylon_rl.policy.likelihood import score_answers
+
+        answers = self._policy.tokenizer([t.response for t in turns], add_special_tokens=False)["input_ids"]
+        prompts = [self._renderer.ids(t.system, t.user) for t in turns]
+        return score_answers(self._policy, list(zip(prompts, answers, strict=True)))
+
+
+class ServedRespondent:
+    """A model at an endpoint that gives completions and no more."""
+
+    def __init__(self, client: "PolicyClient", name: str, model: str, base_url: str) -> None:
+        self.name = name
+        self._client, self._model, self._base_url = client, model, base_url
+
+    @property
+    def no_likelihoods(self) -> str:
+        return f"the endpoint {self._base_url} gives no log-probabilities of prompts"
+
+    async def answer(self, turns: Sequence[Turn], *, temperature: float, progress: Progress) -> list[str | None]:
+        """See `Respondent.answer`; an answer without text counts as an empty one."""
+        room = asyncio.Semaphore(AT_ONCE)
+
+        async def ask(number: int, turn: Turn) -> str:
+            async with room:
+                try:
+                    completion = await self._client.complete(
+                        model=self._model,
+                        system=turn.system,
+                        user=turn.user,
+                        temperature=temperature,
+                        seed=number,
+                        max_tokens=ANSWER_TOKENS,
+                    )
+                except DataError:
+                    return ""
+            progress()
+            return completion.text
+
+        asked = [asyncio.create_task(ask(i, turn)) for i, turn in enumerate(turns)]
+        try:
+            return list(await asyncio.gather(*asked))
+        finally:
+            for task in asked:  # after a refusal nothing more is paid
+                task.cancel()
+
+    async def score(self, turns: Sequence[Turn]) -> "list[Likelihood | None]":
+        raise AssertionError(self.no_likelihoods)
+
+
+@asynccontextmanager
+async def open_client(settings: "Settings", served: ServedPolicy) -> "AsyncGenerator[PolicyClient]":
+    """A client of the endpoint, with the key that it takes."""
+    from babylon_rl.policy.client import PolicyClient
+
+    key = settings.training.wandb_api_key if served.key_variable is not None else None
+    secret = "none" if key is None else key.get_secret_value()
+    async with PolicyClient(served.base_url, api_key=secret, project=served.project) as client:
+        yield client
+
+
+def load_base_and_checkpoint(settings: "Settings", name: str, adapter: Path) -> tuple[InProcessPolicy, InProcessPolicy]:
+    """The base and a checkpoint of the CPU trainer, loaded here."""
+    base = base_of(settings.training)
+    return InProcessPolicy(f"{name.partition('@')[0]}@0", base, None), InProcessPolicy(name, base, adapter)
