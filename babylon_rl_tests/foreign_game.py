@@ -31,7 +31,7 @@ CREATE TABLE market_outcomes (id text PRIMARY KEY, "windowId" varchar(50) NOT NU
 
 
 def action_of(agent: int, hour: int) -> str:
-    return ACTIONS[(agent + hour) % len(ACTIONS)]
+    return ACTIONS[(agent // 2 + hour) % len(ACTIONS)]
 
 
 @contextmanager

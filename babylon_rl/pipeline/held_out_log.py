@@ -179,15 +179,16 @@ async def _evaluate(
             )
             client = await stack.enter_async_context(open_client(settings, served))
             name = policy_name(checkpoint.lineage, 0)
-            base = ServedRespondent(client, name, served.base_model, served.base_url)
-            policy = ServedRespondent(client, checkpoint.name, served.model, served.base_url)
+            base = ServedRespondent(client, name, served.base_model, served)
+            policy = ServedRespondent(client, checkpoint.name, served.model, served)
         figures = [
             await _ask(respondent, windows, settings.serving.serve_temperature, progress)
             for respondent in (policy, base)
         ]
     if not figures[0].answers:
         return NotEvaluated(
-            reason=f"no held-out prompt fits the context of {checkpoint.name}; choose a base with a longer one",
+            reason=f"{checkpoint.name} took none of the held-out prompts: they are longer than its context, or its endpoint "
+            "refuses them; choose a base with a longer context",
             windows=len(windows),
         )
     return _compare(suite, windows, *figures, no_likelihoods=policy.no_likelihoods)

@@ -4,13 +4,13 @@ Each gives one answer per prompt and, where it can, how likely it finds a given 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from babylon_rl.common.progress import Progress
-from babylon_rl.errors import DataError
+from babylon_rl.errors import ConfigError, DataError
 from babylon_rl.policy.process import base_of
 from babylon_rl.training.trainer import ServedPolicy
 from babylon_rl.types import Turn
@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # torch
 
 ANSWER_TOKENS: Final = 256
 AT_ONCE: Final = 16  # requests to a remote endpoint
+_OF_THIS_PROMPT: Final = (400, 413, 422)  # statuses that refuse one prompt, as one that is too long
+T = TypeVar("T")
 
 
 class Respondent(Protocol):
@@ -39,7 +41,7 @@ class Respondent(Protocol):
     def no_likelihoods(self) -> str | None: ...
 
     async def answer(self, turns: Sequence[Turn], *, temperature: float, progress: Progress) -> list[str | None]:
-        """Sample one answer to the prompts of each turn; None where the prompt does not fit the policy's context."""
+        """Sample one answer to the prompts of each turn; None where the prompt is refused, as one that is too long."""
         ...
 
     async def score(self, turns: Sequence[Turn]) -> "list[Likelihood | None]":
@@ -91,21 +93,29 @@ class InProcessPolicy:
 
 
 class ServedRespondent:
-    """A model at an endpoint that gives completions and no more."""
+    """A model at an OpenAI-compatible endpoint.
 
-    def __init__(self, client: "PolicyClient", name: str, model: str, base_url: str) -> None:
+    Every such endpoint answers prompts. vLLM also says how likely a text is; it is given the very tokens that would train,
+    so the base's tokenizer is needed here.
+    """
+
+    def __init__(self, client: "PolicyClient", name: str, model: str, served: ServedPolicy) -> None:
         self.name = name
-        self._client, self._model, self._base_url = client, model, base_url
+        self._client, self._model, self._served = client, model, served
 
     @property
-    def no_likelihoods(self) -> str:
-        return f"the endpoint {self._base_url} gives no log-probabilities of prompts"
+    def no_likelihoods(self) -> str | None:
+        return (
+            None
+            if self._served.has_likelihoods
+            else f"the endpoint {self._served.base_url} gives no log-probabilities of prompts"
+        )
 
     async def answer(self, turns: Sequence[Turn], *, temperature: float, progress: Progress) -> list[str | None]:
         """See `Respondent.answer`; an answer without text counts as an empty one."""
         room = asyncio.Semaphore(AT_ONCE)
 
-        async def ask(number: int, turn: Turn) -> str:
+        async def ask(number: int, turn: Turn) -> str | None:
             async with room:
                 try:
                     completion = await self._client.complete(
@@ -118,18 +128,45 @@ class ServedRespondent:
                     )
                 except DataError:
                     return ""
+                except ConfigError as e:
+                    if e.facts.get("status") in _OF_THIS_PROMPT:
+                        return None
+                    raise
             progress()
             return completion.text
 
-        asked = [asyncio.create_task(ask(i, turn)) for i, turn in enumerate(turns)]
-        try:
-            return list(await asyncio.gather(*asked))
-        finally:
-            for task in asked:  # after a refusal nothing more is paid
-                task.cancel()
+        return await _gather([ask(i, turn) for i, turn in enumerate(turns)])
 
     async def score(self, turns: Sequence[Turn]) -> "list[Likelihood | None]":
-        raise AssertionError(self.no_likelihoods)
+        """See `Respondent.score`."""
+        from babylon_rl.policy.likelihood import Likelihood
+        from babylon_rl.policy.prompting import PromptRenderer
+        from babylon_rl.training.serverless import context_of, load_tokenizer
+
+        tokenizer = load_tokenizer(self._served.base_model)
+        renderer, context = PromptRenderer(tokenizer), context_of(tokenizer)
+        answers = tokenizer([t.response for t in turns], add_special_tokens=False)["input_ids"]
+        room = asyncio.Semaphore(AT_ONCE)
+
+        async def ask(turn: Turn, answer: list[int]) -> Likelihood | None:
+            prompt = renderer.ids(turn.system, turn.user)
+            if not answer or len(prompt) + len(answer) >= context:
+                return None
+            async with room:
+                nats = await self._client.score_prompt(model=self._model, token_ids=[*prompt, *answer])
+            return Likelihood(sum(nats[-len(answer) :]), len(answer))
+
+        return await _gather([ask(turn, answer) for turn, answer in zip(turns, answers, strict=True)])
+
+
+async def _gather(asking: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Wait for all; once one is refused, nothing more is sent, and nothing more is paid."""
+    tasks = [asyncio.create_task(a) for a in asking]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 @asynccontextmanager

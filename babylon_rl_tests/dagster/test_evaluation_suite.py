@@ -6,12 +6,13 @@ from pathlib import Path
 
 import sqlalchemy as sa
 from safetensors.torch import load_file, save_file
+from zstandard import ZstdCompressor
 
 from babylon_rl.database import tables as t
-from babylon_rl.pipeline.evaluate import evaluate_checkpoint, suite_of
+from babylon_rl.pipeline.evaluate import curve, evaluate_checkpoint, suite_of
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.policy.shipped import shipped_base
-from babylon_rl.settings import Settings
+from babylon_rl.store.evaluations import PolicyResult, read_evaluation
 
 
 def with_base(workspace: Workspace, base: Path) -> Workspace:
@@ -39,17 +40,19 @@ def test_another_base_is_played_and_not_read_from_the_cache(workspace: Workspace
     assert evaluate_checkpoint(one, 0) == first
 
 
-def test_the_suite_names_base_and_simulator(settings: Settings, workspace: Workspace, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_the_suite_names_base_and_simulator(workspace: Workspace, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     name = suite_of(workspace).name
     monkeypatch.setattr("babylon_rl.simulator.version.SIMULATOR_VERSION", 10**6)
     assert suite_of(workspace).name != name
 
 
 def test_an_evaluation_from_before_stays_readable(workspace: Workspace) -> None:
+    """Rows of before are of suites whose names say neither base nor simulator."""
+    body = ZstdCompressor().compress(b'{"invalid_rate":0.25,"name":"babylon-mmo@0","pnl_usd":[1.5,-2.0]}')
+    row = {"lineage": "babylon-mmo", "step": 0, "suite": "held-out-2w-T0.5", "body": body, "base_mean_pnl_usd": 1.0}
+    zero = dict.fromkeys(("mean_pnl_usd", "lift_usd", "lift_lo_usd", "lift_hi_usd"), 0.0)
     with workspace.store.engine.begin() as conn:
-        row = {"lineage": "babylon-mmo", "step": 0, "suite": "held-out-2w-T0.5", "body": b"", "base_mean_pnl_usd": 1.0}
-        conn.execute(
-            sa.insert(t.evaluations), [{**row, "mean_pnl_usd": 1.0, "lift_usd": 0, "lift_lo_usd": 0, "lift_hi_usd": 0}]
-        )
-        kept = conn.scalars(sa.select(t.evaluations.c.suite)).all()
-    assert kept == ["held-out-2w-T0.5"]
+        conn.execute(sa.insert(t.evaluations), [row | zero])
+    kept = read_evaluation(workspace.store.engine, "babylon-mmo", 0, "held-out-2w-T0.5")
+    assert kept == PolicyResult(name="babylon-mmo@0", pnl_usd=(1.5, -2.0), invalid_rate=0.25)
+    assert curve(workspace) == [], "and it is no point of a curve whose other points another base made"

@@ -78,7 +78,7 @@ def test_three_iterations_on_a_foreign_game_end_well(server: ServerlessServer, v
     """The first paid iteration used to end in exit status 2; on a CPU it got dollars of another game."""
     server.says = {
         "base": "hm",
-        "wandb-artifact:///test-entity/babylon-agents/babylon-mmo:step3": '{"action": "open_long"}',
+        "wandb-artifact:///test-entity/babylon-agents/babylon-mmo:step3": '{"action": "OPEN_LONG"}',
     }
 
     output = train(variables, 3)
@@ -95,11 +95,11 @@ def test_three_iterations_on_a_foreign_game_end_well(server: ServerlessServer, v
     assert [len(r.windows) for r in results] == [6, 4, 2]
     assert not trained & set(results[-1].windows)
     last = results[-1]
-    # Agent 4 is the best: it went long in hour 6 (index 10 % 3 = 1 is short, so not there) and in hour 8 - none of both.
     assert last.base.invalid_rate == 1.0
     assert last.policy.invalid_rate == 0.0
     assert last.changes["invalid_rate"].mean == -1.0
-    assert last.base.same_action_rate == 0.0
+    # Agent 4 earned most. Hours 6 and 7 are held out, where it held (2 + 6 is 2 of 3) and went long (2 + 7 is 0).
+    assert (last.base.same_action_rate, last.policy.same_action_rate) == (0.0, 0.5)
     assert last.policy.ranks_best_first is None
     assert "no log-probabilities of prompts" in last.unknown["ranks_best_first"]
     assert {c["messages"][0]["content"] for c in server.chats} == {SYSTEM_PROMPT}, "no prompt of the simulator was sent"
@@ -124,3 +124,18 @@ def test_an_endpoint_that_refuses_ends_no_paid_training(server: ServerlessServer
     assert (row.result.windows, row.result.try_again) == (6, False)
 
     assert "on 6 held-out windows of the log" in train(variables, 1), "a person asks again, and it can be said now"
+
+
+def test_a_cpu_checkpoint_of_a_foreign_game_gets_no_dollars(variables: dict[str, str]) -> None:
+    """It played our simulator, whose prompts it never saw, and was told what it would earn there."""
+    here = {k: v for k, v in variables.items() if k != "BABYLON_BASE_MODEL"} | {"BABYLON_TRAINER": "cpu"}
+
+    output = train(here, 1)
+
+    with psycopg.connect(variables["BABYLON_PLATFORM_URL"]) as conn:
+        assert conn.execute("SELECT count(*) FROM babylon_rl.evaluations").fetchone() == (0,)
+        said = conn.execute("SELECT kind, windows, ranks_best_first FROM babylon_rl.log_evaluations").fetchone()
+    assert said is not None
+    assert said[:2] == ("held_out_log", 6)
+    assert 0 <= said[2] <= 1
+    assert "ranks the judge's best first" in output
