@@ -214,7 +214,7 @@ class ServingSettings(_Part):
         default=100,
         ge=2,
         validation_alias="BABYLON_EVALUATION_WINDOWS",
-        description="Held-out windows that each new checkpoint plays beside its base.",
+        description="Held-out windows that each new checkpoint plays beside its base; of another game than ours, most held-out windows of the log that it is asked about.",
     )
 
 

@@ -1,5 +1,6 @@
 """`babylon-rl train`: materializes the Dagster assets iteration by iteration; prints what the game's `train_mmo.py` prints."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ def train(workspace: Workspace, options: TrainOptions, console: Console) -> list
                 break
             made.append(checkpoint)
         if options.evaluate:
-            _evaluate_newest_missing(workspace, console, runner)
+            _evaluate_newest_missing(workspace, console, runner, tried={c.step for c in made})
     latest = workspace.ledger.latest()
     if not made and latest is None:
         raise DataError(_explain_missing(workspace, options))
@@ -149,9 +150,14 @@ def _evaluate(workspace: Workspace, checkpoint: Checkpoint, *, run: RunProgress,
     return describe_evaluation(workspace, checkpoint.lineage, checkpoint.step)
 
 
-def _evaluate_newest_missing(workspace: Workspace, console: Console, runner: "Runner") -> None:
-    """Evaluate the newest checkpoint that a kill, or a run without evaluation, left without a result: one a call."""
-    missing = unevaluated(workspace, even_if_refused=True)
+def _evaluate_newest_missing(
+    workspace: Workspace, console: Console, runner: "Runner", *, tried: Collection[int]
+) -> None:
+    """Evaluate the newest checkpoint that a kill, or a run without evaluation, left without a result: one a call.
+
+    `tried` are the steps that this call has evaluated already, whether anything could be said of them or not.
+    """
+    missing = [step for step in unevaluated(workspace, even_if_refused=True) if step not in tried]
     if not missing:
         return
     checkpoint = next(c for c in workspace.ledger.checkpoints() if c.step == missing[0])
