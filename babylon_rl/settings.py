@@ -7,7 +7,7 @@ parts; a factory takes the part it needs.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, Self, get_args
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
@@ -15,6 +15,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from babylon_rl.errors import ConfigError
 from babylon_rl.windows import HourWindow
+
+ForeignTurns = Literal["own_only", "positive_only", "all"]
+"""Which turns of models that are not ours train: none, those of trajectories above their group's mean, or all."""
 
 
 class _Part(BaseSettings):
@@ -117,6 +120,14 @@ class JudgeSettings(_Part):
         description="Price per million tokens, prompt/completion, e.g. `0.15/0.60`. Unset: by litellm's table.",
     )
 
+    # A day: whoever syncs outcomes does so hourly or daily, so what has not come by then comes only if somebody acts; the
+    # judgment is made anew when it does.
+    outcomes_patience: Literal["never"] | Annotated[float, Field(ge=0, le=10 * 366 * 24)] = Field(
+        default=24.0,
+        validation_alias="BABYLON_OUTCOMES_PATIENCE",
+        description="Hours after a window has closed from which an LLM judges it by P&L alone if no market outcome is known, marked `outcomes: none`; it is judged anew when outcomes come. `never`: it waits for them. The judge `hindsight` always waits.",
+    )
+
 
 class TrainingSettings(_Part):
     """Which windows train, and which trainer trains on them."""
@@ -148,6 +159,18 @@ class TrainingSettings(_Part):
         ge=1,
         validation_alias="BABYLON_MIN_WINDOWS",
         description="Unused judged windows that one training needs; the sensor waits for them.",
+    )
+    foreign_turns: ForeignTurns = Field(
+        default="positive_only",
+        validation_alias="BABYLON_FOREIGN_TURNS",
+        description="Which answers of models that are neither a checkpoint of the lineage nor its base (unknown ones too) train: `own_only`: none; `positive_only`: those of agents above their group's mean; `all`. All are judged and reported.",
+    )
+    min_own_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        validation_alias="BABYLON_MIN_OWN_SHARE",
+        description="Share of a batch's turns that must be the lineage's or its base's; a batch below it is refused and its foreign windows are set aside. 0: a warm start from other models' play.",
     )
     dropout_target: int | None = Field(
         default=None,

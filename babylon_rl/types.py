@@ -17,6 +17,9 @@ from typing import Annotated, Any, Final, Self
 import msgspec
 
 Json = dict[str, Any]
+# Metadata of a dataclass field that canonical JSON leaves out where it has its default: stored bytes and ids from before
+# the field stay what they were (`common/canonical.py`).
+OMIT_DEFAULT: Final[Mapping[str, bool]] = {"omit_default": True}
 END_OF_TIME_MS: Final = 253_402_300_800_000  # the year 10000: too late for a `datetime`
 
 
@@ -27,8 +30,12 @@ class LlmCall(msgspec.Struct, frozen=True, kw_only=True, rename="camel", gc=Fals
     purpose: Annotated[str, msgspec.Meta(min_length=1)] = "other"
     system_prompt: str = ""
     user_prompt: str = ""
+    model: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     model_version: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     temperature: float | None = None
+    max_tokens: float | None = None
+    completion_tokens: float | None = None
+    finish_reason: Annotated[str, msgspec.Meta(min_length=1)] | None = None
 
 
 class EnvironmentState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -53,12 +60,16 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     Attributes:
         at_ms: Milliseconds since 1970, if known.
         action: The game's action object; its `result` and `correctness` are hindsight.
+        trust_state: What the game knew of the agent's trust then, in any form. Hindsight.
+        counterparty: Who the other side of the interaction really was, in any form. Hindsight.
     """
 
     at_ms: Annotated[int, msgspec.Meta(ge=0, lt=END_OF_TIME_MS)] | None = msgspec.field(default=None, name="timestamp")
     environment: EnvironmentState = msgspec.field(default=UNKNOWN_ENVIRONMENT, name="environmentState")
     llm_calls: tuple[LlmCall, ...] = msgspec.field(default=(), name="llmCalls")
     action: Json = msgspec.field(default_factory=dict)
+    trust_state: Any = msgspec.field(default=None, name="trustState")
+    counterparty: Any = msgspec.field(default=None, name="counterpartyContext")
 
     @property
     def at(self) -> datetime | None:
@@ -71,6 +82,7 @@ class SourceRow:
 
     Attributes:
         window_id: Its hour, and its scenario if it names one.
+        archetype: The kind of player that the game says the agent is, if it does.
     """
 
     source_id: str
@@ -83,6 +95,7 @@ class SourceRow:
     final_balance: float | None
     steps: tuple[Step, ...]
     metadata: Json
+    archetype: str | None = None
 
 
 class _DocumentedWord(StrEnum):
@@ -124,6 +137,10 @@ class RowReason(_DocumentedWord):
     BENCHMARK = "benchmark", "its scenario is a benchmark's"
     EVALUATION = "evaluation", "it was recorded as an evaluation"
     NOT_TRAINING_DATA = "not_training_data", "it is marked as no training data"
+    MANY_CHARACTERS = (
+        "many_characters",
+        "it holds decisions of several characters under prompts that none of them was shown",
+    )
     NO_STEPS = "no_steps", "it holds no steps, as a crashed tick leaves behind"
     NO_LLM_CALLS = "no_llm_calls", "no answered LLM call is logged for it, and none is invented"
     BAD_JSON = "bad_json", "its stepsJson is no JSON, perhaps cut off"
@@ -141,7 +158,12 @@ REASONS: Final[Mapping[RowStatus, tuple[RowReason, ...]]] = {
     RowStatus.GROUPED: (RowReason.HAS_TURN, RowReason.NO_TURN),
     RowStatus.INELIGIBLE: (RowReason.TOO_FEW_AGENTS, RowReason.NO_TURNS),
     RowStatus.DROPPED_OUT: (RowReason.DROPOUT,),
-    RowStatus.EXCLUDED: (RowReason.BENCHMARK, RowReason.EVALUATION, RowReason.NOT_TRAINING_DATA),
+    RowStatus.EXCLUDED: (
+        RowReason.BENCHMARK,
+        RowReason.EVALUATION,
+        RowReason.NOT_TRAINING_DATA,
+        RowReason.MANY_CHARACTERS,
+    ),
     RowStatus.QUARANTINED: (
         RowReason.NO_STEPS,
         RowReason.NO_LLM_CALLS,
@@ -203,6 +225,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     Attributes:
         policy_version: The checkpoint that answered (`babylon-mmo@3`), or None when the log does not say.
+        is_cut: Set, and true, where the log says that the answer was cut at its length limit.
+        max_tokens: Set to that limit only where the log does not say, and the answer is long enough to have met it.
     """
 
     system: str
@@ -210,6 +234,9 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     response: str
     policy_version: str | None = None
     temperature: float | None = None
+    # What is unset is not written, so that all other turns keep their bytes, and their groups their ids.
+    is_cut: bool | msgspec.UnsetType = msgspec.UNSET
+    max_tokens: int | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,7 +251,8 @@ class Trajectory:
         decisions: The game's action objects beside the turns. Hindsight: judge only.
         start_balance_usd: Balance when the agent entered the window, if known.
         pnl_usd: Money made inside the window (lifetime P&L differenced), if known.
-        game_knowledge: `metadataJson.gameKnowledge` of its rows. Hindsight: judge only.
+        game_knowledge: `metadataJson.gameKnowledge` of its rows, and what else of their metadata is hindsight. Judge only.
+        archetype: The kind of player that the game says the agent is; in the newest row that says so.
     """
 
     trajectory_id: str
@@ -236,6 +264,7 @@ class Trajectory:
     start_balance_usd: float | None
     pnl_usd: float | None
     game_knowledge: Json
+    archetype: str | None = field(default=None, metadata=OMIT_DEFAULT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,11 +322,16 @@ class WindowOutcomes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupMember:
-    """One agent's trajectory as it may be trained on: nothing in it was known only afterwards."""
+    """One agent's trajectory as it may be trained on: nothing in it was known only afterwards.
+
+    Attributes:
+        archetype: The kind of player it is. It trains nothing, so neither group id nor judgment depends on it.
+    """
 
     trajectory_id: str
     agent_id: str
     turns: tuple[Turn, ...]
+    archetype: str | None = field(default=None, metadata=OMIT_DEFAULT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -351,7 +385,7 @@ class Judgment:
         key: Hash of all that went in (messages, hindsight, rubric, judge, prompt version).
         prompt_tokens: As the server reported them, over all requests that this judgment took.
         details: Small values for metadata: the prompt's form, its tokens in both forms, passes, position consistency,
-            requests.
+            requests; `left_out`; `outcomes` is `none` where it was made without market outcomes.
     """
 
     key: str
@@ -364,6 +398,17 @@ class Judgment:
     completion_tokens: int = 0
     cost_usd: float = 0.0
     details: Json = field(default_factory=dict)
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Members that the judge could not rank: trajectory id → why, for the middle of a sentence."""
+        left_out: dict[str, str] = self.details.get("left_out", {})
+        return left_out
+
+    @property
+    def outcomes(self) -> str:
+        """`known`, or `none`: it was judged by P&L alone, because no market outcome came."""
+        return str(self.details.get("outcomes", "known"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

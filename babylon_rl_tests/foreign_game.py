@@ -52,7 +52,8 @@ def add_window(conn: "psycopg.Connection[tuple[object, ...]]", window: HourWindo
     start = window.start_at.replace(tzinfo=None)
     for agent in range(agents):
         call = {
-            "model": "of-another",
+            "model": "babylon-mmo",
+            "modelVersion": "babylon-mmo@0",
             "systemPrompt": SYSTEM_PROMPT,
             "userPrompt": f"Hour {hour}. You hold nothing. BTC rose.",
             "response": json.dumps({"action": action_of(agent, hour), "ticker": "BTC"}),

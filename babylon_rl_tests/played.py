@@ -22,8 +22,16 @@ def hours(count: int, first: HourWindow = FIRST) -> list[HourWindow]:
     return [first.next(i) for i in range(count)]
 
 
-def play(workspace: Workspace, windows: Sequence[HourWindow], *, agents: int = 6, policy: str = "habits") -> None:
-    spawn(workspace.game, list(windows), AgentLineup(learners=agents, policy=policy), seed=1)
+def play(
+    workspace: Workspace,
+    windows: Sequence[HourWindow],
+    *,
+    agents: int = 6,
+    policy: str = "habits",
+    stand_in: bool = False,
+) -> None:
+    lineup = AgentLineup(learners=agents, policy=policy, stand_in=stand_in)
+    spawn(workspace.game, list(windows), lineup, seed=1)
 
 
 def prepare(workspace: Workspace, window: HourWindow, *, min_agents: int = 5) -> None:
@@ -46,7 +54,7 @@ def verify(workspace: Workspace, window: HourWindow) -> None:
 
 
 def play_and_judge(workspace: Workspace, windows: Sequence[HourWindow], *, agents: int = 6) -> None:
-    play(workspace, windows, agents=agents)
+    play(workspace, windows, agents=agents, stand_in=True)
     for w in windows:
         prepare(workspace, w)
     judge(workspace, windows)

@@ -3,12 +3,14 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from rich.console import Console
 
-from babylon_rl.cli.windows import group_explanations
+from babylon_rl.cli.windows import group_explanations, window_table
 from babylon_rl.database import tables as t
 from babylon_rl.errors import DataError
 from babylon_rl.export.dataset import export
@@ -16,10 +18,11 @@ from babylon_rl.export.explain import explain
 from babylon_rl.ingest.window_summary import refresh
 from babylon_rl.pipeline.checks import REQUIRED_CHECKS
 from babylon_rl.pipeline.ingest import ingest_window
-from babylon_rl.pipeline.readiness import readiness
+from babylon_rl.pipeline.readiness import WindowLine, readiness
 from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.settings import Settings
 from babylon_rl.store.eligibility import Reason, State
+from babylon_rl.store.recorded import count_recorded
 from babylon_rl.store.retries import postpone, read_tries
 from babylon_rl.types import RetryKind
 from babylon_rl.windows import HourWindow
@@ -137,14 +140,14 @@ def bring_to(workspace: Workspace, reason: Reason | None) -> None:
         (Reason.NOT_JUDGED, "grouped", "a window trains when it is judged", True),
         (
             Reason.ERROR,
-            "kept out: raw_trajectories failed",
+            "kept out: raw_trajectories failed: it raised",
             "preparing its window failed: it raised; it is tried",
-            True,
+            False,
         ),
-        (Reason.WAITING_FOR_OUTCOMES, "waiting for outcomes", "its window waits for outcomes: nothing yet", True),
-        (Reason.JUDGE_FAILED, "judge failed", "the judge gave its window nothing usable: no JSON", True),
-        (Reason.JUDGE_DOWN, "judge down", "the judge is out of reach: HTTP 503; it is tried again after", True),
-        (Reason.OVER_BUDGET, "over budget", "the day's judging budget is spent: $2 of $2", True),
+        (Reason.WAITING_FOR_OUTCOMES, "waiting for outcomes", "its window waits for outcomes: nothing yet", False),
+        (Reason.JUDGE_FAILED, "judge failed: no JSON", "the judge gave its window nothing usable: no JSON", False),
+        (Reason.JUDGE_DOWN, "judge down", "the judge is out of reach: HTTP 503; it is tried again after", False),
+        (Reason.OVER_BUDGET, "over budget", "the day's judging budget is spent: $2 of $2", False),
         (Reason.CHECKS_MISSING, f"judged, without {CHECK}", f"{CHECK} did not run", True),
     ],
 )
@@ -230,8 +233,55 @@ def test_too_few_for_one_minimum_is_asked_again_for_a_lower_one(workspace: Works
     bring_to(workspace, Reason.TOO_FEW_AGENTS)
     eligibility = workspace.ledger.eligibility
     assert [[u.window for u in eligibility.unprepared(n)] for n in (5, 3)] == [[], [FIRST]]
-    assert [eligibility.count_recorded(n).unused for n in (5, 3)] == [0, 1]
+    counts = [count_recorded(workspace.store.engine, eligibility.lineage, n) for n in (5, 3)]
+    assert [(c.with_enough_agents, c.unused) for c in counts] == [(0, 0), (1, 1)]
     assert [s.reason for n in (5, 3) for s in eligibility.states([FIRST], min_agents=n)] == [
         Reason.TOO_FEW_AGENTS,
         Reason.NOT_GROUPED,
     ]
+
+
+# ── what people read ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_cause_of_a_failed_check_is_said_everywhere(workspace: Workspace) -> None:
+    play(workspace, hours(1))
+    with workspace.game.begin() as conn:  # everybody ends as poor as he began, so all scores tie
+        conn.exec_driver_sql(
+            """UPDATE trajectories SET final_pnl = 0,
+               steps_json = regexp_replace(steps_json, '"agentPnL":[-0-9.e]+', '"agentPnL":0', 'g')"""
+        )
+    prepare(workspace, FIRST)
+    judge(workspace, hours(1))
+    cause = "scores tie within 1e-06: no member did better than another"
+    report = readiness(workspace, min_agents=5, min_windows=1, now=NOW)
+    [line] = report.lines
+    assert line.state == f"kept out: all 6 {cause}"
+    assert (report.with_enough_agents, report.unused, report.waiting) == (1, 0, 0)
+    assert (
+        f"the window failed scores_are_not_all_equal: all 6 {cause}"
+        in explain(workspace, f"{FIRST}/agent-1-habits")[-1]
+    )
+
+
+def test_a_reason_is_whole_on_a_narrow_screen() -> None:
+    reason = "kept out: raw_trajectories failed: " + "a_word_of_more_letters_than_the_column_has_room_for_" * 3
+    line = WindowLine(window_id=str(FIRST), rows=6, agents=6, avg_pnl_usd=-1234.5, outcomes=True, state=reason)
+    narrow = Console(width=80, record=True, file=StringIO())
+    narrow.print(window_table([line]))
+    cells = [row.strip("│┃ ").split("│")[-1] for row in narrow.export_text().splitlines() if "│" in row]
+    assert "".join(c.strip() for c in cells).replace(" ", "") == reason.replace(" ", "")
+
+
+def test_windows_that_only_wait_are_not_ready(workspace: Workspace) -> None:
+    bring_to(workspace, Reason.WAITING_FOR_OUTCOMES)
+    report = readiness(workspace, min_agents=5, min_windows=1, now=NOW)
+    assert (report.with_enough_agents, report.unused, report.waiting) == (1, 0, 1)
+    assert not report.ready
+
+
+def test_agents_are_counted_as_usable_once_they_were_read(workspace: Workspace) -> None:
+    bring_to(workspace, Reason.TOO_FEW_AGENTS)
+    report = readiness(workspace, min_agents=5, min_windows=1, now=NOW)
+    [line] = report.lines
+    assert (line.agents, report.with_enough_agents) == (3, 0), "three more have rows, and nothing to train on"

@@ -157,6 +157,23 @@ def test_a_row_set_aside_ends_there(workspace: Workspace, changes: dict[str, obj
     assert "So no trajectory was stitched" in story(workspace, f"{FIRST}/a")
 
 
+def test_a_row_without_a_turn_is_not_said_to_have_trained(workspace: Workspace) -> None:
+    play(workspace, hours(1))
+    thinking = a_json_step(llmCalls=[a_json_call(purpose="reasoning")])
+    row = insert_row(workspace.game, "agent-1-habits", window=FIRST, tick=2, steps_json=[thinking])["id"]
+    prepare(workspace, FIRST)
+    judge(workspace, hours(1))
+    plan = workspace.ledger.plan(FIRST, 1, learning_rate=None)
+    assert plan is not None
+    workspace.ledger.record(plan, trainer="cpu", base_model="b", path="p", manifest={}, metrics={})
+    own = f"{FIRST}/agent-1-habits"
+    assert "Checkpoint babylon-mmo@1 was trained on it." in story(workspace, own)
+    told = story(workspace, row)
+    assert "nothing of it was judged or trained on" in told
+    assert f"`babylon-rl explain {own}`" in told
+    assert "was trained on it" not in told
+
+
 def test_rows_without_a_group_say_what_a_group_needs(workspace: Workspace) -> None:
     row = insert_row(workspace.game, "a", window=FIRST)
     thought = insert_row(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import sqlalchemy as sa
 
@@ -14,6 +15,7 @@ from babylon_rl.common.canonical import pack
 from babylon_rl.database import tables as t
 from babylon_rl.errors import ConfigError, DataError
 from babylon_rl.export import dataset as module
+from babylon_rl.export.dataframe import window_frame
 from babylon_rl.export.dataset import export, schema
 from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.settings import Settings
@@ -83,6 +85,25 @@ def test_datasets_reads_both_formats_as_the_same_rows(
     assert [without_hour(r) for r in jsonl] == [without_hour(r) for r in parquet]
 
 
+def test_an_agents_archetype_is_a_column(workspace: Workspace, tmp_path: Path) -> None:
+    play(workspace, hours(1))
+    with workspace.game.begin() as conn:
+        conn.execute(sa.text("UPDATE trajectories SET archetype = 'trader' WHERE agent_id <> 'policy-1'"))
+        agents = set(conn.scalars(sa.text("SELECT DISTINCT agent_id FROM trajectories")))
+    prepare(workspace, FIRST)
+    judge(workspace, [FIRST])
+    expected = {a: None if a == "policy-1" else "trader" for a in agents}
+    export(workspace, str(tmp_path / "turns.jsonl"), format="jsonl")
+    export(workspace, str(tmp_path / "groups.jsonl"), format="jsonl", what="groups")
+    (group,) = lines(tmp_path / "groups.jsonl")
+    assert {r["agent_id"]: r["archetype"] for r in lines(tmp_path / "turns.jsonl")} == expected
+    assert {m["agent_id"]: m["archetype"] for m in group["members"]} == expected
+    frame = window_frame(workspace.store, str(FIRST))
+    assert {
+        a: None if t is pd.NA else t for a, t in zip(frame["agent_id"], frame["archetype"], strict=True)
+    } == expected
+
+
 def test_jsonl_loads_and_only_the_hour_is_taken_for_a_time(played: Workspace, tmp_path: Path, cache: Path) -> None:
     """The JSON loader takes texts that look like a time for times; `group_id` has the hour as text too."""
     export(played, str(tmp_path / "x.jsonl"), format="jsonl")
@@ -125,7 +146,7 @@ def test_rows_have_the_shapes_that_trl_and_verl_read(played: Workspace, tmp_path
         assert r["extra_info"] == {"index": index} | {k: r[k] for k in repeated}
 
 
-def test_exported_advantages_compare_turns_of_one_decision(played: Workspace, tmp_path: Path) -> None:
+def test_exported_advantages_are_one_per_trajectory(played: Workspace, tmp_path: Path) -> None:
     window = str(FIRST)
     group = played.store.group(FIRST)
     assert group is not None
@@ -141,16 +162,18 @@ def test_exported_advantages_compare_turns_of_one_decision(played: Workspace, tm
     by_score = sorted({r["score"]: r["reward"] for r in rows}.items())
     assert [reward for _, reward in by_score] == sorted(reward for _, reward in by_score)
     assert (by_score[0][1], by_score[-1][1]) == (0.0, 1.0)
-    by_decision = defaultdict(list)
+    by_trajectory = defaultdict(list)
     for r in rows:
-        by_decision[r["turn_index"]].append(r)
-    assert [len(by_decision[i]) for i in range(3)] == [6, 5, 5]
-    for same in by_decision.values():
-        assert {r["compared"] for r in same} == {len(same)}
-        mean = sum(r["reward"] for r in same) / len(same)
-        spread = math.sqrt(sum((r["reward"] - mean) ** 2 for r in same) / len(same))
-        assert [r["advantage"] for r in same] == pytest.approx([(r["reward"] - mean) / (spread + 1e-6) for r in same])
-        assert sum(r["advantage"] for r in same) == pytest.approx(0.0, abs=1e-9)
+        by_trajectory[r["trajectory_id"]].append(r)
+    assert sorted(map(len, by_trajectory.values())) == [1, 3, 3, 3, 3, 3]
+    ranks = [turns[0]["reward"] for turns in by_trajectory.values()]
+    mean = sum(ranks) / 6
+    spread = math.sqrt(sum((r - mean) ** 2 for r in ranks) / 6)
+    for turns in by_trajectory.values():
+        (advantage,) = {r["advantage"] for r in turns}
+        assert advantage == pytest.approx((turns[0]["reward"] - mean) / (spread + 1e-6))
+        assert {r["compared"] for r in turns} == {6}
+        assert sum(r["turn_weight"] for r in turns) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("what", ["turns", "groups"])

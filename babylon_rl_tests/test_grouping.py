@@ -24,6 +24,7 @@ from babylon_rl.types import (
     SourceRow,
     StockOutcome,
     Trajectory,
+    TrajectoryGroup,
     WindowOutcomes,
 )
 from babylon_rl_tests.factories import WINDOW, a_call, a_json_step, a_source_row, a_step, a_trajectory, make_group
@@ -63,7 +64,15 @@ def test_the_order_of_rows_never_matters(r: random.Random) -> None:
         ([a_call("act", "ACTION"), a_call("more", "other")], "act"),
         ([a_call("only", "other")], "only"),
         ([a_call("think", "reasoning")], None),
-        ([a_call("one", "other"), a_call("two", "other")], None),
+        ([a_call("one", "other"), a_call("two", "other", user_prompt="Another question")], None),
+        ([a_call("one", "other"), a_call("two", "other", system_prompt="Another role")], None),
+        ([a_call("bad", "other"), a_call("good", "other", user_prompt="Markets: …\n\nInvalid JSON.")], "good"),
+        ([a_call("think", "reasoning"), a_call("act", "other")], "act"),
+        ([a_call("act", "response"), a_call("think", "reasoning")], "act"),
+        ([a_call("plan", "planning"), a_call("weigh", "evaluation")], "weigh"),
+        ([a_call("weigh", "evaluation"), a_call("say", "response")], "say"),
+        ([a_call("weigh", "evaluation"), a_call("do", "trade", user_prompt="Do it")], "do"),
+        ([a_call("draft", "response"), a_call("final", "response", user_prompt="Again")], "final"),
         ([], None),
     ],
 )
@@ -235,3 +244,37 @@ def test_hindsight_must_fit_its_window_and_members() -> None:
         hindsight_for(group, trajectories, WindowOutcomes(window_id=str(WINDOW.next())))
     with pytest.raises(DataError, match="'2025-01-15T10:00/agent-4' without a trajectory"):
         hindsight_for(group, trajectories[:4], WindowOutcomes(window_id=str(WINDOW)))
+
+
+def test_an_archetype_is_the_newest_rows_and_in_no_groups_id() -> None:
+    def group(*archetypes: str | None) -> TrajectoryGroup:
+        rows = [
+            a_source_row(f"agent-{i}", tick=tick, archetype=archetype)
+            for i in range(5)
+            for tick, archetype in enumerate(archetypes)
+        ]
+        made = make_group(WINDOW, stitch(rows), min_agents=5)
+        assert made is not None
+        return made
+
+    assert {m.archetype for m in group("trader", "liar", None).members} == {"liar"}
+    assert {m.archetype for m in group(None, None, None).members} == {None}
+    assert group("trader", "liar", None).group_id == group(None, None, None).group_id
+
+
+def test_labels_of_rows_are_joined_and_the_last_intent_counts() -> None:
+    label = {"counterpartyId": "19", "counterpartyTeam": "red"}
+    rows = [
+        a_source_row(
+            "a", tick=0, metadata={"interactionLabels": [label], "redTeamNpcIds": ["19"], "scenarioIntent": "attack"}
+        ),
+        a_source_row("a", tick=1, metadata={"interactionLabels": [], "redTeamNpcIds": ["20", "19"]}),
+        a_source_row("a", tick=2, metadata={"interactionLabels": [{**label, "counterpartyId": "21"}]}),
+    ]
+    made = one(*rows)
+    assert made.game_knowledge == {
+        "interactionLabels": [label, {**label, "counterpartyId": "21"}],
+        "redTeamNpcIds": ["19", "20"],
+        "scenarioIntent": "attack",
+    }
+    assert rows[0].metadata["interactionLabels"] == [label]  # rows are left as they were

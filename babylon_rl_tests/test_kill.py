@@ -51,7 +51,7 @@ def test_after_a_kill_training_finishes_and_repeats_no_window(
     settings: Settings, engine: sa.Engine, environment: dict[str, str], tmp_path: Path, moment: str
 ) -> None:
     """Killed once the batch is planned, and once the first checkpoint's files are written but not recorded."""
-    spawn(engine, [FIRST.next(i) for i in range(8)], AgentLineup(learners=6, policy="habits"), seed=1)
+    spawn(engine, [FIRST.next(i) for i in range(8)], AgentLineup(learners=6, policy="habits", stand_in=True), seed=1)
     log = tmp_path / "log"
     step = settings.checkpoints_dir / "babylon-agents/models/babylon-mmo/checkpoints/0001"
 
@@ -87,7 +87,7 @@ def test_after_a_kill_training_finishes_and_repeats_no_window(
 def test_a_checkpoint_killed_in_evaluation_is_evaluated_later(
     settings: Settings, engine: sa.Engine, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    spawn(engine, [FIRST.next(i) for i in range(4)], AgentLineup(learners=6, policy="habits"), seed=1)
+    spawn(engine, [FIRST.next(i) for i in range(4)], AgentLineup(learners=6, policy="habits", stand_in=True), seed=1)
     log = tmp_path / "log"
     environment = environment | {"BABYLON_EVALUATION_WINDOWS": "4"}
 

@@ -146,25 +146,34 @@ def throughput(latency_s: float, in_flight: int, rounds: int) -> None:
 
 
 def order_bias(groups: int) -> None:
-    """Rank agreement with the truth under a planted position bias, one pass and three."""
+    """Rank agreement with the truth under a planted position bias: whole groups in one to three passes, and sub-batches."""
     remote = Remote(0.0, "position_biased")
     synthetic_groups = [make_synthetic_group(s, agents=8, steps=2) for s in range(groups)]
 
-    async def taus(passes: int) -> list[float]:
-        endpoint = OpenAIEndpoint("gpt-4o-mini", api_key="none", base_url=remote.url, timeout_s=60)
-        judge = RulerJudge(endpoint, model="openai/gpt-4o-mini", rubric=trading_rubric(), passes=passes)
-
+    async def taus(passes: int, *, split: bool = False) -> list[float]:
         async def one(synthetic: SyntheticGroup) -> float:
-            judgment = await judge.judge(synthetic.group, synthetic.hindsight)
+            forms = write_forms(synthetic.group, synthetic.hindsight, rubric=trading_rubric(), key="k")
+            context = min(tokens for _, _, tokens in forms.by_preference()) - 100 if split else None
+            endpoint = OpenAIEndpoint("gpt-4o-mini", api_key="none", base_url=remote.url, timeout_s=60)
+            judge = RulerJudge(
+                endpoint,
+                model="openai/gpt-4o-mini",
+                rubric=trading_rubric(),
+                passes=passes,
+                context_tokens=context,
+            )
+            async with judge:
+                judgment = await judge.judge(synthetic.group, synthetic.hindsight)
             return kendall_tau({s.trajectory_id: s.value for s in judgment.scores}, synthetic.truth) or 0.0
 
-        async with judge:
-            return list(await asyncio.gather(*(one(s) for s in synthetic_groups)))
+        return list(await asyncio.gather(*(one(s) for s in synthetic_groups)))
 
     tau_by_passes = {k: statistics.fmean(asyncio.run(taus(k))) for k in (1, 2, 3)}
+    in_sub_batches = statistics.fmean(asyncio.run(taus(3, split=True)))
     remote.stop()
     print(f"planted position bias, {groups} groups of 8, Kendall tau against the truth (target 0.95 in <= 3 calls):")
     print("  " + ", ".join(f"{k} call{'s' * (k > 1)} {v:.3f}" for k, v in tau_by_passes.items()))
+    print(f"  groups too long for one prompt, 3 passes over sub-batches {in_sub_batches:.3f}")
 
 
 def detection(trials: int) -> None:

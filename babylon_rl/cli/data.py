@@ -1,8 +1,9 @@
-"""The commands that give data out: `export`, `explain`, `db-url`, `psql`. `cli/main.py` puts them beside the others."""
+"""The commands that take data in and give it out: `import`, `export`, `explain`, `db-url`, `psql`. `cli/main.py` puts them beside the others."""
 
 import os
 import sys
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +14,7 @@ from babylon_rl.windows import HourWindow
 
 app = typer.Typer()
 console = Console()
+errors = Console(stderr=True)
 
 
 class ExportFormat(StrEnum):
@@ -27,6 +29,46 @@ class ExportWhat(StrEnum):
 
     TURNS = "turns"
     GROUPS = "groups"
+
+
+@app.command("import")
+def import_(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", exists=True, file_okay=False, help="Where the game's file mode wrote, or its trajectories/."
+        ),
+    ],
+) -> None:
+    """Take trajectories that the game wrote as JSON files into our own tables; the same file twice changes nothing.
+
+    Exit status 1: some files were not taken, each named with its reason.
+    """
+    from babylon_rl.database.migrate import upgrade
+    from babylon_rl.ingest.import_files import import_folder
+    from babylon_rl.pipeline.workspace import open_workspace
+    from babylon_rl.report.screen import run_progress
+
+    settings = Settings.load()
+    upgrade(settings.database)
+    with open_workspace(settings) as workspace, run_progress(console) as shown, shown.phase("import", str(folder)) as p:
+        done = import_folder(
+            workspace.game,
+            folder,
+            complain=lambda sentence: errors.print(
+                f"babylon-rl: {sentence}", style="red", highlight=False, markup=False, soft_wrap=True
+            ),
+            progress=p,
+        )
+    console.print(
+        f"{done.written:,} trajectories written, {done.unchanged:,} were there already, {done.failed:,} not taken; "
+        "next: babylon-rl check-windows",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    if done.failed:
+        raise typer.Exit(1)
 
 
 @app.command()

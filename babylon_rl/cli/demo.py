@@ -276,7 +276,7 @@ def _lift(base: PolicyResult, final: PolicyResult, oracle: float) -> Lift:
 def _leaderboard(workspace: Workspace, window: HourWindow) -> Leaderboard:
     """Every agent of one window, rivals included, by its final P&L."""
     query = sa.text("""
-        SELECT DISTINCT ON (t.agent_id) t.agent_id, t.final_pnl, l.model
+        SELECT DISTINCT ON (t.agent_id) t.agent_id, t.final_pnl, t.archetype, l.model
         FROM trajectories t JOIN llm_call_logs l USING (trajectory_id)
         WHERE t.window_id = :w ORDER BY t.agent_id, t.start_time DESC""")
     with workspace.game.connect() as conn:
@@ -287,14 +287,17 @@ def _leaderboard(workspace: Workspace, window: HourWindow) -> Leaderboard:
     rows = []
     for rank, r in enumerate(ranked, start=1):
         score = scores.get(f"{window}/{r.agent_id}")
+        left_out = None if judgment is None else judgment.left_out.get(f"{window}/{r.agent_id}")
+        unscored = f"left out of the ranking: {left_out}" if left_out else "plays along, is not judged or trained on"
         rows.append(
             LeaderRow(
                 rank=rank,
                 agent_id=r.agent_id,
+                archetype=r.archetype,
                 policy=r.model,
                 pnl_usd=r.final_pnl,
                 score=None if score is None else score.value,
-                explanation="plays along, is not judged or trained on" if score is None else score.explanation,
+                explanation=unscored if score is None else score.explanation,
             )
         )
     return Leaderboard(window_id=str(window), rows=tuple(rows))

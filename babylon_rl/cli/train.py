@@ -8,6 +8,7 @@ from rich.console import Console
 
 from babylon_rl.errors import ConfigError, DataError
 from babylon_rl.pipeline.evaluate import describe_evaluation, unevaluated
+from babylon_rl.pipeline.foreign_windows import release_foreign_windows
 from babylon_rl.pipeline.readiness import contiguous, unprepared_windows
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.report import formatting
@@ -89,6 +90,7 @@ def _iterate(
 ) -> Checkpoint | None:
     ledger = workspace.ledger
     size = options.windows_per_iteration or workspace.settings.training.min_windows
+    release_foreign_windows(workspace)
     planned = ledger.resumable_batch()
     console.print(f"\nITERATION {iteration}/{options.iterations}\n{RULE}", highlight=False)
     with run_progress(console) as run:
@@ -207,9 +209,10 @@ def _print_windows(workspace: Workspace, batch: list[str], console: Console) -> 
         money = "unknown" if pnl is None else formatting.money(pnl)
         mean = sum(values) / len(values)
         agent = best.trajectory_id.split("/", 1)[-1]
+        unranked = f", {len(judgment.left_out)} more left out of the ranking" if judgment.left_out else ""
         for line in (
             f"Processing {window_id}",
-            f"  Found {len(judgment.scores)} simultaneous agents",
+            f"  Found {len(judgment.scores)} simultaneous agents{unranked}",
             f"  RULER scores: min={min(values):.2f}, max={max(values):.2f}, avg={mean:.2f}",
             f"  Best: {agent} (score: {best.value:.2f}, P&L: {money})",
         ):

@@ -55,7 +55,7 @@ def spawn_test_agents(
             latest = workspace.ledger.latest()
             policy = policy_name(settings.lineage, 0 if latest is None else latest.step)
         sampled_at = settings.serving.explore_temperature if temperature is None else temperature
-        lineup = AgentLineup(learners=agents, policy=policy, temperature=sampled_at)
+        lineup = AgentLineup(learners=agents, policy=policy, temperature=sampled_at, stand_in=True)
         first = None if start is None else HourWindow.parse(start)
         chosen = free_windows(workspace.game, windows, now=datetime.now(UTC), start=first)
         decisions = max(1, 60 // decision_minutes)
@@ -125,16 +125,8 @@ def check_windows(
             last=last,
             recount=recount,
         )
-    table = Table("window", "agents", "rows", "avg P&L", "outcomes", "state")
-    for column in table.columns[1:4]:
-        column.justify = "right"
-    for line in reversed(report.lines):
-        pnl = "unknown" if line.avg_pnl_usd is None else formatting.money(line.avg_pnl_usd)
-        table.add_row(
-            line.window_id, str(line.agents), str(line.rows), pnl, "yes" if line.outcomes else "no", line.state
-        )
     if report.lines:
-        console.print(table, highlight=False)
+        console.print(window_table(report.lines), highlight=False)
         if report.windows > len(report.lines):
             console.print(f"… and {report.windows - len(report.lines)} older windows", highlight=False)
     else:
@@ -151,12 +143,35 @@ def check_windows(
             highlight=False,
             soft_wrap=True,
         )
+    if report.waiting:
+        console.print(
+            f"{formatting.count(report.waiting, 'window')} wait for outcomes, a judge, or another try; the others are "
+            f"{report.unused} that can train or be prepared now",
+            highlight=False,
+            soft_wrap=True,
+        )
     if report.ready:
         console.print("✅ READY FOR TRAINING!", style="bold green", highlight=False)
         console.print(f"next: babylon-rl train --min-agents {need} --iterations 1", highlight=False)
         return
     console.print(f"Not ready: {report.next_step}", style="yellow", highlight=False, soft_wrap=True)
     raise typer.Exit(1)
+
+
+def window_table(lines: "Sequence[WindowLine]") -> Table:
+    """A row per window, the newest first."""
+    table = Table("window", "agents", "rows", "avg P&L", "outcomes", "state")
+    for column in table.columns[1:4]:
+        column.justify = "right"
+    for column in table.columns[:5]:
+        column.no_wrap = True
+    table.columns[5].overflow = "fold"  # a reason is never cut, however narrow the screen
+    for line in reversed(lines):
+        pnl = "unknown" if line.avg_pnl_usd is None else formatting.money(line.avg_pnl_usd)
+        table.add_row(
+            line.window_id, str(line.agents), str(line.rows), pnl, "yes" if line.outcomes else "no", line.state
+        )
+    return table
 
 
 def group_explanations(lines: "Sequence[WindowLine]") -> dict[str, list[str]]:

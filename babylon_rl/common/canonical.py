@@ -3,17 +3,21 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 import zstandard
 
+from babylon_rl.types import OMIT_DEFAULT
+
 T = TypeVar("T")
+_PLAIN: Final = (str, int, float, bytes, type(None), msgspec.Struct)
+_DEEPEST: Final = 6  # levels at which a dataclass of ours may stand; below is the game's own JSON
 
 
 def to_json(value: Any) -> bytes:
-    """Canonical JSON: keys sorted, no spaces, UTF-8. Dataclasses become objects."""
-    return msgspec.json.encode(value, order="sorted")
+    """Canonical JSON: keys sorted, no spaces, UTF-8. Dataclasses become objects, without their `OMIT_DEFAULT` fields."""
+    return msgspec.json.encode(_leave_out_defaults(value, _DEEPEST), order="sorted")
 
 
 def from_json(data: bytes | str, type_: type[T]) -> T:
@@ -72,10 +76,31 @@ def pieces(value: Any, depth: int) -> Iterator[bytes]:
         yield b"]"
     elif depth and is_dataclass(value) and not isinstance(value, type):
         before = b"{"
-        for name in sorted(f.name for f in fields(value)):
+        for name, own in sorted(_choose_fields(value).items()):
             yield before + to_json(name) + b":"
-            yield from pieces(getattr(value, name), depth - 1)
+            yield from pieces(own, depth - 1)
             before = b","
         yield b"}"
     else:
         yield to_json(value)
+
+
+def _choose_fields(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass, but for those with `OMIT_DEFAULT` that have their default."""
+    values = [(f, getattr(value, f.name)) for f in fields(value)]
+    return {f.name: v for f, v in values if f.metadata != OMIT_DEFAULT or v != f.default}
+
+
+def _leave_out_defaults(value: Any, depth: int) -> Any:
+    """`value` with each dataclass as a dict; anything that holds none is `value` itself."""
+    if not depth or isinstance(value, _PLAIN):
+        return value
+    if is_dataclass(value) and not isinstance(value, type):
+        return {k: _leave_out_defaults(v, depth - 1) for k, v in _choose_fields(value).items()}
+    if isinstance(value, dict):
+        kept = {k: _leave_out_defaults(v, depth - 1) for k, v in value.items()}
+        return kept if any(kept[k] is not v for k, v in value.items()) else value
+    if isinstance(value, list | tuple):
+        items = [_leave_out_defaults(v, depth - 1) for v in value]
+        return items if any(a is not b for a, b in zip(items, value, strict=True)) else value
+    return value

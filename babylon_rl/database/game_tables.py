@@ -59,6 +59,7 @@ trajectories = Table(
     Column("trained_in_batch", Text),
     Column("created_at", _ts3, nullable=False, server_default=_now),
     Column("updated_at", _ts3, nullable=False, server_default=_now),
+    Column("archetype", String(50)),
     Index("ix_trajectories_window_agent", "window_id", "agent_id"),
     Index("ix_trajectories_start_time", "start_time"),
 )

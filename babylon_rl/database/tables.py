@@ -125,6 +125,7 @@ contextualized_groups = Table(
         "made_from", Text
     ),  # "<data version of windows>|<of window_outcomes>", which view stale_windows compares with today's
     Index("ix_contextualized_groups_hour", "hour_id"),
+    Index("ix_contextualized_groups_scenarios", "hour_id", postgresql_where=text("window_id <> hour_id")),
 )
 
 judgments = Table(

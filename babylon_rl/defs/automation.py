@@ -20,6 +20,7 @@ from babylon_rl.common.canonical import digest
 from babylon_rl.defs.assets import ASSETS, WINDOW_ASSETS
 from babylon_rl.defs.dead_runs import end_dead_runs
 from babylon_rl.pipeline.evaluate import unevaluated
+from babylon_rl.pipeline.foreign_windows import release_foreign_windows
 from babylon_rl.pipeline.readiness import contiguous, unprepared_windows
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.eligibility import UnpreparedWindow
@@ -138,6 +139,7 @@ def train_when_ready(
     """Requests one training run when a full batch is ready."""
     end_dead_runs(context.instance)
     now = workspace.now()
+    release_foreign_windows(workspace)
     ledger, needed = workspace.ledger, workspace.settings.training.min_windows
     last_partition = HourWindow.containing(now).next(-1)  # the open hour is no partition yet
     due = ledger.next_partition(needed, batches=CHECKPOINTS_PER_RUN, up_to=last_partition)

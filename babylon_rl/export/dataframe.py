@@ -11,7 +11,7 @@ from babylon_rl.errors import DataError
 from babylon_rl.store.hours import windows_of
 from babylon_rl.store.row_outcomes import row_outcomes_of
 from babylon_rl.store.windows import Store
-from babylon_rl.training.rewards import rank_rewards
+from babylon_rl.training.rewards import rewards_of
 from babylon_rl.types import Json, Judgment, RowOutcome, Trajectory
 from babylon_rl.windows import HourWindow
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 COLUMNS: Final[Mapping[str, str]] = {
     "window_id": "string",
     "agent_id": "string",
+    "archetype": "string",
     "trajectory_id": "string",
     "turn_index": "int64",
     "policy_version": "string",
@@ -82,15 +83,17 @@ def window_frame(store: Store, window_id: str) -> "pd.DataFrame":
 
 def _make_records(t: Trajectory, outcome: RowOutcome | None, judgment: Judgment | None) -> list[Json]:
     scores = {} if judgment is None else {s.trajectory_id: s for s in judgment.scores}
-    rewards = rank_rewards({i: s.value for i, s in scores.items()})
+    rewards = {} if judgment is None else rewards_of(judgment)
     score = scores.get(t.trajectory_id)
+    left_out = None if judgment is None else judgment.left_out.get(t.trajectory_id)
     whole: Json = {
         "window_id": t.window_id,
         "agent_id": t.agent_id,
+        "archetype": t.archetype,
         "trajectory_id": t.trajectory_id,
         "score": None if score is None else score.value,
         "reward": rewards.get(t.trajectory_id),
-        "explanation": None if score is None else score.explanation,
+        "explanation": score.explanation if score is not None else left_out and f"Left out of the ranking: {left_out}.",
         "judge": None if judgment is None else f"{judgment.judge_model} {judgment.judge_version}",
         "judgment_key": None if judgment is None else judgment.key,
         "start_balance_usd": t.start_balance_usd,

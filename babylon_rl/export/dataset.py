@@ -15,8 +15,11 @@ Columns of `turns`, one row per decision of an agent:
     response                     the agent's answer as text: the content of `completion`
     score                        the judge's number in [0, 1]; comparable inside its group only
     reward                       what our trainer receives: the score's rank in its group, in [0, 1]
-    advantage, compared          GRPO's, over the `compared` turns of this group with the same `turn_index`
-    group_id, window_id, trajectory_id, agent_id, turn_index, policy_version, temperature, judgment_key, judge
+    advantage, compared          GRPO's, one for all turns of a trajectory, over the `compared` ranked members of its group
+    turn_weight                  1 / turns of the trajectory: weighted so, every trajectory counts the same
+    left_out                     why the judge did not rank the member; then score, reward and advantage are null
+    outcomes                     `known`, or `none`: the judge knew P&L and no market outcome
+    group_id, window_id, trajectory_id, agent_id, archetype, turn_index, policy_version, temperature, judgment_key, judge
 
 and of `groups`, one row per window: its ids, and `members` with their score, reward and turns (`messages` whole).
 """
@@ -34,7 +37,7 @@ from babylon_rl.errors import DataError
 from babylon_rl.export.rows import JudgedGroup, group_row, turn_rows
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.groups import read_judged_group
-from babylon_rl.training.rewards import grpo_advantages, rank_rewards
+from babylon_rl.training.rewards import grpo_advantages, rewards_of
 from babylon_rl.types import Json
 from babylon_rl.windows import HourWindow
 
@@ -118,7 +121,7 @@ def schema(what: What, *, with_hindsight: bool = False) -> "pa.Schema":
     text, real, count = pa.string(), pa.float64(), pa.int64()
     messages = pa.list_(pa.struct([("role", text), ("content", text)]))
     policy = [("policy_version", text), ("temperature", real)]
-    judged = [("judgment_key", text), ("judge", text)]
+    judged = [("judgment_key", text), ("judge", text), ("outcomes", text)]
     outcome = [
         ("hindsight_start_balance_usd", real),
         ("hindsight_pnl_usd", real),
@@ -126,8 +129,9 @@ def schema(what: What, *, with_hindsight: bool = False) -> "pa.Schema":
         ("hindsight_explanation", text),
     ]
     if what == "groups":
-        turn = [("messages", messages), ("advantage", real), ("compared", count), *policy]
-        member = [("trajectory_id", text), ("agent_id", text), ("score", real), ("reward", real)]
+        turn = [("messages", messages), ("advantage", real), ("compared", count), ("turn_weight", real), *policy]
+        member = [("trajectory_id", text), ("agent_id", text), ("archetype", text), ("score", real), ("reward", real)]
+        member.append(("left_out", text))
         if with_hindsight:
             turn.append(("hindsight_decision_json", text))
             member += outcome
@@ -141,12 +145,15 @@ def schema(what: What, *, with_hindsight: bool = False) -> "pa.Schema":
             ("response", text),
             ("score", real),
             ("reward", real),
+            ("left_out", text),
             ("advantage", real),
             ("compared", count),
+            ("turn_weight", real),
             ("group_id", text),
             ("window_id", text),
             ("trajectory_id", text),
             ("agent_id", text),
+            ("archetype", text),
             ("turn_index", count),
             *policy,
             *judged,
@@ -176,24 +183,19 @@ def schema(what: What, *, with_hindsight: bool = False) -> "pa.Schema":
 def _read_judged(conn: sa.Connection, window_id: str, *, with_hindsight: bool) -> JudgedGroup:
     group, hindsight, judgment = read_judged_group(conn, window_id, with_hindsight=with_hindsight)
     scores = {s.trajectory_id: s.value for s in judgment.scores}
-    rewards = rank_rewards(scores)
-    decisions = max(len(m.turns) for m in group.members)
-    advantages: dict[str, list[float]] = {m.trajectory_id: [] for m in group.members}
-    compared = []
-    for i in range(decisions):
-        present = [m.trajectory_id for m in group.members if len(m.turns) > i]
-        compared.append(len(present))
-        for name, value in zip(present, grpo_advantages([rewards[p] for p in present]), strict=True):
-            advantages[name].append(value)
+    rewards = rewards_of(judgment)
+    ranked = [m.trajectory_id for m in group.members if m.trajectory_id in rewards]
+    advantages = dict(zip(ranked, grpo_advantages([rewards[m] for m in ranked]), strict=True))
     return JudgedGroup(
         group=group,
         judgment_key=judgment.key,
         judge=f"{judgment.judge_model} {judgment.judge_version}",
+        outcomes=judgment.outcomes,
+        left_out=judgment.left_out,
         scores=scores,
         rewards=rewards,
         explanations={s.trajectory_id: s.explanation for s in judgment.scores},
         advantages=advantages,
-        compared=tuple(compared),
         hindsight=hindsight,
     )
 

@@ -21,7 +21,7 @@ from babylon_rl.report import formatting
 from babylon_rl.store.eligibility import Reason, WindowState
 from babylon_rl.store.ledger import find_trainings
 from babylon_rl.store.row_outcomes import find_row_outcome, row_outcomes_of
-from babylon_rl.training.rewards import rank_rewards
+from babylon_rl.training.rewards import rewards_of
 from babylon_rl.types import Judgment, RowOutcome, RowReason, Trajectory, TrajectoryGroup, policy_name
 from babylon_rl.windows import HourWindow
 
@@ -106,7 +106,11 @@ def _explain_row(workspace: Workspace, row: _GameRow | None, outcome: RowOutcome
         return
     own = next((x for x in workspace.store.trajectories(window) if outcome.source_id in x.row_ids), None)
     if own is not None and outcome.reason is RowReason.NO_TURN:
-        yield f"Nothing of it trains; what follows is about trajectory {own.trajectory_id}, to which other rows gave turns."
+        yield (
+            "So nothing of it was judged or trained on; other rows of its agent made trajectory "
+            f"{own.trajectory_id}, which `babylon-rl explain {own.trajectory_id}` explains."
+        )
+        return
     yield from _explain_from_trajectory_on(workspace, window, outcome.agent_id, own)
 
 
@@ -174,7 +178,7 @@ def _explain_from_trajectory_on(
     yield f"It is one of {len(group.members)} members of group {group.group_id}."
     judgment = workspace.store.judgment(window)
     yield _describe_judgment(judgment, group, trajectory.trajectory_id)
-    yield from _describe_trainings(workspace, window, judgment)
+    yield from _describe_trainings(workspace, window, judgment, trajectory.trajectory_id)
 
 
 def _find_trajectory(workspace: Workspace, window: HourWindow, trajectory_id: str) -> Trajectory | None:
@@ -196,28 +200,40 @@ def _describe_judgment(judgment: Judgment | None, group: TrajectoryGroup, trajec
         return f"That group has no current judgment yet: `babylon-rl materialize --from {group.window_id} --to {group.window_id}` asks for one."
     scores = {s.trajectory_id: s for s in judgment.scores}
     judge = f"{judgment.judge_model} {judgment.judge_version}, judgment {judgment.key[:12]}"
+    if trajectory_id in judgment.left_out:
+        return (
+            f"The judge ({judge}) left it out of the ranking: {judgment.left_out[trajectory_id]}. So nothing trains "
+            f"on it; its {len(scores)} siblings are ranked without it."
+        )
     if trajectory_id not in scores:
         return f"The judgment ({judge}) has no score for it."
     mine = scores[trajectory_id]
-    better = 1 + sum(s.value > mine.value for s in judgment.scores)
-    reward = rank_rewards({i: s.value for i, s in scores.items()})[trajectory_id]
+    rewards = rewards_of(judgment)
+    reward = rewards[trajectory_id]
+    better = 1 + sum(r > reward for r in rewards.values())
+    if judgment.outcomes == "none":
+        judge += ", made by P&L alone, because no market outcome was known"
     return (
         f"The judge ({judge}) scored it {mine.value:.3f}, place {better} of {len(scores)}, which makes a reward of "
         f"{reward:.2f}: {mine.explanation.strip()}"
     )
 
 
-def _describe_trainings(workspace: Workspace, window: HourWindow, judgment: Judgment | None) -> Iterator[str]:
+def _describe_trainings(
+    workspace: Workspace, window: HourWindow, judgment: Judgment | None, trajectory_id: str
+) -> Iterator[str]:
     own = workspace.settings.lineage
     used = find_trainings(workspace.store.engine, [window])
     for training in used:
         key = training.judgment_key
         same = judgment is not None and judgment.key == key
         other = f", with judgment {key[:12]}, which is not the current one: what it learned from was changed since"
-        yield f"Checkpoint {training.policy} was trained on it{'' if same else other}."
+        by = judgment if same else workspace.store.find_judgment(key)
+        left_out = by is not None and trajectory_id in by.left_out
+        yield f"Checkpoint {training.policy} was trained on {'its siblings' if left_out else 'it'}{'' if same else other}."
         if (said := describe_evaluation(workspace, training.lineage, training.step)) is not None:
             yield f"Evaluation of {training.policy}: {said}."
-    if any(training.lineage == own for training in used):
+    if any(training.lineage == own for training in used) or (judgment and trajectory_id in judgment.left_out):
         return
     state = next(s for s in workspace.ledger.eligibility.states([window]) if s.window_id == str(window))
     if state.planned_step is not None:
@@ -236,7 +252,7 @@ _NOT_TRAINED: Final[Mapping[Reason, str]] = {
     Reason.NOT_READ: "its window was not read: {again} reads it",
     Reason.CHANGED: "rows of {window} came or were rewritten since it was read; {again} reads them",
     Reason.STALE: "rows or outcomes of {window} changed since its group was made; {again} makes it anew",
-    Reason.CHECK_FAILED: "the window failed {failed}",
+    Reason.CHECK_FAILED: "the window failed {failed}{found}",
     Reason.TOO_FEW_AGENTS: "its window has no group",
     Reason.NOT_GROUPED: "its window has no group",
     Reason.NOT_JUDGED: "a window trains when it is judged",
@@ -255,6 +271,7 @@ def _explain_waiting(workspace: Workspace, window: HourWindow, state: WindowStat
             failed=", ".join(state.failed_checks),
             missing=", ".join(state.missing_checks),
             why=(state.explanation or "").rstrip("."),
+            found=f": {state.explanation}" if state.explanation else "",
         )
         if state.not_before is not None:
             why += f"; it is tried again after {_format_instant(state.not_before)}"

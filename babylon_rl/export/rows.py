@@ -3,7 +3,7 @@
 Hindsight columns come from one class, used only when the group was read with its hindsight.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,19 +18,21 @@ class JudgedGroup:
     """A group ready for export; scores, rewards and explanations by trajectory id.
 
     Attributes:
-        advantages: Trajectory id → one per turn, relative to the members' turns of the same index.
-        compared: How many members have a turn of each index.
+        outcomes: `known` or `none`, as the judge knew them.
+        left_out: Members that are not ranked: trajectory id → why. They have no score, reward or advantage.
+        advantages: Trajectory id → advantage over all ranked members, the same for each of its turns.
         hindsight: None unless it was asked for.
     """
 
     group: TrajectoryGroup
     judgment_key: str
     judge: str
+    outcomes: str
+    left_out: Mapping[str, str]
     scores: dict[str, float]
     rewards: dict[str, float]
     explanations: dict[str, str]
-    advantages: dict[str, list[float]]
-    compared: tuple[int, ...]
+    advantages: dict[str, float]
     hindsight: Hindsight | None
 
 
@@ -45,22 +47,26 @@ def turn_rows(j: JudgedGroup) -> Iterator[Json]:
                 "prompt": _prompt(turn.system, turn.user),
                 "completion": [{"role": "assistant", "content": turn.response}],
                 "response": turn.response,
-                "score": j.scores[m.trajectory_id],
-                "reward": j.rewards[m.trajectory_id],
-                "advantage": j.advantages[m.trajectory_id][i],
-                "compared": j.compared[i],
+                "score": j.scores.get(m.trajectory_id),
+                "reward": j.rewards.get(m.trajectory_id),
+                "left_out": j.left_out.get(m.trajectory_id),
+                "advantage": j.advantages.get(m.trajectory_id),
+                "compared": len(j.rewards),
+                "turn_weight": 1 / len(m.turns),
                 "group_id": j.group.group_id,
                 "window_id": j.group.window_id,
                 "trajectory_id": m.trajectory_id,
                 "agent_id": m.agent_id,
+                "archetype": m.archetype,
                 "turn_index": i,
                 "policy_version": turn.policy_version,
                 "temperature": turn.temperature,
                 "judgment_key": j.judgment_key,
                 "judge": j.judge,
+                "outcomes": j.outcomes,
                 "ability": "trading",
                 "reward_model": {"style": "recorded", "ground_truth": None},
-                "extra_info": {**where, "response": turn.response, "reward": j.rewards[m.trajectory_id]},
+                "extra_info": {**where, "response": turn.response, "reward": j.rewards.get(m.trajectory_id)},
                 **hindsight.of_member(m.trajectory_id),
                 **hindsight.of_turn(m.trajectory_id, i),
                 **hindsight.of_window(),
@@ -75,12 +81,15 @@ def group_row(j: JudgedGroup) -> Json:
         "window_id": j.group.window_id,
         "judgment_key": j.judgment_key,
         "judge": j.judge,
+        "outcomes": j.outcomes,
         "members": [
             {
                 "trajectory_id": m.trajectory_id,
                 "agent_id": m.agent_id,
-                "score": j.scores[m.trajectory_id],
-                "reward": j.rewards[m.trajectory_id],
+                "archetype": m.archetype,
+                "score": j.scores.get(m.trajectory_id),
+                "reward": j.rewards.get(m.trajectory_id),
+                "left_out": j.left_out.get(m.trajectory_id),
                 **hindsight.of_member(m.trajectory_id),
                 "turns": [
                     {
@@ -88,8 +97,9 @@ def group_row(j: JudgedGroup) -> Json:
                             *_prompt(turn.system, turn.user),
                             {"role": "assistant", "content": turn.response},
                         ],
-                        "advantage": j.advantages[m.trajectory_id][i],
-                        "compared": j.compared[i],
+                        "advantage": j.advantages.get(m.trajectory_id),
+                        "compared": len(j.rewards),
+                        "turn_weight": 1 / len(m.turns),
                         "policy_version": turn.policy_version,
                         "temperature": turn.temperature,
                         **hindsight.of_turn(m.trajectory_id, i),
@@ -135,7 +145,7 @@ class _HindsightColumns(_NoHindsight):
             "hindsight_start_balance_usd": m.start_balance_usd,
             "hindsight_pnl_usd": m.pnl_usd,
             "hindsight_game_knowledge_json": to_json(m.game_knowledge).decode(),
-            "hindsight_explanation": self._explanations[trajectory_id],
+            "hindsight_explanation": self._explanations.get(trajectory_id),
         }
 
     def of_turn(self, trajectory_id: str, turn: int) -> Json:

@@ -51,7 +51,9 @@ def make_groups(hour: HourWindow, trajectories: Iterable[Trajectory], *, min_age
                 facts={"agent_id": t.agent_id, "window_id": t.window_id},
             )
         if is_usable(t):
-            own[t.agent_id] = GroupMember(trajectory_id=t.trajectory_id, agent_id=t.agent_id, turns=t.turns)
+            own[t.agent_id] = GroupMember(
+                trajectory_id=t.trajectory_id, agent_id=t.agent_id, turns=t.turns, archetype=t.archetype
+            )
     groups = [_make_group(window, own.values()) for window, own in sorted(members.items()) if len(own) >= min_agents]
     logger.info("grouped window=%s agents=%d groups=%d", hour, sum(map(len, members.values())), len(groups))
     return groups
@@ -59,7 +61,9 @@ def make_groups(hour: HourWindow, trajectories: Iterable[Trajectory], *, min_age
 
 def _make_group(window: HourWindow, members: Iterable[GroupMember]) -> TrajectoryGroup:
     ordered = tuple(sorted(members, key=lambda m: m.trajectory_id))
-    return TrajectoryGroup(group_id=f"{window}#{digest(ordered, depth=1)[:12]}", window_id=str(window), members=ordered)
+    what_trains = [replace(m, archetype=None) for m in ordered]
+    group_id = f"{window}#{digest(what_trains, depth=1)[:12]}"
+    return TrajectoryGroup(group_id=group_id, window_id=str(window), members=ordered)
 
 
 def decide_row_outcomes(

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 
 from babylon_rl.database import game_tables, tables
 from babylon_rl.database.locks import Lock, lock_transaction
+from babylon_rl.ingest.clock import find_outcome_clock
 from babylon_rl.ingest.columns import find_column_names
 from babylon_rl.ingest.queries import select_outcomes, window_parameters
 from babylon_rl.ingest.steps import BadRowError, parse_json, replace_lone_surrogates
@@ -57,6 +58,9 @@ class OutcomeFaults:
         start_price_zero: Tickers without a change, because nothing is divided by 0.
         unresolved: Markets without YES or NO.
         doubtful: Markets stored as NO at a final probability above one half. They stay NO.
+        created_at_off_utc_min: How far the game's clock for the rows' time of writing lies from UTC, which was made good.
+        created_at_zone_unknown: That clock could not be found, and was taken for UTC.
+        unreadable: What our role may not read of the game's database, and the cure.
     """
 
     written_before_close: int = 0
@@ -65,6 +69,9 @@ class OutcomeFaults:
     start_price_zero: tuple[str, ...] = ()
     unresolved: tuple[str, ...] = ()
     doubtful: tuple[str, ...] = ()
+    created_at_off_utc_min: int = 0
+    created_at_zone_unknown: bool = False
+    unreadable: tuple[str, ...] = ()
 
     def facts(self) -> Json:
         """The faults that occurred, for metadata."""
@@ -121,9 +128,9 @@ def examine_outcomes(conn: sa.Connection, window: HourWindow) -> tuple[WindowOut
     one market the one created last counts, and of equally late ones the greater id. `$BTC` and `BTC` are one
     ticker. A sentiment is the sign of its change, whatever was stored; a resolution other than YES or NO is none.
     """
-    names = find_column_names(conn)
+    names, clock = find_outcome_clock(conn, find_column_names(conn))
     if not names.market_outcomes:
-        return WindowOutcomes(window_id=str(window)), OutcomeFaults()
+        return WindowOutcomes(window_id=str(window)), OutcomeFaults(unreadable=names.unreadable)
     stored = conn.exec_driver_sql(select_outcomes(names), window_parameters(window)).mappings()
     rows: list[Json] = [{k: _finite_or_none(v) if isinstance(v, Decimal) else v for k, v in r.items()} for r in stored]
     end_at = window.end_at.replace(tzinfo=None)
@@ -159,6 +166,8 @@ def examine_outcomes(conn: sa.Connection, window: HourWindow) -> tuple[WindowOut
         start_price_zero=tuple(s.ticker for s in outcomes.stocks if s.start_price == 0),
         unresolved=tuple(p.market_id for p in outcomes.predictions if p.outcome is None),
         doubtful=tuple(p.market_id for p in outcomes.predictions if _is_doubtful(p)),
+        created_at_off_utc_min=round((clock.offset_at(end_at) or timedelta()).total_seconds() / 60),
+        created_at_zone_unknown=bool(rows) and not clock.offsets,
     )
     return outcomes, faults
 

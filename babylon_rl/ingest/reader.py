@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -22,6 +22,7 @@ import msgspec
 import sqlalchemy as sa
 
 from babylon_rl.ingest.columns import ColumnNames, find_column_names
+from babylon_rl.ingest.many_characters import acts_for_many
 from babylon_rl.ingest.queries import (
     scenario_of,
     select_calls,
@@ -39,7 +40,7 @@ from babylon_rl.ingest.steps import (
     parse_number,
     parse_steps,
 )
-from babylon_rl.types import LlmCall, RowOutcome, RowReason, RowStatus, SourceRow, Step
+from babylon_rl.types import Json, LlmCall, RowOutcome, RowReason, RowStatus, SourceRow, Step
 from babylon_rl.windows import HourWindow
 
 if TYPE_CHECKING:  # a code location loads this module, and psycopg takes its time
@@ -68,11 +69,12 @@ class _Row(NamedTuple):
     final_pnl: float | None
     is_training_data: bool | None
     is_evaluation: bool | None
+    archetype: str | None
 
 
 # How the columns arrive. JSON stays bytes, a view of the message: what is not kept of it is never decoded.
 _WIRE_TYPES: Final = tuple(
-    "text text text timestamp timestamp text text bytea text float8 float8 bool bool".split()  # noqa: SIM905  # one line to compare with `_Row`
+    "text text text timestamp timestamp text text bytea text float8 float8 bool bool text".split()  # noqa: SIM905  # one line to compare with `_Row`
 )
 
 
@@ -162,25 +164,32 @@ def _zero_copy_loader() -> "type[Loader]":
 
 def _to_source_row(window_id: str, row: _Row) -> SourceRow | RowOutcome:
     """The row with its steps, or its outcome. A row without calls is decided later, by `_read_again_with_logs`."""
-    if (why := _find_exclusion(row)) is not None:
+    metadata = parse_metadata(row.metadata_json)
+    if (why := _find_exclusion(row, metadata)) is not None:
         return _set_aside(row, window_id, (RowStatus.EXCLUDED, why))
     if row.start_time is None:  # Python cannot hold it: see `queries._cast`
         return _set_aside(row, window_id, (RowStatus.QUARANTINED, RowReason.BAD_TIME))
     steps, outcome = _try_to_parse(row, partial(parse_steps, row.steps_json))
-    return (
-        _build_source_row(row, window_id, row.start_time, steps)
-        if outcome is None
-        else _set_aside(row, window_id, outcome)
-    )
+    if outcome is not None:
+        return _set_aside(row, window_id, outcome)
+    if acts_for_many(row.agent_id, row.final_pnl, steps, metadata):
+        return _set_aside(row, window_id, (RowStatus.EXCLUDED, RowReason.MANY_CHARACTERS))
+    return _build_source_row(row, window_id, row.start_time, steps, metadata)
 
 
-def _find_exclusion(row: _Row) -> RowReason | None:
-    """Why a sound row does not train, or None. Where a database lacks the two flags, its rows do train."""
+def _find_exclusion(row: _Row, metadata: Json) -> RowReason | None:
+    """Why a sound row does not train, or None. Where a database lacks the two flags, its rows do train.
+
+    A writer's word stands in the columns or in the metadata, and `true`, `false` are the defaults of both: whichever of
+    the two withholds the row was meant.
+    """
     if (row.scenario_id or "").lower().startswith("benchmark"):
         return RowReason.BENCHMARK  # such rows carry is_training_data = true
-    if row.is_evaluation:
+    if row.is_evaluation or metadata.get("isEvaluation") is True:
         return RowReason.EVALUATION
-    return RowReason.NOT_TRAINING_DATA if row.is_training_data is False else None
+    if row.is_training_data is False or metadata.get("isTrainingData") is False:
+        return RowReason.NOT_TRAINING_DATA
+    return None
 
 
 def _try_to_parse(row: _Row, parse: Callable[[], tuple[Step, ...]]) -> tuple[tuple[Step, ...], _Outcome | None]:
@@ -238,7 +247,7 @@ def _read_logged_calls(
 
 def _assign_calls(row: _Row, steps: tuple[Step, ...], logs: Sequence[Mapping[str, Any]]) -> tuple[Step, ...]:
     """Give each logged call to its step: by the step's own `stepId`, else to the last step begun before it."""
-    by_id = {s.get("stepId"): i for i, s in enumerate(parse_json(row.steps_json))}
+    by_id = {s.get("stepId", s.get("step_id")): i for i, s in enumerate(parse_json(row.steps_json))}
     calls: list[list[LlmCall]] = [[] for _ in steps]
     for log in logs:
         call = make_call(
@@ -249,6 +258,8 @@ def _assign_calls(row: _Row, steps: tuple[Step, ...], logs: Sequence[Mapping[str
                 "purpose": log["purpose"],
                 "modelVersion": parse_metadata(log["metadata"]).get("modelVersion"),
                 "temperature": log["temperature"],
+                "maxTokens": log["max_tokens"],
+                "completionTokens": log["completion_tokens"],
             }
         )
         if call is None:
@@ -259,19 +270,30 @@ def _assign_calls(row: _Row, steps: tuple[Step, ...], logs: Sequence[Mapping[str
     return tuple(msgspec.structs.replace(s, llm_calls=tuple(c)) for s, c in zip(steps, calls, strict=True))
 
 
-def _build_source_row(row: _Row, window_id: str, start_time: datetime, steps: tuple[Step, ...]) -> SourceRow:
+def _build_source_row(
+    row: _Row, window_id: str, start_time: datetime, steps: tuple[Step, ...], metadata: Json
+) -> SourceRow:
+    archetype = row.archetype or metadata.get("archetype")
     return SourceRow(
         source_id=row.id,
         trajectory_id=row.trajectory_id,
         agent_id=row.agent_id,
-        window_id=str(HourWindow.parse(window_id).of_scenario(scenario_of(row.scenario_id))),
+        window_id=_add_scenario(window_id, row.scenario_id),
         start_at=_utc(start_time),
         end_at=None if row.end_time is None else _utc(row.end_time),
         final_pnl=parse_number(row.final_pnl),
         final_balance=parse_number(row.final_balance),
         steps=steps,
-        metadata=parse_metadata(row.metadata_json),
+        metadata=metadata,
+        archetype=archetype if isinstance(archetype, str) and archetype else None,
     )
+
+
+@lru_cache(maxsize=256)
+def _add_scenario(hour_id: str, scenario_id: str | None) -> str:
+    """The id of the window that a row of an hour belongs to; the rows of an hour share few."""
+    scenario = scenario_of(scenario_id)
+    return str(HourWindow.parse(hour_id).of_scenario(scenario)) if scenario else hour_id
 
 
 def _set_aside(row: _Row, window_id: str, outcome: _Outcome) -> RowOutcome:

@@ -157,6 +157,7 @@ class TrajectoryRecorder:
         purpose: str = "action",
         temperature: float | None = None,
         max_tokens: int | None = None,
+        finish_reason: str | None = None,
         latency_ms: float | None = None,
         action_type: str | None = None,
         reasoning: str | None = None,
@@ -176,6 +177,7 @@ class TrajectoryRecorder:
             purpose: `action` for the call that decides; others never train.
             temperature: As sent, if known.
             max_tokens: As sent, if known.
+            finish_reason: As received (`stop`, `length`), if known; from it training knows that an answer was cut.
             latency_ms: Wall time, if known.
             action_type: What the response decided, if known.
             reasoning: The model's separate reasoning, if it gave one.
@@ -199,6 +201,7 @@ class TrajectoryRecorder:
                 "latencyMs": latency_ms,
                 "purpose": purpose,
                 "actionType": action_type,
+                **({} if finish_reason is None else {"finishReason": finish_reason}),
             }
         )
         step_id = f"{trajectory_id}-{step.number}"

@@ -7,7 +7,7 @@ No SQL. What a fault means for the row is decided in `ingest/reader.py`.
 import json
 import math
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -24,6 +24,10 @@ class BadRowError(Exception):
         self.reason = reason
 
 
+# Keys whose spelling in camelCase does not follow from that in snake_case.
+_CAMEL: Final = {"agent_pnl": "agentPnL"}
+_CALLS_IN_SNAKE_CASE: Final = b'"llm_calls"'
+_ACCOUNT_IN_SNAKE_CASE: Final = b'"agent_'
 # Decodes straight into what is kept of a step; other keys (`providerAccesses`, most of the bytes) are never built.
 _DECODER = msgspec.json.Decoder(tuple[Step, ...])
 
@@ -41,7 +45,7 @@ def parse_json(text: JsonText) -> Any:
     for _ in range(2):
         try:
             value = msgspec.json.decode(value)
-        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
             try:
                 value = json.loads(value, parse_constant=lambda _: None)
             except (ValueError, RecursionError):  # not JSON, or not UTF-8
@@ -62,13 +66,18 @@ def parse_steps(text: JsonText) -> tuple[Step, ...]:
     """
     try:
         steps = _DECODER.decode(text)
-    except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return parse_steps_slowly(text)
     if not steps:
         raise BadRowError(RowReason.NO_STEPS)
     for step in steps:
-        if step.environment is UNKNOWN_ENVIRONMENT or _is_encoded(step.action.get("parameters")):
+        account = step.environment
+        if account is UNKNOWN_ENVIRONMENT or _is_encoded(step.action.get("parameters")):
             return parse_steps_slowly(text)  # another writer calls it `observation`, or encodes `parameters`
+        if not step.llm_calls and _holds(text, _CALLS_IN_SNAKE_CASE):
+            return parse_steps_slowly(text)
+        if account.balance_usd is None and account.lifetime_pnl_usd is None and _holds(text, _ACCOUNT_IN_SNAKE_CASE):
+            return parse_steps_slowly(text)
         for call in step.llm_calls:
             if not (call.response.strip() and (call.user_prompt.strip() or call.system_prompt.strip())):
                 return parse_steps_slowly(text)
@@ -145,15 +154,42 @@ def _is_encoded(value: Any) -> bool:
     return isinstance(value, str) and value.lstrip().startswith("{")
 
 
+def _holds(text: JsonText, key: bytes) -> bool:
+    return key.decode() in text if isinstance(text, str) else key in bytes(text)
+
+
+def _to_camel_case(raw: Json) -> Json:
+    """An object whose keys are in snake_case, with those of the game's own spelling; such a key that it has already wins."""
+    renamed = {_rename(k): v for k, v in raw.items()}
+    return {**renamed, **{k: v for k, v in raw.items() if k in renamed}}
+
+
+def _rename(key: str) -> str:
+    first, *rest = key.split("_")
+    return _CAMEL.get(key) or first + "".join(w[:1].upper() + w[1:] for w in rest) if first else key
+
+
+def _is_in_snake_case(raw: Json, *keys: str) -> bool:
+    """Whether an object has one of `keys`, and none of them in the game's own spelling."""
+    return any(k in raw for k in keys) and not any(c in raw for c in _to_camel_case(dict.fromkeys(keys)))
+
+
 def _parse_step(raw: Any) -> Step:
     """One step parsed key by key: faults are repaired, and a sound step is what the fast decoder gives."""
     if not isinstance(raw, dict):
         raise BadRowError(RowReason.BAD_SHAPE)
+    is_snake = _is_in_snake_case(raw, "llm_calls") or _is_in_snake_case(raw, "environment_state")
+    if is_snake:
+        raw = _to_camel_case(raw)
     calls = raw.get("llmCalls")
     if not isinstance(calls, list | None) or not all(isinstance(c, dict) for c in calls or ()):
         raise BadRowError(RowReason.BAD_SHAPE)
     environment = _parse_object(raw.get("environmentState", raw.get("observation")))
+    if _is_in_snake_case(environment, "agent_balance", "agent_pnl"):
+        environment = _to_camel_case(environment)
     action = replace_lone_surrogates(_parse_object(raw.get("action")))
+    if is_snake:
+        action = _to_camel_case(action)
     if _is_encoded(action.get("parameters")):
         action = {**action, "parameters": _decode_text(action["parameters"])}
     parsed = (make_call(c) for c in calls or ())
@@ -165,6 +201,8 @@ def _parse_step(raw: Any) -> Step:
         ),
         llm_calls=tuple(c for c in parsed if c is not None),
         action=action,
+        trust_state=replace_lone_surrogates(raw.get("trustState")),
+        counterparty=replace_lone_surrogates(raw.get("counterpartyContext")),
     )
 
 
@@ -187,11 +225,13 @@ def _decode_text(text: str) -> Any:
 
 
 def make_call(raw: Json) -> LlmCall | None:
-    """One logged call by its camelCase keys; None when it failed or was never answered.
+    """One logged call, its keys in camelCase or all in snake_case; None when it failed or was never answered.
 
     Raises:
         BadRowError: `bad_shape` when a text is no text, `lone_surrogate` when UTF-8 cannot hold one.
     """
+    if _is_in_snake_case(raw, "system_prompt", "user_prompt"):
+        raw = _to_camel_case(raw)
     texts = (raw.get("systemPrompt"), raw.get("userPrompt"), raw.get("response"))
     if any(t is not None and not isinstance(t, str) for t in texts):
         raise BadRowError(RowReason.BAD_SHAPE)
@@ -201,8 +241,12 @@ def make_call(raw: Json) -> LlmCall | None:
         system_prompt=system,
         user_prompt=user,
         response=response,
+        model=_text(raw.get("model")),
         model_version=_text(raw.get("modelVersion")),
         temperature=parse_number(raw.get("temperature")),
+        max_tokens=parse_number(raw.get("maxTokens")),
+        completion_tokens=parse_number(raw.get("completionTokens")),
+        finish_reason=_text(raw.get("finishReason")),
     )
     # Without a prompt or without an answer there is no turn, and none is invented.
     if not response.strip() or not (user.strip() or system.strip()):

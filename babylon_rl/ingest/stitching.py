@@ -9,12 +9,21 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from babylon_rl.common.canonical import to_json
+import msgspec
+
+from babylon_rl.ingest.cut_answers import find_cut
 from babylon_rl.types import Json, LlmCall, RowOutcome, RowReason, RowStatus, SourceRow, Step, Trajectory, Turn
 from babylon_rl.windows import HOUR_ID_LENGTH
 
 LONGEST_TEXT: Final = 4_000  # characters of one text of an action; what an agent answered is never cut
 REASONING: Final = frozenset({"reasoning", "thinking", "planning"})
+# Purposes of a call that acted. Where none did, one that weighed a situation may be the decision (not to act).
+_ACTED: Final = ("action", "response")
+_WEIGHED: Final = "evaluation"
+# Hindsight that names other players by their ids, which a prompt may hold as well.
+LABELS: Final = ("interactionLabels", "redTeamNpcIds")
+# Keys of a row's metadata, beside `gameKnowledge`, that only a judge may see.
+_METADATA_HINDSIGHT: Final = (*LABELS, "scenarioIntent")
 
 
 def stitch(rows: Iterable[SourceRow]) -> list[Trajectory]:
@@ -49,13 +58,25 @@ def mark_as_read(rows: Iterable[SourceRow]) -> list[RowOutcome]:
 
 
 def policy_call(step: Step) -> LlmCall | None:
-    """The call that decided: the last of purpose `action`; else the step's only call, unless it only reasoned."""
-    actions = [c for c in step.llm_calls if c.purpose.lower() == "action"]
-    if actions:
-        return actions[-1]
-    if len(step.llm_calls) == 1 and step.llm_calls[0].purpose.lower() not in REASONING:
-        return step.llm_calls[0]
-    return None
+    """The call that decided, of those that were answered and did not only reason; None where that is unknown.
+
+    1. The last of purpose `action`, else the last of `response`: earlier ones are attempts that the game rejected.
+    2. Else the only call of another purpose (`other`, a game's own word), else the only `evaluation`. Several of them
+       are attempts at one decision where each repeats the first one's prompt: then it is the last.
+    """
+    for purpose in _ACTED:
+        for call in reversed(step.llm_calls):
+            if call.purpose.lower() == purpose:
+                return call
+    calls = [(c.purpose.lower(), c) for c in step.llm_calls]
+    others = [c for p, c in calls if p not in REASONING and p != _WEIGHED]
+    left = others or [c for p, c in calls if p == _WEIGHED]
+    return left[-1] if left and all(_repeats(left[0], c) for c in left) else None
+
+
+def _repeats(first: LlmCall, call: LlmCall) -> bool:
+    """Whether `call` asks what `first` asked, perhaps with a complaint about the answer after it."""
+    return call.system_prompt == first.system_prompt and call.user_prompt.startswith(first.user_prompt)
 
 
 def _in_time_order(row: SourceRow) -> tuple[datetime, datetime, str]:
@@ -77,19 +98,17 @@ def _stitch_agent(window_id: str, agent_id: str, rows: Sequence[SourceRow]) -> T
                 response=call.response,
                 policy_version=call.model_version,
                 temperature=call.temperature,
+                **find_cut(call),
             )
         )
         at = step.at
         # Encoding is cheap, and an action that is short as a whole has no long text to cut.
-        action = step.action if len(to_json(step.action)) <= LONGEST_TEXT else _cut_long_texts(step.action)
+        short = len(msgspec.json.encode(step.action)) <= LONGEST_TEXT
+        action = step.action if short else _cut_long_texts(step.action)
+        if step.trust_state or step.counterparty:
+            later = {"trustState": step.trust_state, "counterpartyContext": step.counterparty}
+            action = {**action, **{k: _cut_long_texts(v) for k, v in later.items() if v}}
         decisions.append({**action, "step": i, "at": None if at is None else at.isoformat()})
-    knowledge: Json = {}
-    for row in rows:
-        known = row.metadata.get("gameKnowledge")
-        if isinstance(known, dict):
-            knowledge |= known
-        elif known is not None:
-            knowledge |= {"note": known}
     return Trajectory(
         trajectory_id=f"{window_id}/{agent_id}",
         agent_id=agent_id,
@@ -99,8 +118,28 @@ def _stitch_agent(window_id: str, agent_id: str, rows: Sequence[SourceRow]) -> T
         decisions=tuple(decisions),
         start_balance_usd=steps[0].environment.balance_usd if steps else None,
         pnl_usd=_compute_pnl(rows, steps[0].environment.lifetime_pnl_usd if steps else None),
-        game_knowledge=knowledge,
+        game_knowledge=_collect_knowledge(rows),
+        archetype=next((r.archetype for r in reversed(rows) if r.archetype is not None), None),
     )
+
+
+def _collect_knowledge(rows: Sequence[SourceRow]) -> Json:
+    """What only a judge may see of the rows' metadata; a later row's word wins, and lists of labels are joined."""
+    knowledge: Json = {}
+    for row in rows:
+        known = row.metadata.get("gameKnowledge")
+        if isinstance(known, dict):
+            knowledge |= known
+        elif known is not None:
+            knowledge |= {"note": known}
+    for key in _METADATA_HINDSIGHT:
+        for row in rows:
+            value = _cut_long_texts(row.metadata.get(key))
+            if isinstance(value, list) and isinstance(knowledge.get(key), list):
+                knowledge[key] = [*knowledge[key], *(v for v in value if v not in knowledge[key])]
+            elif value:
+                knowledge[key] = value
+    return knowledge
 
 
 def _cut_long_texts(value: Any) -> Any:

@@ -30,6 +30,7 @@ import sqlalchemy as sa
 from babylon_rl.database import tables as t
 from babylon_rl.database.locks import Lock, lock_transaction
 from babylon_rl.database.upsert import upsert
+from babylon_rl.ingest.clock import find_outcome_clock
 from babylon_rl.ingest.columns import ColumnNames, find_column_names
 from babylon_rl.ingest.queries import NO_OUTCOMES, count_recent, count_windows, fingerprint_outcomes, window_lists
 from babylon_rl.types import Json
@@ -86,7 +87,7 @@ def _refresh(
     full: bool,
     has_triggers: bool,
 ) -> int:
-    names = find_column_names(game)
+    names, _ = find_outcome_clock(game, find_column_names(game))
     if windows is not None:
         ids = [str(w) for w in windows if w <= newest]
         touched = _dequeue(own, newest, ids) if has_triggers else None

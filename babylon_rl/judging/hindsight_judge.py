@@ -16,8 +16,9 @@ An invalid decision attains nothing: it takes its part of the share away. A HOLD
 
 Limits. It reads P&L, so luck is judged as skill; it sees no timing, no risk and no reasons. `change` is the hour's
 net move, so a round trip in a flat hour may beat `best` (and then widens it). The odds at which a YES/NO share was
-bought are not in the outcomes. A member with a smaller balance than the largest can attain less. What it cannot
-judge it refuses: no outcomes, no P&L of a member, no balance of any.
+bought are not in the outcomes. A member with a smaller balance than the largest can attain less. A member whose P&L
+is unknown is left out, as if the group were its siblings alone. What it cannot judge it refuses: no outcomes (without
+them nothing says how much of an hour's gain an invalid decision cost), fewer than two known P&Ls, no balance of any.
 """
 
 import math
@@ -25,8 +26,11 @@ from typing import Final
 
 from babylon_rl.errors import DataError
 from babylon_rl.judging.judge import (
+    FEWEST_RANKED,
     ConnectionlessJudge,
     NoOutcomesError,
+    TooFewRankedError,
+    has_known_pnl,
     judgment_key,
     pair_with_hindsight,
     require_outcomes,
@@ -37,6 +41,7 @@ from babylon_rl.types import Hindsight, Json, Judgment, MemberHindsight, Score, 
 FEE: Final = 0.002
 MAX_EXPOSURE: Final = 1.5
 PREDICTION_STAKE: Final = 0.05
+UNKNOWN_PNL: Final = "its P&L inside the hour is unknown"
 # Part of every key: a changed constant is another judgment beside the old one.
 FORMULA: Final = (
     f"share of attainable P&L, L={MAX_EXPOSURE}, P={PREDICTION_STAKE}, f={FEE}, frame widened to members, x valid share"
@@ -54,13 +59,16 @@ class HindsightJudge(ConnectionlessJudge):
         return judgment_key(group, hindsight, model=self.model, version=self.version, rubric=FORMULA)
 
     async def judge(self, group: TrajectoryGroup, hindsight: Hindsight) -> Judgment:
+        scores = attained_shares(group, hindsight)
+        left_out = [h.trajectory_id for h in hindsight.members if not has_known_pnl(h)]
         return Judgment(
             key=self.key(group, hindsight),
             group_id=group.group_id,
             window_id=group.window_id,
             judge_model=self.model,
             judge_version=self.version,
-            scores=validate_scores(group, attained_shares(group, hindsight)),
+            scores=validate_scores(group, scores, left_out=left_out),
+            details={"left_out": dict.fromkeys(sorted(left_out), UNKNOWN_PNL)} if left_out else {},
         )
 
 
@@ -68,14 +76,18 @@ def attained_shares(group: TrajectoryGroup, hindsight: Hindsight) -> list[Score]
     """Score a group by the formula above.
 
     Returns:
-        One score per member, by trajectory id; permuting members changes no bit of it.
+        One score per member whose P&L is known, by trajectory id; permuting members changes no bit of it.
 
     Raises:
-        DataError: Outcomes, a member's P&L or every balance is unknown.
+        TooFewRankedError: The P&L of fewer than two members is known.
+        DataError: Outcomes or every balance is unknown.
     """
-    hindsights = [h for _, h in pair_with_hindsight(group, hindsight)]
+    everybody = [h for _, h in pair_with_hindsight(group, hindsight)]
     require_outcomes(group, hindsight)
-    pnls = _require_pnls(group, hindsights)
+    hindsights = [h for h in everybody if has_known_pnl(h)]
+    if len(hindsights) < min(FEWEST_RANKED, len(everybody)):
+        raise _too_few_ranked(group, [h.trajectory_id for h in everybody if not has_known_pnl(h)])
+    pnls = [h.pnl_usd for h in hindsights if h.pnl_usd is not None]
     balance = _find_largest_balance(group, hindsights)
     decisions = max(1, *(len(h.decisions) for h in hindsights))
     best = balance * best_bet(group, hindsight.outcomes, decisions)
@@ -108,16 +120,16 @@ def is_invalid(action: Json) -> bool:
     return action.get("success") is False and bool(action.get("error"))
 
 
-def _require_pnls(group: TrajectoryGroup, hindsights: list[MemberHindsight]) -> list[float]:
-    unknown = [h.trajectory_id for h in hindsights if h.pnl_usd is None or not math.isfinite(h.pnl_usd)]
-    if unknown:
-        raise DataError(
-            f"group {group.group_id!r}: the P&L of {unknown[:5]!r} inside the window is unknown, and the hindsight "
-            "judge scores P&L; run `babylon-rl sync-outcomes` and rematerialize `contextualized_groups`, or set "
-            "JUDGE_MODEL to let an LLM judge without it",
-            facts={"group_id": group.group_id, "trajectory_ids": unknown[:20]},
-        )
-    return [h.pnl_usd for h in hindsights if h.pnl_usd is not None]
+def _too_few_ranked(group: TrajectoryGroup, unknown: list[str]) -> TooFewRankedError:
+    agents = [m.agent_id for m in group.members if m.trajectory_id in unknown]
+    named = ", ".join(agents[:10]) + (f" and {len(agents) - 10} more" if len(agents) > 10 else "")
+    return TooFewRankedError(
+        f"group {group.group_id!r}: the P&L of {named} inside the window is unknown, which leaves "
+        f"{len(group.members) - len(unknown)} of {len(group.members)} members to rank; the hindsight judge scores P&L and needs "
+        f"{FEWEST_RANKED}. It is judged when rows with `agentPnL` or `finalPnL` come, or by an LLM: set JUDGE_MODEL and "
+        "materialize `ruler_scores`",
+        facts={"group_id": group.group_id, "trajectory_ids": unknown[:20]},
+    )
 
 
 def _find_largest_balance(group: TrajectoryGroup, hindsights: list[MemberHindsight]) -> float:

@@ -5,14 +5,15 @@ No judge lives here: `hindsight_judge.py`, `random_judge.py` and `ruler/` do. `f
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any, Final, Protocol, Self
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Final, Protocol, Self, runtime_checkable
 
 from babylon_rl.common.canonical import digest
 from babylon_rl.errors import DataError, TransientError
 from babylon_rl.types import GroupMember, Hindsight, Judgment, MemberHindsight, Score, TrajectoryGroup
 
 MAX_EXPLANATION_CHARS: Final = 4000
+FEWEST_RANKED: Final = 2  # one member is compared with nobody
 
 
 class BudgetSpentError(DataError):
@@ -21,6 +22,10 @@ class BudgetSpentError(DataError):
 
 class NoOutcomesError(DataError):
     """Nothing of the window's truth is known yet; its group can be judged once it is."""
+
+
+class TooFewRankedError(DataError):
+    """Too few members can be ranked, and only other rows change that: asking again would find the same."""
 
 
 class UnavailableError(TransientError):
@@ -66,6 +71,7 @@ class Judge(Protocol):
         Raises:
             DataError: This group cannot be judged; others may.
             NoOutcomesError: It cannot be judged yet.
+            TooFewRankedError: It cannot be judged while its rows stay as they are.
             BudgetSpentError: It was not judged because the day's budget is spent.
             UnavailableError: The judge gave no answer to this group.
             JudgeDownError: It gives nobody an answer for now; asking about other groups would send nothing.
@@ -75,6 +81,25 @@ class Judge(Protocol):
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(self, *_: object) -> None: ...
+
+
+@runtime_checkable
+class JudgeWithoutOutcomes(Protocol):
+    """A judge that can also rank a group by P&L alone, where no market outcome is known."""
+
+    async def judge_without_outcomes(self, group: TrajectoryGroup, hindsight: Hindsight) -> Judgment:
+        """Score one group whose outcomes nobody waits for any longer; the judgment's details say so.
+
+        Raises:
+            NoOutcomesError: Not even the P&L of two members is known.
+            BabylonRLError: As `Judge.judge`.
+        """
+        ...
+
+
+def has_known_pnl(member: MemberHindsight) -> bool:
+    """Whether a member's P&L inside the window is a number; NaN and infinity, which doubles can carry, are none."""
+    return member.pnl_usd is not None and math.isfinite(member.pnl_usd)
 
 
 class ConnectionlessJudge:
@@ -154,12 +179,31 @@ def require_outcomes(group: TrajectoryGroup, hindsight: Hindsight) -> None:
         )
 
 
-def validate_scores(group: TrajectoryGroup, scores: Iterable[Score]) -> tuple[Score, ...]:
-    """Check that there is one finite score in [0, 1] for each member and for nobody else.
+def require_pnls(group: TrajectoryGroup, hindsight: Hindsight) -> None:
+    """Refuse a group of which neither outcomes nor two members' P&L are known: a judge would score style.
+
+    Raises:
+        NoOutcomesError: Fewer than two members' P&L is known.
+    """
+    known = sum(map(has_known_pnl, hindsight.members))
+    if known < FEWEST_RANKED:
+        raise NoOutcomesError(
+            f"group {group.group_id!r} has no outcomes, and the P&L of {known} of its {len(hindsight.members)} members is "
+            f"known, so there is no ground truth to be judged by; expected outcomes, or the P&L of {FEWEST_RANKED}; run "
+            "`babylon-rl sync-outcomes`, then materialize `market_outcomes`",
+            facts={"group_id": group.group_id, "window": group.window_id},
+        )
+
+
+def validate_scores(
+    group: TrajectoryGroup, scores: Iterable[Score], *, left_out: Collection[str] = ()
+) -> tuple[Score, ...]:
+    """Check that there is one finite score in [0, 1] for each ranked member and for nobody else.
 
     Args:
         group: The group that was judged.
         scores: In any order; matched by trajectory id, never by position.
+        left_out: Members that are not ranked.
 
     Returns:
         The scores by trajectory id, explanations made fit for a text column.
@@ -168,11 +212,11 @@ def validate_scores(group: TrajectoryGroup, scores: Iterable[Score]) -> tuple[Sc
         DataError: An id is missing, unknown or doubled, or a value is not a number in [0, 1].
     """
     given: Sequence[Score] = sorted(scores, key=lambda s: s.trajectory_id)
-    wanted = {m.trajectory_id for m in group.members}
+    wanted = {m.trajectory_id for m in group.members} - set(left_out)
     counts = Counter(s.trajectory_id for s in given)
     faults = [
         *(f"{t!r} has no score" for t in sorted(wanted - counts.keys())),
-        *(f"{t!r} is not a member" for t in sorted(counts.keys() - wanted)),
+        *(f"{t!r} is not a ranked member" for t in sorted(counts.keys() - wanted)),
         *(f"{t!r} has {n} scores" for t, n in sorted(counts.items()) if n > 1),
         *(f"{s.trajectory_id!r} has {s.value!r}" for s in given if not in_unit_interval(s.value)),
     ]

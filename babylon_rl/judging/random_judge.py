@@ -33,4 +33,5 @@ class RandomJudge(ConnectionlessJudge):
             judge_model=self.model,
             judge_version=self.version,
             scores=validate_scores(group, scores),
+            details={} if hindsight.outcomes.known else {"outcomes": "none"},
         )

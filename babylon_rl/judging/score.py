@@ -6,7 +6,7 @@ The caller decides where judgments are stored (`cached`, `store`) and who else m
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
@@ -18,9 +18,12 @@ from babylon_rl.judging.judge import (
     BudgetSpentError,
     Judge,
     JudgeDownError,
+    JudgeWithoutOutcomes,
     NoOutcomesError,
+    TooFewRankedError,
     UnavailableError,
 )
+from babylon_rl.judging.ruler.sub_batches import balanced_key, is_unbalanced
 from babylon_rl.types import Hindsight, Judgment, RetryKind, TrajectoryGroup
 
 logger = logging.getLogger(__name__)
@@ -37,11 +40,13 @@ class Failure:
     Attributes:
         reason: One sentence.
         retry_after_s: Seconds that the judge asked us to wait, if it did.
+        until_rows_change: Asking again finds the same for as long as the group's rows stay as they are.
     """
 
     kind: RetryKind
     reason: str
     retry_after_s: float | None = None
+    until_rows_change: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +86,15 @@ class NoClaims:
         """Nothing is held."""
 
 
+def find_stored(key: str, cached: Callable[[str], Judgment | None]) -> Judgment | None:
+    """The stored judgment of a group, by the key that its judge names; None: the judge has to be asked.
+
+    Judgments in balanced sub-batches stand under a key of their own, and those from before they were balanced do not count.
+    """
+    known = cached(key)
+    return known if known is not None and not is_unbalanced(known) else cached(balanced_key(key))
+
+
 async def score_groups(
     judge: Judge,
     items: Sequence[Item],
@@ -89,6 +103,7 @@ async def score_groups(
     store: Callable[[Judgment], None],
     claims: Claims | None = None,
     concurrency: int = 8,
+    without_outcomes: Collection[str] = (),
     progress: Progress = ignore_progress,
 ) -> ScoreReport:
     """Judge each group once. A group that cannot be judged fails alone, whatever the reason.
@@ -102,6 +117,7 @@ async def score_groups(
         store: Keeps one judgment; called the moment it arrives, before anything else is done with it.
         claims: A judgment that another process is making is waited for; None: nobody else makes any.
         concurrency: Groups judged at the same time.
+        without_outcomes: Ids of groups that a judge which can judges by P&L alone; of the others, no judgment made so counts.
         progress: Called after each group: judged, cached or failed.
 
     Returns:
@@ -112,6 +128,7 @@ async def score_groups(
             further group was started; those under way were finished and stored.
     """
     run = _Run(judge, cached=cached, store=store, claims=claims or NoClaims(), progress=progress)
+    run.without_outcomes = frozenset(without_outcomes)
     async with judge:
         waiting: Sequence[Item] = items
         while waiting and not run.errors:
@@ -151,6 +168,7 @@ class _Run:
         self._answered_before: dict[str, int] = {}
         self._refusal: ConfigError | None = None
         self._down: Failure | None = None  # why the judge is asked about no further group
+        self.without_outcomes: frozenset[str] = frozenset()
         self.claimed_elsewhere: list[Item] = []
         self.errors: list[Exception] = []
 
@@ -217,8 +235,8 @@ class _Run:
             self._fail(group, self._down)
 
     def _find(self, group: TrajectoryGroup, key: str) -> bool:
-        known = self._cached(key)
-        if known is None:
+        known = find_stored(key, self._cached)
+        if known is None or (known.outcomes == "none" and group.group_id not in self.without_outcomes):
             return False
         self._hits += 1
         self._judgments[group.group_id] = known
@@ -232,7 +250,10 @@ class _Run:
         self._calls += 1
         answered_before = self._answered
         try:
-            fresh = await self._judge.judge(group, hindsight)
+            if group.group_id in self.without_outcomes and isinstance(self._judge, JudgeWithoutOutcomes):
+                fresh = await self._judge.judge_without_outcomes(group, hindsight)
+            else:
+                fresh = await self._judge.judge(group, hindsight)
         except Exception as e:
             if _is_of_our_database(e):
                 raise
@@ -262,6 +283,8 @@ def _explain(e: Exception) -> Failure:
         return Failure(kind=RetryKind.JUDGE_DOWN, reason=str(e))
     if isinstance(e, NoOutcomesError):
         return Failure(kind=RetryKind.WAITING_FOR_OUTCOMES, reason=str(e))
+    if isinstance(e, TooFewRankedError):
+        return Failure(kind=RetryKind.JUDGE_FAILED, reason=str(e), until_rows_change=True)
     if isinstance(e, BudgetSpentError):
         return Failure(kind=RetryKind.OVER_BUDGET, reason=str(e))
     if isinstance(e, BabylonRLError):

@@ -18,6 +18,8 @@ from typing import Final, Literal
 import sqlalchemy as sa
 
 from babylon_rl.ingest.reader import logged_messages, window_ids
+from babylon_rl.ingest.stitching import LABELS
+from babylon_rl.judging.ties import tie_classes, tolerance_of
 from babylon_rl.pipeline.each_window import explain_failure, is_of_one_window, note_failure
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.check_results import CheckSubject, read_check_subjects, write_check_results
@@ -32,8 +34,6 @@ from babylon_rl.windows import HourWindow
 
 logger = logging.getLogger(__name__)
 
-EQUAL_WITHIN = 1e-6
-LLM_EQUAL_WITHIN = 0.01  # the third decimal of an LLM's score is noise; that of the hindsight judge is computed
 LEAK_MIN_CHARS = 12  # shorter hindsight texts ("YES", a ticker) occur in honest prompts too
 FEWEST_TO_COMPARE: Final = 2  # the minimum of a group for which none was recorded
 
@@ -180,7 +180,7 @@ def scores_are_in_unit_interval(window: HourWindow, workspace: Workspace) -> Che
 
 @_check("ruler_scores", required=True)
 def every_member_has_one_score(window: HourWindow, workspace: Workspace) -> CheckResult:
-    """Scores match members by id, one each: a group judged in part is not judged."""
+    """Scores match members by id, one each, but for those that the judgment leaves out by name and reason."""
     # Dropout leaves a window unjudged on purpose; without a judgment it does not train.
     if is_dropped(workspace.store.engine, workspace.settings.lineage, window):
         return CheckResult(passed=True, facts={"dropped_out": True})
@@ -231,10 +231,13 @@ def enough_agents(group: TrajectoryGroup | None, trajectories: list[Trajectory],
     if group is None:
         return CheckResult(passed=True, facts={"members": 0, "agents_seen": len({t.agent_id for t in trajectories})})
     agents = {m.agent_id for m in group.members}
-    return CheckResult(
-        passed=len(agents) >= at_least and len(agents) == len(group.members),
-        facts={"members": len(group.members), "distinct_agents": len(agents), "at_least": at_least},
-    )
+    passed = len(agents) >= at_least and len(agents) == len(group.members)
+    facts: Json = {"members": len(group.members), "distinct_agents": len(agents), "at_least": at_least}
+    if not passed:
+        facts["reason"] = (
+            f"its group has {len(agents)} distinct agents in {len(group.members)} members, of {at_least} needed"
+        )
+    return CheckResult(passed=passed, facts=facts)
 
 
 def every_row_accounted(
@@ -251,7 +254,12 @@ def every_row_accounted(
     }
     if differ := sorted(set(recorded) ^ set(accounted)):
         facts["differ"] = differ[:20]
-    return CheckResult(passed=not differ and len(recorded) == len(accounted) == (rows_read or 0), facts=facts)
+    passed = not differ and len(recorded) == len(accounted) == (rows_read or 0)
+    if not passed:
+        facts["reason"] = (
+            f"{len(recorded)} rows are recorded, {rows_read or 0} were read and {len(accounted)} have an outcome"
+        )
+    return CheckResult(passed=passed, facts=facts)
 
 
 def only_what_was_logged(
@@ -272,7 +280,9 @@ def only_what_was_logged(
         if (m.agent_id, turn.system, turn.user, turn.response) not in logged
     ]
     hindsight_texts = (
-        sorted(_collect_texts([h.game_knowledge for h in hindsight.members])) if hindsight is not None else []
+        sorted(_collect_texts([_leave_out_labels(h.game_knowledge) for h in hindsight.members]))
+        if hindsight is not None
+        else []
     )
     leaks = [
         f"{m.trajectory_id} turn {i}"
@@ -281,9 +291,12 @@ def only_what_was_logged(
         if any(text in turn.system or text in turn.user for text in hindsight_texts)
     ]
     turns = sum(len(m.turns) for m in group.members)
-    return CheckResult(
-        passed=not foreign and not leaks, facts={"turns": turns, "not_logged": foreign[:20], "leaks": leaks[:20]}
-    )
+    facts: Json = {"turns": turns, "not_logged": foreign[:20], "leaks": leaks[:20]}
+    if leaks:
+        facts["reason"] = f"hindsight stands in the prompt of {leaks[0]}, one of {len(leaks)}"
+    elif foreign:
+        facts["reason"] = f"{foreign[0]}, one of {len(foreign)}, is no call that the game logged"
+    return CheckResult(passed=not foreign and not leaks, facts=facts)
 
 
 def trainable_tokens(group: TrajectoryGroup | None) -> CheckResult:
@@ -292,7 +305,10 @@ def trainable_tokens(group: TrajectoryGroup | None) -> CheckResult:
         return CheckResult(passed=True, facts={"members": 0})
     empty = [m.trajectory_id for m in group.members if not any(t.response for t in m.turns)]
     answer_bytes = sum(len(t.response.encode()) for m in group.members for t in m.turns)
-    return CheckResult(passed=not empty, facts={"answer_bytes": answer_bytes, "without_answer": empty[:20]})
+    facts: Json = {"answer_bytes": answer_bytes, "without_answer": empty[:20]}
+    if empty:
+        facts["reason"] = f"{empty[0]}, one of {len(empty)}, has no answer that could train"
+    return CheckResult(passed=not empty, facts=facts)
 
 
 def scores_in_unit_interval(judgment: Judgment | None) -> CheckResult:
@@ -300,32 +316,45 @@ def scores_in_unit_interval(judgment: Judgment | None) -> CheckResult:
     if judgment is None:
         return CheckResult(passed=True, facts={"scores": 0})
     bad = [s.trajectory_id for s in judgment.scores if not (math.isfinite(s.value) and 0.0 <= s.value <= 1.0)]
-    return CheckResult(passed=not bad, facts={"scores": len(judgment.scores), "trajectory_ids": bad[:20]})
+    facts: Json = {"scores": len(judgment.scores), "trajectory_ids": bad[:20]}
+    if bad:
+        facts["reason"] = f"the score of {bad[0]}, one of {len(bad)}, lies outside [0, 1]"
+    return CheckResult(passed=not bad, facts=facts)
 
 
 def one_score_per_member(group: TrajectoryGroup | None, judgment: Judgment | None) -> CheckResult:
-    """The scored ids are exactly the members' ids, each once. A group without a judgment fails."""
+    """The scored ids are exactly those of the members not left out, two at least. A group without a judgment fails."""
     if group is None:
         return CheckResult(passed=True, facts={"members": 0})
     members = sorted(m.trajectory_id for m in group.members)
     scored = [] if judgment is None else sorted(s.trajectory_id for s in judgment.scores)
+    left_out = {} if judgment is None else judgment.left_out
+    ranked = [m for m in members if m not in left_out]
     facts: Json = {"members": len(members), "scores": len(scored)}
-    if scored != members:
-        facts["differ"] = sorted(set(members) ^ set(scored))[:20]
-    return CheckResult(passed=scored == members, facts=facts)
+    if left_out:
+        facts["left_out"] = dict(sorted(left_out.items())[:20])
+    if strangers := sorted(left_out.keys() - set(members)):
+        facts["not_members"] = strangers[:20]
+    if scored != ranked:
+        facts["differ"] = sorted(set(ranked) ^ set(scored))[:20]
+        if judgment is not None:
+            facts["reason"] = f"its judgment has {len(scored)} scores for {len(ranked)} ranked members"
+    enough = not left_out or len(ranked) >= FEWEST_TO_COMPARE
+    return CheckResult(passed=scored == ranked and not strangers and enough, facts=facts)
 
 
 def scores_spread(judgment: Judgment | None) -> CheckResult:
     """Scores that are equal within the judge's tolerance carry no advantage; the whole group is left out."""
     if judgment is None:
         return CheckResult(passed=True, facts={"scores": 0})
-    within = EQUAL_WITHIN if judgment.judge_model == "hindsight" else LLM_EQUAL_WITHIN
-    values = [s.value for s in judgment.scores]
-    spread = max(values) - min(values)
+    within = tolerance_of(judgment.judge_model)
+    values = {s.trajectory_id: s.value for s in judgment.scores}
+    spread = max(values.values()) - min(values.values())
     facts: Json = {"spread": spread, "tolerance": within, **_read_consistency(judgment)}
-    if spread <= within:
+    differ = len(tie_classes(values, within=within)) > 1
+    if not differ:
         facts["reason"] = f"all {len(values)} scores tie within {within:g}: no member did better than another"
-    return CheckResult(passed=spread > within, facts=facts)
+    return CheckResult(passed=differ, facts=facts)
 
 
 def judge_fit(judgment: Judgment | None, audit: tuple[bool, Json] | None) -> CheckResult:
@@ -338,10 +367,15 @@ def judge_fit(judgment: Judgment | None, audit: tuple[bool, Json] | None) -> Che
     if judgment is None:
         return CheckResult(passed=True, facts={"scores": 0})
     judge = {"judge": f"{judgment.judge_model} {judgment.judge_version}"}
+    if judgment.outcomes == "none":  # audits are made with outcomes
+        judge["outcomes"] = "none"
     if audit is None:
         return CheckResult(passed=True, facts={**judge, "audited": False, "next": "babylon-rl audit-judge"})
     fit, figures = audit
-    return CheckResult(passed=fit, facts={**judge, "audited": True, **figures})
+    facts: Json = {**judge, "audited": True, **figures}
+    if not fit:
+        facts["reason"] = f"the newest audit of judge {judge['judge']} found it unfit"
+    return CheckResult(passed=fit, facts=facts)
 
 
 def within_budget(
@@ -380,6 +414,10 @@ def _say_why(window: HourWindow, workspace: Workspace) -> Json:
 def _read_consistency(judgment: Judgment) -> Json:
     value = judgment.details.get("position_consistency")
     return {} if value is None else {"position_consistency": value}
+
+
+def _leave_out_labels(knowledge: Json) -> Json:
+    return {k: v for k, v in knowledge.items() if k not in LABELS}
 
 
 def _collect_texts(value: object) -> set[str]:

@@ -46,6 +46,8 @@ def _group_once(window: HourWindow, store: Store, min_agents: int) -> WindowResu
         "agents_seen": len({t.agent_id for t in sources.trajectories}),
         "outcomes_known": bool(groups) and sources.outcomes.known,
     }
+    if not groups and sources.row_outcomes:
+        facts["left_out"] = f"too few usable agents: {facts['agents_seen']}, and a group needs {min_agents}"
     if len({t.window_id for t in sources.trajectories}) > 1:  # the usual hour has no scenarios
         facts["members_of_scenario"] = {g.window_id: len(g.members) for g in groups}
     return WindowResult(data_version=version, changed=changed, count=members, facts=facts)

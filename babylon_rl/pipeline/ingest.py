@@ -5,6 +5,7 @@ from contextlib import closing
 
 import sqlalchemy as sa
 
+from babylon_rl.ingest.columns import find_column_names
 from babylon_rl.ingest.reader import stream_window, window_ids
 from babylon_rl.ingest.stitching import is_usable, mark_as_read, stitch
 from babylon_rl.ingest.window_summary import count_changes, refresh
@@ -48,6 +49,7 @@ def ingest_window(
             packed += [PackedTrajectory.of(t) for t in stitch(agent.rows) if is_usable(t)]
             outcomes += [*agent.set_aside, *mark_as_read(agent.rows)]
         rows = len(window_ids(conn, window))
+        unreadable = find_column_names(conn).unreadable
     version, changed = store.write_ingest(window, packed, outcomes, rows=rows, changes_seen=changes_seen)
     return WindowResult(
         data_version=version,
@@ -58,5 +60,6 @@ def ingest_window(
             "agents": len({t.agent_id for t in packed}),
             "set_aside": sum(o.status.is_set_aside for o in outcomes),
             "trajectories": len(packed),
+            **({"unreadable": list(unreadable)} if unreadable else {}),
         },
     )

@@ -7,14 +7,8 @@ from typing import Final
 
 from babylon_rl.pipeline.discover import discover
 from babylon_rl.pipeline.workspace import Workspace
-from babylon_rl.store.eligibility import (
-    Reason,
-    RecordedCounts,
-    RecordedWindow,
-    State,
-    UnpreparedWindow,
-    WindowState,
-)
+from babylon_rl.store.eligibility import Reason, State, UnpreparedWindow, WindowState
+from babylon_rl.store.recorded import RecordedCounts, RecordedWindow, count_recorded, newest_recorded
 from babylon_rl.windows import HOUR, HourWindow
 
 
@@ -23,10 +17,10 @@ class WindowLine:
     """One window as `check-windows` shows it.
 
     Attributes:
-        rows: Rows of `trajectories` in it.
-        agents: Distinct agents with training rows.
-        state: How far it has come, in a few words: those of `store.eligibility.State`, with what a person needs beside.
-        explanation: Why it could not be prepared, and when it is tried again; None: nothing went wrong.
+        rows: Rows of `trajectories` in its hour that may train.
+        agents: Usable agents; of a window that was not read, distinct agents with rows that may train.
+        state: How far it has come, in a few words: those of `store.eligibility.State`, with the cause where it is kept out.
+        explanation: Why it waits, and when it is tried again; None: it does not.
     """
 
     window_id: str
@@ -44,7 +38,10 @@ class Readiness:
 
     Attributes:
         lines: The newest windows, in time order.
-        windows: How many windows have rows that may train.
+        windows: How many hours have rows that may train.
+        with_enough_agents: Windows with enough usable agents.
+        unused: Of those, what this lineage may still train on, now or once it is prepared.
+        waiting: Of those, what waits for outcomes, for a judge, or after an exception.
         stale: Windows that trained on rows or outcomes which have changed since.
     """
 
@@ -52,6 +49,7 @@ class Readiness:
     windows: int
     with_enough_agents: int
     unused: int
+    waiting: int
     min_agents: int
     min_windows: int
     stale: tuple[str, ...]
@@ -77,16 +75,16 @@ def readiness(
     """
     discover(workspace.game, workspace.store.engine, now=now, full=recount)
     eligibility = workspace.ledger.eligibility
-    counts = eligibility.count_recorded(min_agents)
-    recorded = eligibility.newest_recorded(last)
-    windows = HourWindow.parse_all(r.window_id for r in recorded)
-    states = {s.window_id: s for s in eligibility.states(windows, min_agents=min_agents)}
+    counts = count_recorded(workspace.store.engine, eligibility.lineage, min_agents)
+    recorded = {r.window_id: r for r in newest_recorded(workspace.store.engine, last)}
+    states = eligibility.states(HourWindow.parse_all(recorded), min_agents=min_agents)
     stale = workspace.ledger.stale()
     return Readiness(
-        lines=tuple(_describe(r, states[r.window_id]) for r in recorded),
+        lines=tuple(_describe(recorded[s.hour_id], s) for s in states),
         windows=counts.windows,
         with_enough_agents=counts.with_enough_agents,
         unused=counts.unused,
+        waiting=counts.waiting,
         min_agents=min_agents,
         min_windows=min_windows,
         stale=tuple(stale),
@@ -95,15 +93,15 @@ def readiness(
 
 
 _STATES: Final[Mapping[Reason | None, str]] = {
-    Reason.ERROR: "kept out: {stage} failed",
+    Reason.ERROR: "kept out: {stage} failed: {why}",
     Reason.NOT_READ: "recorded",
     Reason.CHANGED: "changed: rows or outcomes came or were rewritten since it was read",
     Reason.STALE: "changed: rows or outcomes changed since it was grouped",
-    Reason.CHECK_FAILED: "kept out: {failed}",
+    Reason.CHECK_FAILED: "kept out: {why}",
     Reason.TOO_FEW_AGENTS: "kept out: {agents} usable agents",
     Reason.NOT_GROUPED: "recorded",
     Reason.WAITING_FOR_OUTCOMES: "waiting for outcomes",
-    Reason.JUDGE_FAILED: "judge failed",
+    Reason.JUDGE_FAILED: "judge failed: {why}",
     Reason.JUDGE_DOWN: "judge down",
     Reason.OVER_BUDGET: "over budget",
     Reason.NOT_JUDGED: "grouped",
@@ -124,15 +122,15 @@ def _describe(r: RecordedWindow, state: WindowState) -> WindowLine:
             text = f"planned for @{state.planned_step}"
         case _:
             text = _STATES[state.reason].format(
-                failed=", ".join(state.failed_checks),
+                why=state.explanation or ", ".join(state.failed_checks),
                 missing=", ".join(state.missing_checks),
                 agents=state.agents,
                 stage=state.stage,
             )
     return WindowLine(
-        window_id=r.window_id,
+        window_id=state.window_id,
         rows=r.rows,
-        agents=r.agents,
+        agents=state.agents,
         avg_pnl_usd=r.avg_pnl_usd,
         outcomes=r.outcomes,
         state=text,
@@ -144,7 +142,9 @@ def _explain_wait(state: WindowState) -> str | None:
     if state.explanation is None or state.not_before is None:
         return None
     times = f"{state.failures} time{'s' * (state.failures > 1)}"
-    return f"{state.explanation} (tried {times}; again after {state.not_before:%Y-%m-%d %H:%M} UTC)"
+    tried = f"tried {times}; again after {state.not_before:%Y-%m-%d %H:%M} UTC"
+    # What is a window's own stands in its line; what is the same for many is explained once below.
+    return tried if "{why}" in _STATES[state.reason] else f"{state.explanation} ({tried})"
 
 
 def unprepared_windows(workspace: Workspace, *, min_agents: int) -> list[UnpreparedWindow]:

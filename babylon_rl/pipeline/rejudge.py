@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from babylon_rl.common.rank_agreement import kendall_tau
 from babylon_rl.judging.judge import Judge
-from babylon_rl.judging.score import Item, ScoreReport, score_groups
+from babylon_rl.judging.score import Item, ScoreReport, find_stored, score_groups
 from babylon_rl.pipeline.checks import CHECKS, run_check
+from babylon_rl.pipeline.score import is_patience_over
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.hours import windows_of
 from babylon_rl.store.judgment_claims import JudgmentClaims
@@ -85,9 +86,10 @@ def rejudge(
     stored = {w: g for w in each if (g := store.stored_group(w)) is not None}
     items: dict[HourWindow, Item] = {w: (g.group, g.hindsight) for w, g in stored.items()}
     old = {w: store.judgment(w) for w in items}
-    known_before = {w for w, (g, h) in items.items() if store.find_judgment(judge.key(g, h)) is not None}
+    known_before = {w for w, (g, h) in items.items() if find_stored(judge.key(g, h), store.find_judgment) is not None}
 
-    report = asyncio.run(_judge(store, judge, list(items.values()), concurrency))
+    alone = [g.group_id for w, (g, _) in items.items() if is_patience_over(workspace, judge, w)]
+    report = asyncio.run(_judge(store, judge, list(items.values()), concurrency, alone))
     if report.refusal is not None:
         raise report.refusal
     used = find_trainings(store.engine, list(items))
@@ -122,7 +124,9 @@ def rejudge(
     )
 
 
-async def _judge(store: Store, judge: Judge, items: Sequence[Item], concurrency: int) -> ScoreReport:
+async def _judge(
+    store: Store, judge: Judge, items: Sequence[Item], concurrency: int, without_outcomes: Sequence[str]
+) -> ScoreReport:
     async with JudgmentClaims(store.engine) as claims:
         return await score_groups(
             judge,
@@ -131,6 +135,7 @@ async def _judge(store: Store, judge: Judge, items: Sequence[Item], concurrency:
             store=store.write_judgment,
             claims=claims,
             concurrency=concurrency,
+            without_outcomes=without_outcomes,
         )
 
 

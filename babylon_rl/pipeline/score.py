@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Final
 
 from babylon_rl.common.progress import Progress, ignore_progress
-from babylon_rl.judging.judge import Judge
+from babylon_rl.judging.judge import Judge, JudgeWithoutOutcomes
 from babylon_rl.judging.score import Failure, score_groups
+from babylon_rl.pipeline.foreign_windows import is_of_training
 from babylon_rl.pipeline.window_result import WindowResult, combine_scenarios
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.dropout import drop_out
@@ -15,7 +17,7 @@ from babylon_rl.store.groups import StoredGroup
 from babylon_rl.store.hours import windows_of
 from babylon_rl.store.judge_calls import cost_of
 from babylon_rl.store.judgment_claims import JudgmentClaims
-from babylon_rl.store.retries import clear_retry, expect_judge, postpone, read_tries, release_errors
+from babylon_rl.store.retries import UNTIL_ROWS_CHANGE, clear_retry, expect_judge, postpone, read_tries, release_errors
 from babylon_rl.types import Json, Judgment, RetryKind, policy_name
 from babylon_rl.windows import HourWindow
 
@@ -118,6 +120,7 @@ async def score_windows(
             store=store.write_judgment,
             claims=claims,
             concurrency=concurrency,
+            without_outcomes=[g.group.group_id for w, g in groups.items() if is_patience_over(workspace, judge, w)],
             progress=progress,
         )
     for w, group in groups.items():
@@ -126,7 +129,7 @@ async def score_windows(
             results[w] = _settle(workspace, w, group, judgment, stage=tries[w].stage)
         else:
             failure = report.failed[group.group.group_id]
-            results[w] = _postpone(workspace, w, group, failure)
+            results[w] = _postpone(workspace, w, group, failure, end_of_patience(workspace, judge, w))
         cost = cost_of(store.engine, str(w))
         results[w].facts.update({"window_calls": cost.calls, "window_cost_usd": cost.cost_usd})
     is_down = any(f.kind is RetryKind.JUDGE_DOWN for f in report.failed.values())
@@ -145,11 +148,25 @@ async def score_windows(
     return {w: results[w] for w in windows}
 
 
+def end_of_patience(workspace: Workspace, judge: Judge, window: HourWindow) -> datetime | None:
+    """When a window without outcomes is judged by P&L alone (BABYLON_OUTCOMES_PATIENCE); None: this judge never does."""
+    hours = workspace.settings.judge.outcomes_patience
+    if hours == "never" or not isinstance(judge, JudgeWithoutOutcomes):
+        return None
+    return window.end_at + timedelta(hours=hours)
+
+
+def is_patience_over(workspace: Workspace, judge: Judge, window: HourWindow) -> bool:
+    """Whether a window without outcomes may be judged by P&L alone now."""
+    end = end_of_patience(workspace, judge, window)
+    return end is not None and end <= workspace.now()
+
+
 def _find_obstacle(state: WindowState | None) -> str | None:
     """Why a window's group is not judged now, whatever the judge; None: nothing is in the way."""
     if state is None or state.reason is None:
         return None
-    if state.reason is Reason.ERROR and state.stage != "trained_checkpoint":
+    if state.reason is Reason.ERROR and not is_of_training(state.stage):
         return state.explanation
     return _NOT_JUDGED.get(state.reason)
 
@@ -167,7 +184,7 @@ def _settle(
         )
     if stage == STAGE:
         clear_retry(workspace.store.engine, window, STAGE)
-    elif stage == "trained_checkpoint":
+    elif stage is not None and is_of_training(stage):
         release_errors(workspace.store.engine, window, stage, now=workspace.now())
     return WindowResult(
         data_version=judgment.key,
@@ -177,18 +194,26 @@ def _settle(
     )
 
 
-def _postpone(workspace: Workspace, window: HourWindow, group: StoredGroup, failure: Failure) -> WindowResult:
+def _postpone(
+    workspace: Workspace, window: HourWindow, group: StoredGroup, failure: Failure, patience_ends: datetime | None
+) -> WindowResult:
+    now, reason = workspace.now(), failure.reason
+    if failure.kind is not RetryKind.WAITING_FOR_OUTCOMES:
+        patience_ends = None
+    elif patience_ends is not None and patience_ends > now:
+        reason += f". From {patience_ends:%Y-%m-%d %H:%M} UTC it is judged by P&L alone (BABYLON_OUTCOMES_PATIENCE)"
     retry = postpone(
         workspace.store.engine,
         window,
         failure.kind,
-        failure.reason,
+        reason,
         stage=STAGE,
         version=group.version,
-        now=workspace.now(),
-        at_least_s=failure.retry_after_s or 0.0,
+        now=now,
+        at_least_s=UNTIL_ROWS_CHANGE.total_seconds() if failure.until_rows_change else failure.retry_after_s or 0.0,
+        at_latest=patience_ends,
     )
-    facts: Json = {"failed": failure.reason, "state": failure.kind.value}
+    facts: Json = {"failed": reason, "state": failure.kind.value}
     if retry is not None:
         facts |= {"failures": retry.failures, "tried_again_at": retry.not_before.isoformat(timespec="seconds")}
     return _make_result(facts)
@@ -221,4 +246,5 @@ def _summarise(judgment: Judgment) -> Json:
         "best": best.trajectory_id,
         "cost_usd": judgment.cost_usd,
         **judgment.details,
+        **({"left_out": dict(list(judgment.left_out.items())[:20])} if judgment.left_out else {}),
     }

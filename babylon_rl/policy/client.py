@@ -28,6 +28,7 @@ class Completion:
         latency_ms: From the request to the complete answer, including the wait for a batch.
         prompt_tokens: As counted by the server; None where it reports no counts.
         completion_tokens: Likewise.
+        finish_reason: `stop`, or `length` where the answer was cut at `max_tokens`; None where the server gives none.
     """
 
     text: str
@@ -35,6 +36,7 @@ class Completion:
     latency_ms: int
     prompt_tokens: int | None
     completion_tokens: int | None
+    finish_reason: str | None
 
 
 class PolicyClient:
@@ -129,6 +131,7 @@ class PolicyClient:
             latency_ms=round((time.monotonic() - began) * 1000),
             prompt_tokens=answer.usage.prompt_tokens if answer.usage else None,
             completion_tokens=answer.usage.completion_tokens if answer.usage else None,
+            finish_reason=answer.choices[0].finish_reason,
         )
 
     async def score_prompt(self, *, model: str, token_ids: Sequence[int]) -> list[float]:

@@ -93,6 +93,7 @@ class LeaderRow:
     pnl_usd: float
     score: float | None
     explanation: str
+    archetype: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

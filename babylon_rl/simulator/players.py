@@ -18,7 +18,7 @@ MAX_TOKENS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlayerAnswer:
-    """One answer, with what the game logs about the call. `model_version` is None for scripted players."""
+    """One answer, with what the game logs about the call; None is not logged."""
 
     text: str
     model: str
@@ -27,6 +27,8 @@ class PlayerAnswer:
     latency_ms: int | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    max_tokens: int | None = None
+    finish_reason: str | None = None
 
 
 class Player(Protocol):
@@ -42,13 +44,20 @@ class Player(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ScriptedPlayer:
-    """One of `strategies.STRATEGIES`, by name."""
+    """One of `strategies.STRATEGIES`, by name.
+
+    Attributes:
+        is_stand_in: It plays in place of the base policy, and its calls log `scripted/<name>` as their version, by which
+            training counts them as own (`training/foreign_turns.py`); else they log none.
+    """
 
     name: str
+    is_stand_in: bool = False
 
     async def answer(self, observation: Observation, *, seed: int) -> PlayerAnswer:
         text = strategy(self.name)(observation, random.Random(seed))  # noqa: S311  a game, not a secret
-        return PlayerAnswer(text=text, model=f"scripted/{self.name}")
+        model = f"scripted/{self.name}"
+        return PlayerAnswer(text=text, model=model, model_version=model if self.is_stand_in else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,4 +94,6 @@ class PolicyPlayer:
             latency_ms=completion.latency_ms,
             prompt_tokens=completion.prompt_tokens,
             completion_tokens=completion.completion_tokens,
+            max_tokens=MAX_TOKENS,
+            finish_reason=completion.finish_reason,
         )

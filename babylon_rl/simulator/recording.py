@@ -115,6 +115,8 @@ def _record_move(
         user_prompt=seen.text,
         response=move.answer.text,
         temperature=move.answer.temperature,
+        max_tokens=move.answer.max_tokens,
+        finish_reason=move.answer.finish_reason,
         latency_ms=move.answer.latency_ms,
         action_type=action_type,
         prompt_tokens=move.answer.prompt_tokens,

@@ -37,12 +37,14 @@ class AgentLineup:
         policy: `guide` (the five kinds in turn), one strategy's name, or a served model such as `babylon-mmo@3`.
         rivals: Whether one agent of each kind of the game's guide plays too, without being trained on.
         temperature: Of a served model; None leaves it to the server.
+        stand_in: Whether scripted learners stand in for the base policy (`ScriptedPlayer.is_stand_in`).
     """
 
     learners: int
     policy: str
     rivals: bool = False
     temperature: float | None = None
+    stand_in: bool = False
 
     @property
     def needs_server(self) -> bool:
@@ -109,7 +111,7 @@ async def fill_slots(lineup: AgentLineup, stack: AsyncExitStack, inference_url: 
             strategy(lineup.policy)  # refuses an unknown name before anything is played
         kinds = list(GUIDE_KINDS) if lineup.policy == GUIDE_POLICY else [lineup.policy]
         slots = [
-            AgentSlot(f"agent-{i + 1}-{kinds[i % len(kinds)]}", ScriptedPlayer(kinds[i % len(kinds)]))
+            AgentSlot(f"agent-{i + 1}-{kinds[i % len(kinds)]}", ScriptedPlayer(kinds[i % len(kinds)], lineup.stand_in))
             for i in range(lineup.learners)
         ]
     if lineup.rivals:

@@ -7,12 +7,14 @@ How a state is worded for people is `pipeline/readiness.py` and `export/explain.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
 import sqlalchemy as sa
 
+from babylon_rl.common.canonical import from_json
+from babylon_rl.database import tables as t
 from babylon_rl.windows import HourWindow
 
 
@@ -79,7 +81,7 @@ class WindowState:
         hour_id: Its hour: the partition.
         reason: Why no lineage may train on it; None: it may train.
         stage: The asset or check that could not prepare it, where the reason is one that is tried again.
-        explanation: What that try said.
+        explanation: What that try said; where checks failed, what they found.
         version: Rises with every change of its rows and outcomes: `<rows>.<outcomes>`.
         failures: Tries in a row that failed for that reason.
         not_before: It is not tried again by itself before; None: at once, or never by itself.
@@ -146,42 +148,6 @@ class ReadyWindow:
     group_version: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedWindow:
-    """One window as it is recorded in the game's table.
-
-    Attributes:
-        rows: Rows that may train.
-        agents: Distinct agents of those rows.
-        outcomes: Whether its market outcomes are known.
-    """
-
-    window_id: str
-    rows: int
-    agents: int
-    avg_pnl_usd: float | None
-    outcomes: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedCounts:
-    """How many windows are recorded.
-
-    Attributes:
-        windows: With rows that may train.
-        with_enough_agents: Of those, with enough agents.
-        unused: Of those, neither used nor dropped out by this lineage, nor kept out of training.
-        without_outcomes: Of those, without market outcomes.
-        oldest_without_outcomes: Id of the oldest of them.
-    """
-
-    windows: int
-    with_enough_agents: int
-    unused: int
-    without_outcomes: int
-    oldest_without_outcomes: str | None
-
-
 class Eligibility:
     """What one lineage may train on."""
 
@@ -224,29 +190,9 @@ class Eligibility:
         asked = {str(w) for w in windows}
         with self.engine.connect() as conn:
             rows = conn.execute(_STATES, self._parameters(hours=hours, min_agents=min_agents)).mappings().all()
-        return [_read_state(r) for r in rows if r["window_id"] in asked or r["hour_id"] in asked]
-
-    def newest_recorded(self, count: int) -> list[RecordedWindow]:
-        """The newest windows with rows that may train, in time order."""
-        with self.engine.connect() as conn:
-            rows = conn.execute(_NEWEST, {"count": count}).mappings().all()
-        return [RecordedWindow(**r) for r in reversed(rows)]
-
-    def count_recorded(self, min_agents: int) -> RecordedCounts:
-        """Count what is recorded; costs as much as the windows that are used or kept out, not as all recorded ones."""
-        parameters = self._parameters(min_agents=min_agents)
-        with self.engine.connect() as conn:
-            windows, enough, without_outcomes = conn.execute(_COUNTS, parameters).one()
-            spent, spent_without_outcomes = conn.execute(_SPENT, parameters).one()
-            left = without_outcomes - spent_without_outcomes
-            oldest = conn.scalar(_OLDEST_WITHOUT_OUTCOMES, parameters) if left else None
-        return RecordedCounts(
-            windows=windows,
-            with_enough_agents=enough,
-            unused=enough - spent,
-            without_outcomes=left,
-            oldest_without_outcomes=oldest,
-        )
+            found = [_read_state(r) for r in rows if r["window_id"] in asked or r["hour_id"] in asked]
+            causes = _read_causes(conn, [s for s in found if s.reason is Reason.CHECK_FAILED])
+        return [replace(s, explanation=causes[s.window_id]) if s.window_id in causes else s for s in found]
 
     def unprepared(self, min_agents: int) -> list[UnpreparedWindow]:
         """Recorded hours that preparing can advance, now or at their time, in time order.
@@ -279,6 +225,21 @@ class Eligibility:
         return {"lineage": self.lineage, **more}
 
 
+def _read_causes(conn: sa.Connection, failed: Sequence[WindowState]) -> dict[str, str]:
+    """Window id → what its failed checks found, in the sentences that they gave."""
+    if not failed:
+        return {}
+    c = t.check_results.c
+    names = {s.window_id: s.failed_checks for s in failed}
+    query = sa.select(c.window_id, c.check_name, c.facts).where(c.window_id.in_(list(names)), ~c.passed)
+    causes: dict[str, list[str]] = {}
+    for r in conn.execute(query.order_by(c.window_id, c.check_name)):
+        reason = from_json(r.facts, dict).get("reason")
+        if r.check_name in names[r.window_id] and reason:
+            causes.setdefault(r.window_id, []).append(str(reason))
+    return {w: "; ".join(reasons) for w, reasons in causes.items()}
+
+
 def _in_order_of_need(u: UnpreparedWindow) -> tuple[bool, float, str]:
     return u.rows_only, 0.0 if u.not_before is None else u.not_before.timestamp(), u.reason
 
@@ -293,15 +254,16 @@ def _read_state(r: sa.RowMapping) -> WindowState:
 # computing the state of every window first.
 _OF_WINDOW = """(SELECT * FROM babylon_rl.trainable_windows y
                   WHERE y.hour_id = left({0}, 16) AND y.window_id = {0} OFFSET 0)"""
-_IS_CONSUMED = """EXISTS (SELECT FROM babylon_rl.consumed_windows c
+# Of a row `x` of the view `trainable_windows`.
+IS_CONSUMED = """EXISTS (SELECT FROM babylon_rl.consumed_windows c
                          WHERE c.lineage = :lineage AND c.window_id IN (x.window_id, x.hour_id)
                            AND (c.window_id = x.window_id OR c.whole_hour))"""
-_IS_DROPPED = """EXISTS (SELECT FROM babylon_rl.dropped_windows d
+IS_DROPPED = """EXISTS (SELECT FROM babylon_rl.dropped_windows d
                         WHERE d.lineage = :lineage AND d.window_id = x.window_id)"""
 _READY = sa.text(f"""
     SELECT j.window_id, x.judgment_key, x.group_version FROM babylon_rl.window_judgments j
     CROSS JOIN LATERAL {_OF_WINDOW.format("j.window_id")} x
-    WHERE x.trainable AND NOT {_IS_CONSUMED} AND NOT {_IS_DROPPED}
+    WHERE x.trainable AND NOT {IS_CONSUMED} AND NOT {IS_DROPPED}
       AND (CAST(:up_to AS text) IS NULL OR x.hour_id <= :up_to)
     ORDER BY j.window_id COLLATE "C" """)  # noqa: S608  # constants, here and below
 _GROUPS = sa.text(f"""
@@ -325,32 +287,6 @@ _CURRENT = sa.text(f"""
     FROM unnest(CAST(:windows AS text[])) AS w(window_id)
     CROSS JOIN LATERAL {_OF_WINDOW.format("w.window_id")} x
     WHERE x.trainable""")  # noqa: S608
-_NEWEST = sa.text("""
-    SELECT window_id, rows, agents, avg_pnl_usd, outcomes FROM babylon_rl.window_summary
-    WHERE rows > 0 ORDER BY window_id DESC LIMIT :count""")
-_COUNTS = sa.text("""
-    SELECT coalesce(sum(windows) FILTER (WHERE agents > 0), 0)::int,
-           coalesce(sum(windows) FILTER (WHERE agents >= :min_agents), 0)::int,
-           coalesce(sum(windows) FILTER (WHERE agents >= :min_agents AND NOT outcomes), 0)::int
-    FROM babylon_rl.window_counts""")
-_SPENT_WINDOWS = """
-    SELECT hour_id AS window_id FROM babylon_rl.consumed_windows WHERE lineage = :lineage
-    UNION SELECT hour_id FROM babylon_rl.dropped_windows WHERE lineage = :lineage
-    UNION SELECT x.hour_id
-          FROM (SELECT left(window_id, 16) AS hour_id FROM babylon_rl.check_results WHERE NOT passed
-                UNION SELECT window_id FROM babylon_rl.windows WHERE agents < :min_agents) f
-          CROSS JOIN LATERAL (SELECT y.hour_id, y.reason, y.agents FROM babylon_rl.trainable_windows y
-                              WHERE y.hour_id = f.hour_id OFFSET 0) x
-          WHERE x.reason = 'check_failed' OR x.reason = 'too_few_agents' AND x.agents < :min_agents"""
-_SPENT = sa.text(f"""
-    SELECT count(*)::int, count(*) FILTER (WHERE NOT s.outcomes)::int
-    FROM ({_SPENT_WINDOWS}) x
-    CROSS JOIN LATERAL (SELECT * FROM babylon_rl.window_summary y WHERE y.window_id = x.window_id OFFSET 0) s
-    WHERE s.agents >= :min_agents""")  # noqa: S608
-_OLDEST_WITHOUT_OUTCOMES = sa.text(f"""
-    SELECT s.window_id FROM babylon_rl.window_summary s
-    WHERE NOT s.outcomes AND s.agents >= :min_agents AND s.window_id NOT IN ({_SPENT_WINDOWS})
-    ORDER BY s.window_id LIMIT 1""")  # noqa: S608
 _UNPREPARED = sa.text(f"""
     SELECT x.hour_id, x.version, x.not_before, false AS rows_only,
            CASE WHEN x.reason = 'too_few_agents' THEN 'not_grouped' ELSE x.reason END AS reason
@@ -358,7 +294,7 @@ _UNPREPARED = sa.text(f"""
     JOIN babylon_rl.trainable_windows x ON x.hour_id = s.window_id
     WHERE s.agents >= :min_agents AND x.reason <> 'check_failed'
       AND (x.reason <> 'too_few_agents' OR x.agents >= :min_agents)
-      AND NOT {_IS_CONSUMED} AND NOT {_IS_DROPPED}
+      AND NOT {IS_CONSUMED} AND NOT {IS_DROPPED}
     UNION ALL
     SELECT s.window_id, v.version, r.not_before, true, CASE WHEN w.window_id IS NULL THEN 'not_read' ELSE 'changed' END
     FROM babylon_rl.window_summary s

@@ -5,7 +5,7 @@ view `trainable_windows` compares them. No entry is final: the waits grow up to 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -26,6 +26,8 @@ _WAITS: Final[Mapping[RetryKind, tuple[timedelta, timedelta]]] = {
     RetryKind.ERROR: (timedelta(minutes=5), timedelta(hours=6)),
 }
 _MAX_REASON_CHARS: Final = 2000
+# For what only other rows change: they make another version, which is tried at once.
+UNTIL_ROWS_CHANGE: Final = timedelta(days=365)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,7 @@ def postpone(
     version: str,
     now: datetime,
     at_least_s: float = 0.0,
+    at_latest: datetime | None = None,
 ) -> Retry | None:
     """Store why a window could not be prepared, in place of its earlier entry.
 
@@ -65,6 +68,7 @@ def postpone(
         version: What was tried: the group's version, for an error the window's (`read_tries`).
         now: Aware.
         at_least_s: Wait at least so many seconds, because a server asked for it.
+        at_latest: Wait no longer than until then, because another rule applies from then on; past: no such rule comes.
 
     Returns:
         The entry; None when nothing was stored, because the window has another version or was judged meanwhile.
@@ -85,6 +89,8 @@ def postpone(
             failures=failures,
             not_before=_when(kind, failures, now, at_least_s),
         )
+        if at_latest is not None and now < at_latest < retry.not_before:
+            retry = replace(retry, not_before=at_latest)
         row = {
             "window_id": w,
             "stage": stage,
@@ -104,6 +110,14 @@ def clear_retry(engine: sa.Engine, window: HourWindow, stage: str) -> None:
     c = t.window_retries.c
     with engine.begin() as conn:
         conn.execute(sa.delete(t.window_retries).where(c.window_id == str(window), c.stage == stage))
+
+
+def find_stages(engine: sa.Engine, prefix: str) -> dict[HourWindow, str]:
+    """The windows with an entry of a stage that begins with `prefix`, and that stage."""
+    c = t.window_retries.c
+    query = sa.select(c.window_id, c.stage).where(c.stage.startswith(prefix, autoescape=True))
+    with engine.connect() as conn:
+        return {HourWindow.parse(r.window_id): r.stage for r in conn.execute(query)}
 
 
 def release_errors(engine: sa.Engine, window: HourWindow, stage: str, *, now: datetime) -> None:

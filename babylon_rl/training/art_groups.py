@@ -2,6 +2,12 @@
 
 What belongs here: the form in which ART tokenises, weighs and packs what `sequences.py` decided; it decides nothing.
 
+ART computes advantages from the rewards of each group it gets, and weighs a trajectory by its tokens; it takes neither
+from us. So a turn's `reward` is its advantage × weight, rewards are not scaled, and each group ends with a *baseline*: a
+trajectory without an answer, which trains nothing and whose reward brings the group's mean to 0. What ART subtracts is
+then 0. Its loss is linear in advantage × weight (PPO and CISPO, without a KL term), and packing brings the mean of
+their product to 1, so it does not matter in which of the two a turn's weight is.
+
 A turn is passed as a `Choice` with its token ids. From an assistant message that is a plain dict, ART would train all
 but the end-of-turn token and count a prefix common to all answers as prompt. A `Choice` needs log-probs, and logged
 turns have none: each token carries a *placeholder* instead, which the trainer replaces before the first step.
@@ -14,6 +20,9 @@ from babylon_rl.training.sequences import Behaviour, TrainingPlan, TurnSequence
 
 if TYPE_CHECKING:
     import art
+
+SCALE_REWARDS: Final = False
+"""What `backend.train` must be told: rewards are advantages already."""
 
 PARENT_PLACEHOLDER: Final = 0.0
 """Placeholder for trainers that recompute everything from the parent (`precalculate_logprobs`), as ART's own do."""
@@ -30,7 +39,7 @@ def to_art_groups(
             log-probability (`behaviour_placeholder`, `behaviour_index`). If None, it is `PARENT_PLACEHOLDER`.
 
     Returns:
-        One group per decision, in the plan's order, members in the plan's order; rewards as planned.
+        One group per decision, in the plan's order, members in the plan's order, and last the baseline.
     """
     with isolated_art_import():
         import art
@@ -51,13 +60,16 @@ def to_art_groups(
                     {"role": "user", "content": s.turn.user},
                     builder.build(s, PARENT_PLACEHOLDER if placeholders is None else placeholders[s.behaviour]),
                 ],
-                reward=s.reward,
+                reward=s.advantage * s.weight,
                 initial_policy_version=s.behaviour.step,
                 final_policy_version=s.behaviour.step,
-                metadata={**where, "trajectory_id": s.trajectory_id},
+                metadata={**where, "trajectory_id": s.trajectory_id, "rank": s.reward, "turn_weight": s.weight},
             )
             for s in decision.sequences
         ]
+        baseline = -sum(t.reward for t in trajectories)
+        nothing = {"role": "user", "content": "Baseline: no answer, so nothing trains."}
+        trajectories.append(art.Trajectory(messages_and_choices=[nothing], reward=baseline, metadata=where))
         groups.append(art.TrajectoryGroup(trajectories, metadata=where))
     return groups
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from babylon_rl.errors import DataError
 from babylon_rl.policy.checkpoints import PROJECT
+from babylon_rl.training.art_groups import SCALE_REWARDS
 from babylon_rl.training.art_import import isolated_art_import, without_wandb
 from babylon_rl.training.sequences import TrainingPlan, plan_training
 from babylon_rl.training.trainer import TrainedPolicy, TrainingBatch
@@ -76,10 +77,15 @@ class ArtTrainer:
         """See `Trainer.train`. A batch that cannot train is refused before ART is called."""
         engine = self._engine
         resuming = engine.is_resuming()
-        if resuming and not batch.groups:
-            plan = TrainingPlan(decisions=(), counts={})
-        else:
-            plan = plan_training(batch, engine.tokenizer, context=engine.context, max_staleness=engine.max_staleness)
+        plan = TrainingPlan(decisions=(), counts={})
+        if batch.groups or not resuming:
+            try:
+                plan = plan_training(
+                    batch, engine.tokenizer, context=engine.context, max_staleness=engine.max_staleness
+                )
+            except DataError:
+                if not resuming:
+                    raise  # else a job was sent for it, under other settings: it is followed, not refused
         with without_wandb(), engine.prepare_training(batch, plan):
             with isolated_art_import():
                 import art
@@ -95,12 +101,12 @@ class ArtTrainer:
                 model,
                 engine.build_groups(plan),
                 learning_rate=batch.learning_rate or engine.learning_rate,
-                scale_rewards=True,
+                scale_rewards=SCALE_REWARDS,
                 precalculate_logprobs=True,
                 **engine.train_options(plan),
             )
             self._check_step(batch, result.step, batch.step, "after")
-            metrics = {k: float(v) for k, v in {**result.metrics, **plan.counts, **_average_reward(plan)}.items()}
+            metrics = {k: float(v) for k, v in {**result.metrics, **plan.counts, **_summarise(plan)}.items()}
             # Metrics only: the trajectories are in our database, whole, and ART's Parquet would lose half of them.
             await model.log(metrics=metrics, split="train", step=batch.step)
             path, manifest = engine.collect(batch, result)
@@ -119,6 +125,9 @@ class ArtTrainer:
             )
 
 
-def _average_reward(plan: TrainingPlan) -> dict[str, float]:
+def _summarise(plan: TrainingPlan) -> dict[str, float]:
+    """In place of ART's own numbers, which are about what it was sent: advantages, and a baseline in each group."""
     rewards = [s.reward for d in plan.decisions for s in d.sequences]
-    return {"reward": sum(rewards) / len(rewards)} if rewards else {}
+    if not rewards:
+        return {}
+    return {"reward": sum(rewards) / len(rewards), "data/step_num_trajectories": float(len(rewards))}

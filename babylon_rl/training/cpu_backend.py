@@ -208,6 +208,7 @@ class CpuEngine:
                     judgment_keys=batch.judgment_keys,
                     behaviours=plan.behaviours,
                     ledger_id=batch.ledger_id,
+                    foreign_turns=batch.foreign_turns,
                 )
             )
             yield

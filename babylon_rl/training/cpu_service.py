@@ -29,12 +29,13 @@ from babylon_rl.common.progress import Progress
 from babylon_rl.errors import ConfigError, DataError
 from babylon_rl.policy.checkpoints import METADATA_FILE, checkpoint_dir
 from babylon_rl.policy.model import load_policy
+from babylon_rl.settings import ForeignTurns
 from babylon_rl.training import checkpoint_store
 from babylon_rl.training.art_groups import behaviour_index
 from babylon_rl.training.art_import import isolated_art_import
 from babylon_rl.training.config import CpuTrainingConfig
 from babylon_rl.training.cpu_attention import build_layout, use_packed_attention
-from babylon_rl.training.sequences import PARENT, Behaviour
+from babylon_rl.training.sequences import PARENT, TURN_WEIGHTS, Behaviour
 
 with isolated_art_import():
     from art.loss import loss_fn
@@ -66,6 +67,7 @@ class CpuJob:
     judgment_keys: tuple[str, ...] = ()
     behaviours: tuple[Behaviour, ...] = ()
     ledger_id: str | None = None
+    foreign_turns: ForeignTurns | None = None
 
     @property
     def parent_step(self) -> int:
@@ -134,6 +136,8 @@ class CpuService:
             "window_id": job.window_id,
             "learning_rate": float(config.learning_rate),
             "config": asdict(c),
+            "turn_weights": TURN_WEIGHTS,
+            "foreign_turns": job.foreign_turns,
             "windows": list(job.windows),
             "judgment_keys": list(job.judgment_keys),
         }

@@ -18,7 +18,7 @@ from babylon_rl.errors import ConfigError
 from babylon_rl.policy.checkpoints import checkpoint_dir, write_ledger_of
 from babylon_rl.training import checkpoint_store
 from babylon_rl.training.art_groups import to_art_groups
-from babylon_rl.training.sequences import TrainingPlan
+from babylon_rl.training.sequences import TURN_WEIGHTS, TrainingPlan
 from babylon_rl.training.serverless import LEARNING_RATE, context_of, load_tokenizer
 from babylon_rl.training.trainer import ServedPolicy, TrainingBatch
 from babylon_rl.types import Checkpoint
@@ -125,6 +125,8 @@ class LocalEngine:
             "window_id": batch.window_id,
             "windows": list(batch.windows),
             "judgment_keys": list(batch.judgment_keys),
+            "turn_weights": TURN_WEIGHTS,
+            "foreign_turns": batch.foreign_turns,
         }
         if batch.ledger_id is not None:
             write_ledger_of(directory, batch.ledger_id)

@@ -9,15 +9,24 @@ scores are relative by construction, so a rank loses nothing that they promise.
 import math
 from collections.abc import Mapping, Sequence
 
-EQUAL_WITHIN = 1e-6
+from babylon_rl.judging.ties import tie_classes, tolerance_of
+from babylon_rl.types import Judgment
+
 SAME_REWARD = 1e-9  # float noise between equal rewards, which must not be scaled up to a difference
 
 
-def rank_rewards(scores: Mapping[str, float]) -> dict[str, float]:
+def rewards_of(judgment: Judgment) -> dict[str, float]:
+    """Trajectory id → reward of each member that a judgment ranks; what its judge cannot tell apart is a tie."""
+    scores = {s.trajectory_id: s.value for s in judgment.scores}
+    return rank_rewards(scores, within=tolerance_of(judgment.judge_model))
+
+
+def rank_rewards(scores: Mapping[str, float], *, within: float) -> dict[str, float]:
     """Each member's rank among its group, evenly spread over [0, 1]; ties share their mean rank.
 
     Args:
-        scores: Trajectory id → score; N members, N ≥ 1. Scores within `EQUAL_WITHIN` of each other are ties.
+        scores: Trajectory id → score; N members, N ≥ 1.
+        within: Scores tie by the rule of `judging/ties.py`.
 
     Returns:
         Trajectory id → reward; a group of one, or all ties, gets 0.5 and so no advantage.
@@ -25,14 +34,12 @@ def rank_rewards(scores: Mapping[str, float]) -> dict[str, float]:
     n = len(scores)
     if n < 2:
         return dict.fromkeys(scores, 0.5)
-    return {
-        i: (
-            sum(other < value - EQUAL_WITHIN for other in scores.values())
-            + 0.5 * (sum(abs(other - value) <= EQUAL_WITHIN for other in scores.values()) - 1)
-        )
-        / (n - 1)
-        for i, value in scores.items()
-    }
+    rewards: dict[str, float] = {}
+    worse = n
+    for tied in tie_classes(scores, within=within):
+        worse -= len(tied)
+        rewards |= dict.fromkeys(tied, (worse + 0.5 * (len(tied) - 1)) / (n - 1))
+    return {i: rewards[i] for i in scores}
 
 
 def grpo_advantages(rewards: Sequence[float]) -> list[float]:
@@ -42,7 +49,7 @@ def grpo_advantages(rewards: Sequence[float]) -> list[float]:
     Packing then brings the mean of |advantage| over a whole batch to 1, which cannot be computed from one group.
 
     Args:
-        rewards: Of those compared with each other: the turns of one decision.
+        rewards: Of those compared with each other: all members of a group.
 
     Returns:
         One advantage each, in the same order; all 0 where the rewards are equal.

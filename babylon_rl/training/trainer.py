@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from babylon_rl.errors import DataError
+from babylon_rl.settings import ForeignTurns
 from babylon_rl.types import TrajectoryGroup
 
 
@@ -39,6 +40,9 @@ class TrainingBatch:
         seed: Of the adapter's first weights and of the order of rows.
         parent_manifest: File → SHA-256 of the parent as the ledger knows it, if it does; checked before training.
         ledger_id: Of the ledger that will record the checkpoint, which carries it; None: of none.
+        base_model: BABYLON_BASE_MODEL: turns that name it are the base's.
+        foreign_turns: Which turns of other models train (`foreign_turns.py`).
+        min_own_share: Least share of own turns; below it the batch is refused.
     """
 
     lineage: str
@@ -49,6 +53,9 @@ class TrainingBatch:
     seed: int = 1
     parent_manifest: Mapping[str, str] | None = None
     ledger_id: str | None = None
+    base_model: str | None = None
+    foreign_turns: ForeignTurns = "positive_only"
+    min_own_share: float = 0.5
 
     @property
     def parent_step(self) -> int:

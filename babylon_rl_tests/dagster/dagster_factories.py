@@ -25,4 +25,4 @@ def spawn_windows(
     workspace: Workspace, count: int, *, agents: int = 6, policy: str = "habits", first: HourWindow = FIRST
 ) -> None:
     windows = [first.next(i) for i in range(count)]
-    spawn(workspace.game, windows, AgentLineup(learners=agents, policy=policy), seed=1)
+    spawn(workspace.game, windows, AgentLineup(learners=agents, policy=policy, stand_in=True), seed=1)

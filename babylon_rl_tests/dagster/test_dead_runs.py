@@ -36,7 +36,7 @@ def test_a_run_killed_in_the_middle_is_ended(
     tmp_path: Path,
 ) -> None:
     windows = [FIRST.next(i) for i in range(12)]
-    spawn(engine, windows, AgentLineup(learners=6, policy="habits"), seed=1)
+    spawn(engine, windows, AgentLineup(learners=6, policy="habits", stand_in=True), seed=1)
     main = [sys.executable, "-m", "babylon_rl.cli.main"]
     subprocess.run([*main, "env"], env=environment, check=True, capture_output=True)
     monkeypatch.setenv("BABYLON_DAGSTER_URL", environment["BABYLON_DAGSTER_URL"])

@@ -143,7 +143,7 @@ class Day:
 
 def record(workspace: Workspace) -> list[tuple[datetime, sa.Table, Json]]:
     """Play the day, take everything out of the game's tables again, and say when each row will come."""
-    spawn(workspace.game, WINDOWS, AgentLineup(learners=5, policy="habits"), seed=1)
+    spawn(workspace.game, WINDOWS, AgentLineup(learners=5, policy="habits", stand_in=True), seed=1)
     arrivals: list[tuple[datetime, sa.Table, Json]] = []
     rows, outcomes = game_tables.trajectories, game_tables.market_outcomes
     with workspace.game.begin() as conn:

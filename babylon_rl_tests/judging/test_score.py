@@ -58,8 +58,8 @@ def test_a_second_run_asks_only_about_what_failed(server: JudgeServer) -> None:
     assert third.judgments == second.judgments
 
 
-def test_unknown_pnl_of_one_member_costs_only_its_group() -> None:
-    what = [*items(), a_pair((1.0, None, 2.0, 3.0, 4.0), window="2025-01-16T00:00")]
+def test_a_group_of_unknown_pnls_costs_no_other_its_scores() -> None:
+    what = [*items(), a_pair((1.0, None, None, None, None), window="2025-01-16T00:00")]
     report = run(HindsightJudge(), Shelf(), what)
     assert list(report.failed) == ["2025-01-16T00:00/g"]
     assert len(report.judgments) == 10

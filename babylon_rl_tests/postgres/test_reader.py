@@ -5,6 +5,7 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
@@ -14,6 +15,7 @@ from babylon_rl.common.canonical import to_json
 from babylon_rl.ingest.columns import find_column_names
 from babylon_rl.ingest.queries import select_window, window_expression, window_of, window_parameters
 from babylon_rl.ingest.reader import logged_messages
+from babylon_rl.ingest.stitching import stitch
 from babylon_rl.types import EnvironmentState, RowOutcome, SourceRow
 from babylon_rl_tests.factories import (
     WINDOW,
@@ -143,6 +145,13 @@ def test_calls_only_in_the_log_are_given_to_their_steps(engine: sa.Engine) -> No
     said = [[(c.response, c.model_version) for c in s.llm_calls] for s in rows[0].steps]
     assert said == [[("named", "babylon-mmo@2")], [], [("by time", "babylon-mmo@2")]]
     assert [(d.source_id, d.reason) for d in aside] == [(other["id"], "no_llm_calls")]
+
+
+def test_a_logged_call_says_that_its_answer_was_cut(engine: sa.Engine) -> None:
+    for agent, tokens in (("cut", 64), ("whole", 40)):
+        row = insert_row(engine, agent, steps_json=[a_json_step(llmCalls=[])])
+        insert_call_log(engine, row["trajectory_id"], max_tokens=64, completion_tokens=tokens)
+    assert {t.agent_id: t.turns[0].is_cut for t in stitch(read(engine)[0])} == {"cut": True, "whole": msgspec.UNSET}
 
 
 def test_the_log_adds_nothing_to_a_row_whose_steps_have_calls(engine: sa.Engine) -> None:

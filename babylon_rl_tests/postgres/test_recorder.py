@@ -57,6 +57,30 @@ def rows_of(engine: sa.Engine, table: sa.Table) -> list[Any]:
         return list(conn.execute(sa.select(table)).mappings())
 
 
+def test_a_finish_reason_is_written_where_one_was_received(engine: sa.Engine) -> None:
+    recorder = TrajectoryRecorder(engine, clock=Clock())
+    t = recorder.start_trajectory(agent_id="a")
+    recorder.start_step(t, {"agentBalance": 0})
+    for reason in ("length", None):
+        recorder.log_llm_call(
+            t,
+            model="m",
+            model_version=None,
+            system_prompt="s",
+            user_prompt="u",
+            response="r",
+            max_tokens=1,
+            finish_reason=reason,
+        )
+    recorder.complete_step(t, action_type="HOLD", parameters={}, success=True)
+    recorder.end_trajectory(t)
+    (row,) = rows_of(engine, game_tables.trajectories)
+    assert [c.get("finishReason", "not written") for c in json.loads(row["steps_json"])[0]["llmCalls"]] == [
+        "length",
+        "not written",
+    ]
+
+
 def test_steps_are_written_in_the_games_own_json(engine: sa.Engine) -> None:
     record(TrajectoryRecorder(engine, clock=Clock()))
     (row,) = rows_of(engine, game_tables.trajectories)

@@ -10,7 +10,7 @@ from babylon_rl.pipeline.train import load_rewarded_group
 from babylon_rl.pipeline.workspace import open_workspace
 from babylon_rl.policy.shipped import shipped_base
 from babylon_rl.settings import Settings
-from babylon_rl.training.art_groups import to_art_groups
+from babylon_rl.training.art_groups import SCALE_REWARDS, to_art_groups
 from babylon_rl.training.sequences import plan_training
 from babylon_rl.training.trainer import TrainingBatch
 from babylon_rl_tests.played import FIRST, hours, play_and_judge
@@ -31,11 +31,11 @@ def test_exported_advantages_are_those_that_art_trains_with(settings: Settings, 
 
     from art.preprocessing.tokenize import tokenize_trajectory_groups
 
-    results = tokenize_trajectory_groups(tokenizer, art_groups, False, True, shuffle_group_trajectories=False)
+    results = tokenize_trajectory_groups(tokenizer, art_groups, False, SCALE_REWARDS, shuffle_group_trajectories=False)
     trained = {}
     for r in results:
         turn = r.trajectory.metadata["trajectory_id"], r.trajectory.metadata["decision"]
-        trained[turn] = (r.trajectory.reward, r.advantage)
+        trained[turn] = (r.trajectory.metadata["rank"], r.advantage)
     exported = defaultdict(tuple)
     for row in pq.read_table(tmp_path / "x.parquet").to_pylist():
         if row["advantage"] != 0:  # ART leaves those out

@@ -1,11 +1,14 @@
 """What trains, decided without ART or torch."""
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 from training_factories import LINEAGE, a_batch, a_group, with_turns
 
 from babylon_rl.errors import DataError
 from babylon_rl.policy.shipped import shipped_base
+from babylon_rl.training.foreign_turns import find_speaker
 from babylon_rl.training.sequences import MIN_TEMPERATURE, PARENT, Behaviour, behaviour_of, plan_training
 from babylon_rl.types import Turn
 
@@ -29,8 +32,6 @@ def test_each_decision_of_a_window_is_one_group(tokenizer) -> None:
 
 
 def test_order_of_groups_and_members_changes_nothing(tokenizer) -> None:
-    from dataclasses import replace
-
     groups = [a_group(i) for i in range(3)]
     turned = [
         replace(g, group=replace(g.group, members=g.group.members[::-1]), rewards=dict(reversed(g.rewards.items())))
@@ -63,8 +64,6 @@ def test_a_window_with_equal_rewards_trains_nothing(tokenizer) -> None:
 
 
 def test_a_prompt_beyond_the_context_is_left_out_whole(tokenizer) -> None:
-    from dataclasses import replace
-
     group = a_group(0, agents=4, decisions=1)
     first = group.group.members[0]
     long = msgspec.structs.replace(first.turns[0], user=first.turns[0].user * 20)
@@ -85,9 +84,7 @@ def test_nothing_left_to_train_on_is_an_error_that_says_why(tokenizer) -> None:
         plan_training(a_batch(with_turns(a_group(0), response="")), tokenizer, context=CONTEXT)
 
 
-def test_an_agent_that_missed_a_decision_is_not_compared_there(tokenizer) -> None:
-    from dataclasses import replace
-
+def test_an_agent_that_missed_a_decision_costs_no_other_its_turn(tokenizer) -> None:
     group = a_group(0, agents=2, decisions=2)
     first, second = group.group.members
     members = (first, replace(second, turns=second.turns[:1]))
@@ -96,8 +93,11 @@ def test_an_agent_that_missed_a_decision_is_not_compared_there(tokenizer) -> Non
         a_batch(replace(group, group=replace(group.group, members=members))), tokenizer, context=CONTEXT
     )
 
-    assert [d.decision for d in plan.decisions] == [0]
-    assert plan.counts["data/turns_alone"] == 1
+    assert [(d.decision, len(d.sequences)) for d in plan.decisions] == [(0, 2), (1, 1)]
+    assert {s.trajectory_id[-1]: (round(s.advantage, 5), s.weight) for d in plan.decisions for s in d.sequences} == {
+        "0": (-1.0, 0.75),
+        "1": (1.0, 1.5),
+    }
 
 
 @pytest.mark.parametrize(
@@ -117,14 +117,14 @@ def test_an_agent_that_missed_a_decision_is_not_compared_there(tokenizer) -> Non
 def test_only_recent_checkpoints_give_their_own_log_probs(version, temperature, expected) -> None:
     turn = Turn(system="s", user="u", response="r", policy_version=version, temperature=temperature)
 
-    assert behaviour_of(turn, LINEAGE, parent_step=5) == expected
+    assert behaviour_of(turn, find_speaker(version, LINEAGE), parent_step=5) == expected
 
 
 def test_turns_are_counted_by_whose_log_probs_stand_for_theirs(tokenizer) -> None:
     groups = [
         a_group(0, version=f"{LINEAGE}@4"),
         a_group(1, version=f"{LINEAGE}@1"),
-        a_group(2, version=None),
+        a_group(2, version="scripted/habits"),
         a_group(3, version=f"{LINEAGE}@4", temperature=0.0),
     ]
 
@@ -147,9 +147,25 @@ def test_a_reward_outside_the_unit_interval_is_refused(tokenizer, rewards, says)
 
 
 def test_rewards_and_members_must_match_one_to_one(tokenizer) -> None:
-    from dataclasses import replace
-
     group = a_group(0)
     for rewards in ({**group.rewards, "someone": 0.5}, dict(list(group.rewards.items())[1:])):
         with pytest.raises(DataError, match="unmatched"):
             plan_training(a_batch(replace(group, rewards=rewards)), tokenizer, context=CONTEXT)
+
+
+def test_a_cut_answer_does_not_train_the_end_token(tokenizer) -> None:
+    """Else the policy learns to stop in the middle of a word, where its limit happened to be."""
+    group = a_group(0, agents=3, decisions=1)
+    first = group.group.members[0]
+    cut = replace(first, turns=tuple(msgspec.structs.replace(t, is_cut=True) for t in first.turns))
+    batch = a_batch(replace(group, group=replace(group.group, members=(cut, *group.group.members[1:]))))
+
+    plan = plan_training(batch, tokenizer, context=CONTEXT)
+
+    ends = {s.trajectory_id: s.response_ids[-1] == tokenizer.eos_token_id for s in plan.decisions[0].sequences}
+    assert ends == {m.trajectory_id: m is not cut for m in (cut, *group.group.members[1:])}
+    assert all(
+        tokenizer.decode(s.response_ids, skip_special_tokens=True) == s.turn.response
+        for s in plan.decisions[0].sequences
+    )
+    assert plan.counts["data/turns_cut"] == 1

@@ -62,17 +62,21 @@ def test_serverless_training_sends_what_agents_saw_and_said(server, settings) ->
         for m in rewarded.group.members
         for d, t in enumerate(m.turns)
     }
-    for sent in (t for g in job["trajectory_groups"] for t in g["trajectories"]):
+    # Ranks 0, 1/4, 1/2, 3/4, 1: mean 1/2, deviation √(1/8) = 0.35355.
+    advantages = {0.0: -1.41421, 0.25: -0.70711, 0.5: 0.0, 0.75: 0.70711, 1.0: 1.41421}
+    answered = [g["trajectories"][:-1] for g in job["trajectory_groups"]]
+    for sent in (t for trajectories in answered for t in trajectories):
         turn, reward = turns.pop((sent["metadata"]["trajectory_id"], sent["metadata"]["decision"]))
         system, user, choice = sent["messages_and_choices"]
         assert system == {"role": "system", "content": turn.system}
         assert user == {"role": "user", "content": turn.user}
         assert choice["message"]["content"] == turn.response
-        assert sent["reward"] == reward
+        assert sent["reward"] == pytest.approx(advantages[reward], abs=1e-4)
         # Without log-probs a Choice does not train; these are placeholders, which the server must replace.
         assert {t["logprob"] for t in choice["logprobs"]["content"]} == {0.0}
     assert not turns, "a turn was not sent"
     config = job["experimental_config"]
+    assert config["scale_rewards"] is False
     assert (config["learning_rate"], config["ppo"], config["precalculate_logprobs"]) == (1e-5, True, True)
     assert made.path == f"{ENTITY}/babylon-agents/{LINEAGE}:step1"
     assert made.manifest == {}
@@ -80,31 +84,67 @@ def test_serverless_training_sends_what_agents_saw_and_said(server, settings) ->
     assert made.metrics["behaviour/unknown"] == 20
 
 
-def test_what_is_sent_trains_under_arts_own_tokenizer(server, settings) -> None:
-    """The server reads the body back and tokenises it as ART does: every turn has trainable tokens, to its end."""
+def read_back(server, settings, batch):
+    """What a job that trains `batch` holds, tokenised as ART does."""
     from art.preprocessing.tokenize import tokenize_trajectory_groups
     from art.trajectories import Trajectory, TrajectoryGroup
     from openai.types.chat.chat_completion import Choice
     from transformers import AutoTokenizer
 
-    train(settings)
+    train(settings, batch)
 
     tokenizer = AutoTokenizer.from_pretrained(shipped_base())
     groups = []
     for sent in server.jobs[0]["trajectory_groups"]:
         members = []
         for t in sent["trajectories"]:
-            *prompt, choice = t["messages_and_choices"]
-            members.append(
-                Trajectory(messages_and_choices=[*prompt, Choice.model_validate(choice)], reward=t["reward"])
-            )
+            messages = [Choice.model_validate(m) if "finish_reason" in m else m for m in t["messages_and_choices"]]
+            members.append(Trajectory(messages_and_choices=messages, reward=t["reward"], metadata=t["metadata"]))
         groups.append(TrajectoryGroup(members))
-    results = list(tokenize_trajectory_groups(tokenizer, groups, False, True))
+    scaled = server.jobs[0]["experimental_config"]["scale_rewards"]
+    return tokenizer, list(tokenize_trajectory_groups(tokenizer, groups, False, scaled))
+
+
+def test_what_is_sent_trains_under_arts_own_tokenizer(server, settings) -> None:
+    """Every turn has trainable tokens, to its end; the baselines have none."""
+    tokenizer, results = read_back(server, settings, BATCH)
+
     assert len(results) == 2 * 2 * 4  # the member in the middle has no advantage
     for r in results:
         trained = [t for t, m in zip(r.token_ids, r.assistant_mask, strict=True) if m]
         assert trained[-1] == tokenizer.eos_token_id
         assert tokenizer.decode(trained[:-1]) == r.trajectory.messages()[-1]["content"]
+
+
+def test_what_is_sent_gives_each_trajectory_its_one_advantage(server, settings) -> None:
+    """Agents with 1, 5 and 3 turns of ranks 0, 1/2 and 1, by ART's own tokenizer and packer: what the loss multiplies."""
+    from art.preprocessing.pack import packed_tensors_from_tokenized_results
+
+    made = a_group(0, agents=3, decisions=5)
+    members = tuple(replace(m, turns=m.turns[:n]) for m, n in zip(made.group.members, (1, 5, 3), strict=True))
+    ranks = {m.trajectory_id: r for m, r in zip(members, (0.25, 0.0, 1.0), strict=True)}
+    batch = a_batch(replace(made, group=replace(made.group, members=members), rewards=ranks))
+
+    tokenizer, results = read_back(server, settings, batch)
+
+    pulls: dict[str, list[float]] = {}
+    for r in results:
+        # A row each, in the order of the results, so that the numbers of one turn are those of its row.
+        pulls.setdefault(r.trajectory.metadata["trajectory_id"][-1], [])
+    width = max(len(r.token_ids) for r in results)
+    packed = packed_tensors_from_tokenized_results(results, width, tokenizer.pad_token_id, pack_results=False)
+    by_tokens = {tuple(r.token_ids): r.trajectory.metadata["trajectory_id"][-1] for r in results}
+    assert len(by_tokens) == len(results) == 9
+    for tokens, groups, advantage, weight in zip(
+        packed["tokens"], packed["group_ids"], packed["advantages"], packed["weights"], strict=True
+    ):
+        agent = by_tokens[tuple(tokens[groups != -1].tolist())]
+        pulls[agent].append(float((advantage * weight).sum()))
+    totals = {agent: sum(p) for agent, p in pulls.items()}
+    # Advantages of 1/4, 0 and 1: −0.39223, −0.98058 and +1.37281 (test_training_tokens); only ratios are kept by packing.
+    assert [totals[a] / totals["2"] for a in "01"] == pytest.approx([-0.28571, -0.71429], abs=1e-4)
+    for agent, turns in {"0": 1, "1": 5, "2": 3}.items():
+        assert pulls[agent] == pytest.approx([totals[agent] / turns] * turns, rel=1e-3)
 
 
 def test_a_step_that_the_ledger_does_not_know_is_refused(server, settings) -> None:
@@ -179,7 +219,7 @@ def test_no_hindsight_reaches_the_body(server, settings) -> None:
     train(settings, a_batch(RewardedGroup(group=group, rewards=rewards, judgment_key="CANARY-judgment")))
 
     sent = json.dumps(server.jobs)
-    assert sent.count('"role": "user"') == 10
+    assert sent.count('"role": "assistant"') == 10
     assert "CANARY" not in sent
     assert "123.456" not in sent
 

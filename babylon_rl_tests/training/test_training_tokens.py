@@ -8,6 +8,7 @@ from training_factories import a_batch, a_group
 from babylon_rl.policy.checkpoints import PROJECT, checkpoint_dir
 from babylon_rl.policy.model import load_policy
 from babylon_rl.policy.shipped import shipped_base
+from babylon_rl.training.art_groups import SCALE_REWARDS
 from babylon_rl.training.cpu_attention import use_packed_attention
 from babylon_rl.training.packing import pack_rows
 from babylon_rl.training.sequences import plan_training
@@ -26,7 +27,9 @@ def results_of(engine, batch, **options):
     from art.preprocessing.tokenize import tokenize_trajectory_groups
 
     plan = plan_training(batch, engine.tokenizer, context=CONTEXT)
-    return plan, list(tokenize_trajectory_groups(engine.tokenizer, engine.build_groups(plan), False, True, **options))
+    return plan, list(
+        tokenize_trajectory_groups(engine.tokenizer, engine.build_groups(plan), False, SCALE_REWARDS, **options)
+    )
 
 
 def test_only_the_answer_of_each_sequence_trains(engine) -> None:

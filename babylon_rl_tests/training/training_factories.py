@@ -60,7 +60,7 @@ def a_group(
     *,
     agents: int = 5,
     decisions: int = 2,
-    version: str | None = None,
+    version: str | None = "scripted/habits",
     temperature: float | None = 1.0,
     rewards: dict[int, float] | None = None,
 ) -> RewardedGroup:
@@ -121,7 +121,7 @@ def cpu_trainer(root: Path, *, progress: Progress = ignore_progress) -> ArtTrain
 
 
 def batch_of(step: int) -> TrainingBatch:
-    """Step 1 learns from turns of an unknown policy; step 2 from turns of the base at 0.8 and of step 1."""
+    """Step 1 learns from scripted agents' turns; step 2 from turns of the base at 0.8 and of step 1."""
     if step == 1:
         return a_batch(a_group(0), a_group(1))
     spoken = [a_group(2, version=f"{LINEAGE}@0", temperature=0.8), a_group(3, version=f"{LINEAGE}@1")]

@@ -17,17 +17,30 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from babylon_rl.errors import BabylonRLError, DataError
-from babylon_rl.judging.judge import judgment_key, require_outcomes, validate_scores
+from babylon_rl.judging.judge import judgment_key, require_outcomes, require_pnls, validate_scores
 from babylon_rl.judging.ruler.call_log import Call, CallLog, CallStatus, NullCallLog
 from babylon_rl.judging.ruler.circuit_breaker import CircuitBreaker
 from babylon_rl.judging.ruler.completion import KEPT_OF_TOO_LONG, Reply
 from babylon_rl.judging.ruler.endpoint import BusyError, Endpoint, Message, TooLongError
 from babylon_rl.judging.ruler.order import MAX_PASSES, combine_passes, orders, pass_agreement
 from babylon_rl.judging.ruler.prices import Price, limits_of, price_of
-from babylon_rl.judging.ruler.prompt import PROMPT_VERSION, PROTOCOL, JudgePrompt, labels, write_forms
+from babylon_rl.judging.ruler.prompt import (
+    NO_OUTCOMES,
+    PROMPT_VERSION,
+    PROTOCOL,
+    JudgePrompt,
+    labels,
+    write_forms,
+)
 from babylon_rl.judging.ruler.reply import RESPONSE_FORMAT, ReplyFault, ReplyScore, read_reply
 from babylon_rl.judging.ruler.retry import RateLimiter, RetryPolicy
-from babylon_rl.judging.ruler.sub_batches import score_in_sub_batches
+from babylon_rl.judging.ruler.sub_batches import (
+    ShownBatch,
+    balance_places,
+    balanced_key,
+    combine_sub_batches,
+    score_in_sub_batches,
+)
 from babylon_rl.types import Hindsight, Json, Judgment, Score, TrajectoryGroup
 
 logger = logging.getLogger(__name__)
@@ -47,6 +60,7 @@ class _PendingJudgment:
     hindsight: Hindsight
     key: str
     spent: list[tuple[Reply, float]] = field(default_factory=list)
+    shown: list[ShownBatch] = field(default_factory=list)  # one for each valid reply
     details: Json = field(default_factory=dict)
 
 
@@ -124,7 +138,9 @@ class RulerJudge:
         await self._endpoint.close()
 
     def key(self, group: TrajectoryGroup, hindsight: Hindsight) -> str:
-        return judgment_key(group, hindsight, model=self.model, version=self.version, rubric=self._rubric)
+        # What the prompt says only where no outcome is known is no part of the version, so it is part of such keys.
+        rubric = self._rubric if hindsight.outcomes.known else self._rubric + NO_OUTCOMES
+        return judgment_key(group, hindsight, model=self.model, version=self.version, rubric=rubric)
 
     def order(self, group: TrajectoryGroup, hindsight: Hindsight) -> list[list[str]]:
         """Trajectory ids in the order in which each pass shows them."""
@@ -135,14 +151,26 @@ class RulerJudge:
 
     async def judge(self, group: TrajectoryGroup, hindsight: Hindsight) -> Judgment:
         require_outcomes(group, hindsight)
+        return await self._judge(group, hindsight)
+
+    async def judge_without_outcomes(self, group: TrajectoryGroup, hindsight: Hindsight) -> Judgment:
+        if hindsight.outcomes.known:
+            return await self._judge(group, hindsight)
+        require_pnls(group, hindsight)
+        judgment = await self._judge(group, hindsight)
+        return replace(judgment, details={**judgment.details, "outcomes": "none"})
+
+    async def _judge(self, group: TrajectoryGroup, hindsight: Hindsight) -> Judgment:
         pending = _PendingJudgment(group=group, hindsight=hindsight, key=self.key(group, hindsight))
         shown = self._order(group, pending.key)
         scored = [await self._score_members(pending, f"p{n}", members) for n, members in enumerate(shown)]
         passes = [{t: s.value for t, s in one.items()} for one in scored]
-        values = combine_passes(passes, shown)
+        # One pass alone says nothing about places, so its sub-batches are neither balanced nor stored as such.
+        balanced = self.passes > 1 and len(pending.shown) > self.passes
+        values = combine_sub_batches(pending.shown, passes) if balanced else combine_passes(passes, shown)
         agreement = pass_agreement(passes)
         return Judgment(
-            key=pending.key,
+            key=balanced_key(pending.key) if balanced else pending.key,
             group_id=group.group_id,
             window_id=group.window_id,
             judge_model=self.model,
@@ -192,10 +220,12 @@ class RulerJudge:
                 continue
             if slot == "p0":
                 pending.details["form"] = name
-            return {
+            scored = {
                 prompt.ids[label]: Score(trajectory_id=prompt.ids[label], value=s.score, explanation=s.reasons)
                 for label, s in reply_scores.items()
             }
+            pending.shown.append(ShownBatch(tuple(members), {t: s.value for t, s in scored.items()}))
+            return scored
         if len(members) <= 2:
             raise TooLongError(
                 f"group {pending.group.group_id!r}: two of its trajectories are longer than judge {self.model!r} takes "
@@ -208,7 +238,11 @@ class RulerJudge:
         reasons: dict[str, Score] = {}
 
         async def run(batch: Sequence[str], name: str) -> dict[str, float]:
-            scored = await self._score_members(pending, f"{slot}/{name}", batch)
+            batch_slot = f"{slot}/{name}"
+            if self.passes > 1:  # under other names than before they were balanced: other prompts, other replies
+                batch_slot = f"{slot}/b{name[1:]}"
+                batch = balance_places(batch, pending.shown, key=f"{pending.key}|{batch_slot}")
+            scored = await self._score_members(pending, batch_slot, batch)
             reasons.update({t: s for t, s in scored.items() if t not in reasons})
             return {t: s.value for t, s in scored.items()}
 

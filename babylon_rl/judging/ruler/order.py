@@ -14,7 +14,7 @@ from babylon_rl.common.rank_agreement import kendall_tau
 
 MAX_PASSES: Final = 3
 # Ridge penalty on the effects of places: k passes are little evidence about each of them.
-_RIDGE: Final = 0.5
+RIDGE: Final = 0.5
 
 
 def orders(members: Sequence[str], passes: int) -> list[list[str]]:
@@ -74,7 +74,7 @@ def fit_member_worth(passes: Sequence[Mapping[str, float]], order: Sequence[Sequ
             row[at[m]] = row[n + place] = 1.0
             rows.append(row)
             wanted.append(scores[m])
-    shrink = np.hstack([np.zeros((n, n)), np.eye(n) * math.sqrt(_RIDGE)])
+    shrink = np.hstack([np.zeros((n, n)), np.eye(n) * math.sqrt(RIDGE)])
     solved, *_ = np.linalg.lstsq(np.vstack([*rows, shrink]), np.array([*wanted, *[0.0] * n]), rcond=None)
     return {m: float(solved[at[m]]) for m in names}
 

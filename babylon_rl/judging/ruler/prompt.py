@@ -52,6 +52,18 @@ Score every trajectory of the record exactly once, by its id to the letter. Each
 """
 
 
+# Added where it applies: the prompts of windows with outcomes, and so the judge's version, stay as they are.
+NO_OUTCOMES: Final = """
+# No outcome of this hour is known
+
+No price change, no resolution and no news of this hour is known, and `<ground_truth>` says
+so. What you know of how it ended is each agent's `result`, its profit or loss in US dollars, and what the game recorded
+of its actions. Compare the agents by that and by what each could see. Where the criteria above speak of what the markets
+did, nothing can be said: do not assume a move, a direction or a winner, and give no credit for timing that no record
+shows. An agent whose `pnl_usd` is null earned an unknown amount, which is not zero.
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgePrompt:
     """One request's text.
@@ -192,7 +204,7 @@ def write_prompt(
         records = _write_trajectory(member, member_hindsight, systems, knowledge_written=bool(shared), seen=seen)
         lines += [f'<trajectory id="{label}">', *records, "</trajectory>"]
     return JudgePrompt(
-        system=f"{rubric.strip()}\n\n{PROTOCOL}",
+        system=f"{rubric.strip()}\n\n{PROTOCOL}" + ("" if hindsight.outcomes.known else NO_OUTCOMES),
         user="\n".join(lines),
         ids={label: member.trajectory_id for label, member, _ in labelled},
     )
@@ -234,6 +246,8 @@ def _write_truth(hindsight: Hindsight, shared: Any) -> list[str]:
         )
         for p in sorted(outcomes.predictions, key=lambda p: p.market_id)
     ]
+    if not outcomes.known:
+        lines.append(_write_line({"outcomes": "none", "meaning": "No market outcome of this hour is known."}))
     if shared:
         lines.append(_write_line({"game_knowledge": shared}))
     return lines

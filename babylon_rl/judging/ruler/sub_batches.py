@@ -2,13 +2,70 @@
 
 The first sub-batch sets the scale. Its best and its worst member, the anchors, are judged again in every other one;
 their scores there map its scale onto the first one's. A sub-batch that is still too long is split again.
+
+With several passes each sub-batch is arranged anew, so that who stood early so far stands late (`balance_places`), and
+all requests are solved together for what members are worth on the places where they really stood (`combine_sub_batches`).
 """
 
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final
+from hashlib import sha256
+from typing import Final, NamedTuple
+
+from babylon_rl.judging.ruler.order import RIDGE
+from babylon_rl.types import Judgment
 
 _APART: Final = 0.02  # anchors closer than this are too close to set a scale
 _STEEPEST: Final = 4.0  # limits how far noise in the anchors stretches a sub-batch
+# Pull of each sub-batch's scale towards the mean one: few members with nearly equal worth say little about it.
+_SCALE_RIDGE: Final = 0.01
+_ROUNDS: Final = 20  # scales and worths are solved in turn; the ranks of simulated groups stand after ten
+
+
+class ShownBatch(NamedTuple):
+    """One valid reply: the ids in the order in which its prompt showed them, and its score of each."""
+
+    order: tuple[str, ...]
+    scores: Mapping[str, float]
+
+
+def balanced_key(key: str) -> str:
+    """Key of a judgment in balanced sub-batches: the same group judged before they were keeps its own, under `key`."""
+    return sha256(f"{key}|balanced sub-batches".encode()).hexdigest()
+
+
+def is_unbalanced(judgment: Judgment) -> bool:
+    """Whether a judgment under its judge's own key was made in several passes over sub-batches, before they were balanced."""
+    return judgment.details.get("form") == "heats" and judgment.details.get("passes", 1) > 1
+
+
+def balance_places(members: Sequence[str], shown: Sequence[ShownBatch], *, key: str) -> list[str]:
+    """Arrange a sub-batch: who stood early in the batches shown so far stands late, and nobody where it stood before.
+
+    A hash decides among equals. Who would stand at the same relative place again, such as the middle, changes places with
+    the nearest member for whom that is no repetition either.
+    """
+    stood: dict[str, list[float]] = {m: [] for m in members}
+    for batch in shown:
+        for place, m in enumerate(batch.order):
+            if m in stood:
+                stood[m].append(_relative(place, len(batch.order)))
+    lateness = {m: round(sum(p - 0.5 for p in places), 6) for m, places in stood.items()}
+    order = sorted(members, key=lambda m: (-lateness[m], sha256(f"{key}|{m}".encode()).digest()))
+
+    def is_new(m: str, place: int) -> bool:
+        return _relative(place, len(order)) not in stood[m]
+
+    for i, m in enumerate(order):
+        if not is_new(m, i):
+            nearest = sorted(range(len(order)), key=lambda j, i=i: abs(j - i))  # type: ignore[misc]
+            j = next((j for j in nearest if is_new(m, j) and is_new(order[j], i)), i)
+            order[i], order[j] = order[j], order[i]
+    return order
+
+
+def _relative(place: int, size: int) -> float:
+    return round(place / (size - 1), 6)
 
 
 def sub_batch_size(members: int) -> int:
@@ -59,3 +116,53 @@ def rescale_to_unit(scores: Mapping[str, float]) -> dict[str, float]:
     """Bring scores that went beyond [0, 1] back, all by one straight line; others stay as they are."""
     low, high = min(0.0, *scores.values()), max(1.0, *scores.values())
     return {m: min(1.0, max(0.0, (v - low) / (high - low))) for m, v in scores.items()}
+
+
+def combine_sub_batches(shown: Sequence[ShownBatch], passes: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """One score per member from all sub-batches of several passes, the effect of places removed.
+
+    Each score is read as `level + scale · worth of the member + effect of its place`, with a level and a scale for each
+    sub-batch, since a judge stretches what it sees together. Solved by least squares, scales and worths in turn; the
+    effects of places and the scales are shrunk a little.
+
+    Args:
+        shown: Every reply of every pass.
+        passes: Scores by id as each pass alone gives them, where the search begins.
+
+    Returns:
+        Scores by id, in [0, 1].
+    """
+    import numpy as np  # not at the top: the code location imports this module
+
+    names = sorted(passes[0])
+    at = {m: i for i, m in enumerate(names)}
+    members = [np.array([at[m] for m in b.order]) for b in shown]
+    scores = [np.array([b.scores[m] for m in b.order]) for b in shown]
+    n, places = len(names), max(map(len, members))
+    worth = np.array([sum(p[m] for p in passes) / len(passes) for m in names])
+    effect = np.zeros(places)
+    shrink = np.hstack([np.zeros((places, n)), np.eye(places) * math.sqrt(RIDGE)])
+    for _ in range(_ROUNDS):
+        scales = []
+        for who, given in zip(members, scores, strict=True):
+            x, y = worth[who], given - effect[: len(who)]
+            spread = x - x.mean()
+            scales.append(float((spread @ (y - y.mean()) + _SCALE_RIDGE) / (spread @ spread + _SCALE_RIDGE)))
+        mean_scale = sum(scales) / len(scales)
+        scales = [s / mean_scale for s in scales] if mean_scale > _APART else [1.0] * len(shown)
+        levels = [
+            float((given - effect[: len(who)] - scale * worth[who]).mean())
+            for who, given, scale in zip(members, scores, scales, strict=True)
+        ]
+        rows, wanted = [], []
+        for who, given, scale, level in zip(members, scores, scales, levels, strict=True):
+            block = np.zeros((len(who), n + places))
+            block[np.arange(len(who)), who] = scale
+            block[np.arange(len(who)), n + np.arange(len(who))] = 1.0
+            rows.append(block)
+            wanted.append(given - level)
+        solved, *_ = np.linalg.lstsq(
+            np.vstack([*rows, shrink]), np.concatenate([*wanted, np.zeros(places)]), rcond=None
+        )
+        worth, effect = solved[:n], solved[n:]
+    return rescale_to_unit({m: float(worth[at[m]]) for m in names})

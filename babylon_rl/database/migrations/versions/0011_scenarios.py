@@ -130,6 +130,13 @@ def upgrade() -> None:
         hour = sa.Computed("left(window_id, 16)", persisted=True)
         op.add_column(table, sa.Column("hour_id", sa.Text(), hour, nullable=False), schema="babylon_rl")
     op.create_index("ix_contextualized_groups_hour", "contextualized_groups", ["hour_id"], schema="babylon_rl")
+    op.create_index(
+        "ix_contextualized_groups_scenarios",
+        "contextualized_groups",
+        ["hour_id"],
+        schema="babylon_rl",
+        postgresql_where=sa.text("window_id <> hour_id"),
+    )
     for table in ("consumed_windows", "dropped_windows"):
         op.create_index(f"ix_{table}_hour", table, ["lineage", "hour_id"], schema="babylon_rl")
     op.add_column(

@@ -1,0 +1,74 @@
+"""Windows whose turns are mostly another model's: set aside when a batch was refused for them, and let through again.
+
+A refused batch would be planned again, the same oldest windows first, and later windows would never train. So every ready
+window below the share that training asks for is kept out, with the reason that `check-windows` and `explain` show.
+The entry's stage names the lineage and the rules that refused; where they are others now, it counts no more.
+"""
+
+import logging
+from datetime import timedelta
+from typing import Final
+
+from babylon_rl.pipeline.workspace import Workspace
+from babylon_rl.store.retries import clear_retry, find_stages, postpone, read_tries
+from babylon_rl.training.foreign_turns import count_own_turns
+from babylon_rl.types import RetryKind
+from babylon_rl.windows import HourWindow
+
+logger = logging.getLogger(__name__)
+
+LOOKED_AT_AGAIN: Final = timedelta(days=1)
+"""A window's turns do not change by waiting; new rows, and other rules, let it through at once."""
+
+_PREFIX: Final = "foreign_turns"
+
+
+def is_of_training(stage: str | None) -> bool:
+    """Whether it is training that refused a window, so that its judgment stands."""
+    return stage == "trained_checkpoint" or (stage or "").startswith(f"{_PREFIX}/")
+
+
+def set_aside_foreign_windows(workspace: Workspace, reason: str) -> list[HourWindow]:
+    """Keep ready windows out whose share of own turns is below the asked one, or whose turns the rule leaves out.
+
+    Returns:
+        The windows set aside, in time order.
+    """
+    rules, lineage = workspace.settings.training, workspace.ledger.lineage
+    foreign: list[HourWindow] = []
+    for ready in workspace.ledger.ready():
+        window = HourWindow.parse(ready.window_id)
+        group = workspace.store.group(window)
+        if group is None:
+            continue
+        found = count_own_turns(group.members, lineage, rules.base_model)
+        if found.share >= rules.min_own_share and (found.own or rules.foreign_turns != "own_only"):
+            continue
+        foreign.append(window)
+        engine = workspace.store.engine
+        postpone(
+            engine,
+            window,
+            RetryKind.ERROR,
+            f"{found.own} of its {found.turns} turns are own; {reason}",
+            stage=_stage(workspace),
+            version=read_tries(engine, [window])[window].version,
+            now=workspace.now(),
+            at_least_s=LOOKED_AT_AGAIN.total_seconds(),
+        )
+    logger.warning("set aside windows of other models lineage=%s windows=%d", lineage, len(foreign))
+    return foreign
+
+
+def release_foreign_windows(workspace: Workspace) -> int:
+    """Let windows through that were set aside by another lineage, or by rules that no longer hold; returns how many."""
+    engine, now = workspace.store.engine, _stage(workspace)
+    outdated = {w: stage for w, stage in find_stages(engine, f"{_PREFIX}/").items() if stage != now}
+    for window, stage in outdated.items():
+        clear_retry(engine, window, stage)
+    return len(outdated)
+
+
+def _stage(workspace: Workspace) -> str:
+    rules = workspace.settings.training
+    return f"{_PREFIX}/{workspace.ledger.lineage}/{rules.foreign_turns}/{rules.min_own_share:g}"
