@@ -19,6 +19,7 @@ from babylon_rl.policy.checkpoints import checkpoint_dir, write_ledger_of
 from babylon_rl.settings import Settings
 from babylon_rl.simulator.observation import SYSTEM_PROMPT
 from babylon_rl.store.ledger_identity import read_ledger_id
+from babylon_rl_tests.conftest import drop_database
 
 LINEAGE = "babylon-mmo"
 WriteCheckpoint = Callable[[Path, str, int], Path]
@@ -179,3 +180,16 @@ def test_a_body_without_a_length_is_refused_at_the_limit(settings: Settings, tmp
 def peak_memory_kb(pid: int) -> int:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
+def test_a_ledger_that_cannot_be_read_serves_nothing(
+    settings: Settings, server_url: str, user_prompts: list[str], tmp_path: Path
+) -> None:
+    assert settings.database.url is not None
+    name = sa.make_url(settings.database.url.get_secret_value()).database
+    with serving(settings, tmp_path / "log") as (url, _):
+        assert read_text(ask(url, f"{LINEAGE}@0", user_prompts[0]))
+        drop_database(server_url, str(name))
+        status, sentence = read_refusal(ask(url, f"{LINEAGE}@0", user_prompts[0]))
+    assert status == 503
+    assert "start its database and try again" in sentence
