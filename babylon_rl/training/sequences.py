@@ -184,8 +184,8 @@ def plan_training(
             f"{name} has no trainable tokens: of {counts['data/turns']} turns, "
             f"{counts['data/turns_too_long']} are longer than the policy's context of {context} tokens, "
             f"{counts['data/turns_empty']} have no answer and {left_out} are other models' answers that "
-            f"BABYLON_FOREIGN_TURNS={batch.foreign_turns} leaves out; choose a base with a longer context, log what agents "
-            "answer, or let agents play with this policy",
+            f"BABYLON_FOREIGN_TURNS={batch.foreign_turns} leaves out, and agents at their group's mean teach nothing; "
+            "choose a base with a longer context, log what agents answer, or let agents play with this policy",
             facts={**counts, "nothing_to_train": True, **({"too_foreign": True} if left_out else {})},
         )
     logger.info("planned lineage=%s step=%d %s", batch.lineage, batch.step, dict(counts))

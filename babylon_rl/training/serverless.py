@@ -2,8 +2,8 @@
 
 What belongs here: the key and the address, and the translation of its errors into ours. How a job is sent once and
 followed is `serverless_backend.py`.
-What leaves this machine: the turns' messages, their token ids, the rewards, window and trajectory ids; in an evaluation,
-the prompts of held-out windows.
+What leaves this machine: the turns' messages, their token ids, advantages, ranks and weights, window and trajectory ids; in
+an evaluation, the prompts of held-out windows.
 
 The remote trainer recomputes log-probs with the parent, at temperature 1: turns of older steps, or sampled at
 another temperature, count as the parent's own (`behaviour/stale`, `behaviour/recomputed`).

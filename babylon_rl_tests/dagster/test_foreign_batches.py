@@ -3,8 +3,10 @@
 import dagster as dg
 import pytest
 from dagster_factories import FIRST, spawn_windows
+from rich.console import Console
 
 from babylon_rl.cli.runner import Runner
+from babylon_rl.cli.train import TrainOptions, _iterate
 from babylon_rl.defs.automation import train_when_ready
 from babylon_rl.errors import DataError
 from babylon_rl.pipeline.readiness import readiness
@@ -38,7 +40,7 @@ def test_foreign_windows_never_starve_later_own_ones(workspace: Workspace) -> No
     assert [s.state for s in states] == [State.KEPT_OUT] * 3 + [State.TRAINED] * 3
     assert all("0 of its 18 turns are own" in (s.explanation or "") for s in states[:3])
     lines = readiness(workspace, min_agents=5, min_windows=3, now=workspace.now()).lines
-    assert "BABYLON_MIN_OWN_SHARE=0" in (lines[0].explanation or "")
+    assert "BABYLON_MIN_OWN_SHARE=0" in lines[0].state
 
 
 @pytest.mark.usefixtures("judged")
@@ -60,6 +62,18 @@ def test_a_refusal_ends_and_the_setting_it_names_lifts_it(workspace: Workspace) 
     assert made[0].metrics["data/own_share"] == 0.0
     assert made[0].metrics["data/turns_foreign"] == 54
     assert made[0].metrics["data/turns_foreign_left_out"] > 0
+
+
+@pytest.mark.usefixtures("judged")
+def test_the_command_says_why_and_then_trains_the_rest(workspace: Workspace, runner: Runner) -> None:
+    options = TrainOptions(iterations=1, min_agents=5, windows_per_iteration=None, learning_rate=None, evaluate=False)
+
+    with pytest.raises(DataError, match="BABYLON_MIN_OWN_SHARE=0"):
+        _iterate(workspace, options, Console(), runner, 1)
+    made = _iterate(workspace, options, Console(), runner, 1)
+
+    assert made is not None
+    assert made.windows == tuple(map(str, HOURS[3:]))
 
 
 @pytest.mark.usefixtures("judged")
