@@ -200,6 +200,11 @@ class TrainingSettings(_Part):
         validation_alias="BABYLON_WANDB_TRAINING_URL",
         description="Address of W&B Serverless training. Unset: ART's own default.",
     )
+    wandb_inference_url: str | None = Field(
+        default=None,
+        validation_alias="BABYLON_WANDB_INFERENCE_URL",
+        description="Address of W&B inference, which evaluates serverless checkpoints. Unset: `BABYLON_WANDB_TRAINING_URL` where that is set, else `https://api.inference.wandb.ai/v1`.",
+    )
     remote_patience_s: float = Field(
         default=1800,
         ge=0,
@@ -232,7 +237,7 @@ class ServingSettings(_Part):
         default=100,
         ge=2,
         validation_alias="BABYLON_EVALUATION_WINDOWS",
-        description="Held-out windows that each new checkpoint plays beside its base.",
+        description="Held-out windows that each new checkpoint plays beside its base; of another game than ours, most held-out windows of the log that it is asked about.",
     )
 
 

@@ -20,7 +20,7 @@ from babylon_rl.database.migrate import upgrade
 from babylon_rl.errors import ConfigError
 from babylon_rl.judging.factory import open_judge
 from babylon_rl.pipeline import evaluate
-from babylon_rl.pipeline.workspace import Workspace, claim_checkpoints, open_workspace, running_policy_server
+from babylon_rl.pipeline.workspace import Workspace, open_workspace, running_policy_server
 from babylon_rl.report import formatting
 from babylon_rl.report.data import (
     CurvePoint,
@@ -94,8 +94,7 @@ def run_demo(
             prepare_dagster(settings)
             with open_workspace(settings) as workspace:
                 workspace.refuse_foreign_game("demo", into_foreign_game=into_foreign_game)
-                ledger_id = claim_checkpoints(workspace)
-            server = running_policy_server(settings, ledger_id=ledger_id)
+            server = running_policy_server(settings)
             url = server.__enter__()
         try:
             with open_workspace(settings.changed(serving={"inference_url": url})) as workspace:
@@ -142,9 +141,7 @@ class _Loop:
         settings, latest = self.workspace.settings, self.workspace.ledger.latest()
         if latest is None or settings.serving.explore_temperature == settings.serving.serve_temperature:
             return None
-        suite = evaluate.Suite(
-            windows=settings.serving.evaluation_windows, temperature=settings.serving.explore_temperature
-        )
+        suite = replace(evaluate.suite_of(self.workspace), temperature=settings.serving.explore_temperature)
         with self.run.phase("evaluate", "as explored", total=2 * suite.windows * 3) as phase:
             result = evaluate.evaluate_checkpoint(self.workspace, latest.step, suite=suite, progress=phase)
             phase(0, note=f"lift {result.lift.mean:+,.0f} [{result.lift.lo:+,.0f}, {result.lift.hi:+,.0f}]")

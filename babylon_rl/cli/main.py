@@ -238,26 +238,24 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 chooses a free one.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on; loopback by default.")] = "127.0.0.1",
 ) -> None:
-    """Serve every checkpoint at an OpenAI-compatible /v1/chat/completions."""
+    """Serve every recorded checkpoint at an OpenAI-compatible /v1/chat/completions."""
+    from babylon_rl.database.connection import platform_url
     from babylon_rl.database.migrate import upgrade
-    from babylon_rl.pipeline.workspace import claim_checkpoints, open_workspace
     from babylon_rl.policy.process import base_of
     from babylon_rl.policy.server import serve as run
 
     settings = _settings()
     upgrade(settings.database)
-    with open_workspace(settings) as workspace:
-        ledger_id = claim_checkpoints(workspace)
     if port:
         console.print(f"OpenAI-compatible endpoint: http://{host}:{port}/v1   (Ctrl-C stops it)", highlight=False)
     run(
         base=base_of(settings.training),
         root=settings.checkpoints_dir,
+        database_url=platform_url(settings.database),
         default_temperature=settings.serving.serve_temperature,
         host=host,
         port=port,
         lineage=settings.lineage,
-        ledger_id=ledger_id,
     )
 
 

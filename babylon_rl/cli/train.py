@@ -1,17 +1,19 @@
 """`babylon-rl train`: materializes the Dagster assets iteration by iteration; prints what the game's `train_mmo.py` prints."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from babylon_rl.errors import DataError
-from babylon_rl.pipeline.evaluate import unevaluated
+from babylon_rl.errors import ConfigError, DataError
+from babylon_rl.pipeline.evaluate import describe_evaluation, unevaluated
 from babylon_rl.pipeline.foreign_windows import release_foreign_windows
 from babylon_rl.pipeline.readiness import contiguous, unprepared_windows
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.report import formatting
 from babylon_rl.report.screen import RunProgress, run_progress
+from babylon_rl.training.factory import locate_policy
 from babylon_rl.types import Checkpoint
 from babylon_rl.windows import HourWindow
 
@@ -53,7 +55,7 @@ def train(workspace: Workspace, options: TrainOptions, console: Console) -> list
                 break
             made.append(checkpoint)
         if options.evaluate:
-            _evaluate_newest_missing(workspace, console, runner)
+            _evaluate_newest_missing(workspace, console, runner, tried={c.step for c in made})
     latest = workspace.ledger.latest()
     if not made and latest is None:
         raise DataError(_explain_missing(workspace, options))
@@ -63,10 +65,24 @@ def train(workspace: Workspace, options: TrainOptions, console: Console) -> list
     console.print(f"Final step: {0 if latest is None else latest.step}", highlight=False)
     console.print(f"Checkpoints trained: {len(made)}\n", highlight=False)
     if latest is not None:
-        console.print("Inference endpoint:", highlight=False)
-        console.print("  http://127.0.0.1:8000/v1   (start it: babylon-rl serve)", highlight=False)
-        console.print(f"  Model: {latest.name}", highlight=False)
+        _print_endpoint(workspace, latest, console)
     return made
+
+
+def _print_endpoint(workspace: Workspace, latest: Checkpoint, console: Console) -> None:
+    settings, started = workspace.settings, "http://127.0.0.1:8000/v1"
+    ours = latest.trainer == "cpu"
+    try:
+        served = locate_policy(
+            settings.training, latest, inference_url=started if ours else settings.serving.inference_url
+        )
+    except ConfigError as e:
+        console.print(f"Inference endpoint: {e}", highlight=False, markup=False, soft_wrap=True)
+        return
+    how = "   (start it: babylon-rl serve)" if ours else ""
+    console.print("Inference endpoint:", highlight=False)
+    console.print(f"  {served.base_url}{how}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"  Model: {served.model}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _iterate(
@@ -119,29 +135,39 @@ def _iterate(
         checkpoint = next((c for c in ledger.checkpoints() if c.step == step), None)
         if checkpoint is None:
             raise DataError(f"partition {target} trained nothing although {size} windows were ready; run it again")
-        if options.evaluate:
-            _evaluate(workspace, checkpoint, run=run, runner=runner)
+        said = _evaluate(workspace, checkpoint, run=run, runner=runner) if options.evaluate else None
+    if said is not None:
+        console.print(f"Evaluation: {said}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"✅ Iteration {iteration} complete! Checkpoint: step {checkpoint.step}", highlight=False)
     return checkpoint
 
 
-def _evaluate(workspace: Workspace, checkpoint: Checkpoint, *, run: RunProgress, runner: "Runner") -> None:
+def _evaluate(workspace: Workspace, checkpoint: Checkpoint, *, run: RunProgress, runner: "Runner") -> str | None:
+    """Evaluate one checkpoint; what was said of it."""
     partition = HourWindow.parse(checkpoint.window_id)
     decisions = workspace.settings.serving.evaluation_windows * 3
     with run.phase("evaluate", checkpoint.name, total=decisions) as phase:
         resources = {"workspace": workspace, "progress": phase}
         runner.materialize("policy", partition, partition, assets=["policy_evaluation"], resources=resources)
+    return describe_evaluation(workspace, checkpoint.lineage, checkpoint.step)
 
 
-def _evaluate_newest_missing(workspace: Workspace, console: Console, runner: "Runner") -> None:
-    """Evaluate the newest checkpoint that a kill, or a run without evaluation, left without a result: one a call."""
-    missing = unevaluated(workspace)
+def _evaluate_newest_missing(
+    workspace: Workspace, console: Console, runner: "Runner", *, tried: Collection[int]
+) -> None:
+    """Evaluate the newest checkpoint that a kill, or a run without evaluation, left without a result: one a call.
+
+    `tried` are the steps that this call has evaluated already, whether anything could be said of them or not.
+    """
+    missing = [step for step in unevaluated(workspace, even_if_refused=True) if step not in tried]
     if not missing:
         return
     checkpoint = next(c for c in workspace.ledger.checkpoints() if c.step == missing[0])
     console.print(f"\nEvaluating {checkpoint.name}, which has no evaluation yet", highlight=False)
     with run_progress(console) as run:
-        _evaluate(workspace, checkpoint, run=run, runner=runner)
+        said = _evaluate(workspace, checkpoint, run=run, runner=runner)
+    if said is not None:
+        console.print(f"Evaluation: {said}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _prepare(

@@ -49,7 +49,7 @@ def spawn_test_agents(
     from contextlib import ExitStack
 
     from babylon_rl.database.migrate import upgrade
-    from babylon_rl.pipeline.workspace import claim_checkpoints, open_workspace, running_policy_server
+    from babylon_rl.pipeline.workspace import open_workspace, running_policy_server
     from babylon_rl.report.screen import run_progress
     from babylon_rl.simulator.spawn import AgentLineup, free_windows, spawn
     from babylon_rl.types import policy_name
@@ -70,8 +70,7 @@ def spawn_test_agents(
         url = None
         if lineup.needs_server:
             with run.phase("start", "policy server"):
-                ledger_id = claim_checkpoints(workspace)
-                url = stack.enter_context(running_policy_server(settings, ledger_id=ledger_id))
+                url = stack.enter_context(running_policy_server(settings))
         with run.phase("play", f"{windows} windows", total=len(chosen) * agents * decisions) as phase:
             done = spawn(
                 workspace.game,

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, here or behind any fsspec URL."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -8,6 +9,12 @@ from typing import IO, Any
 from uuid import uuid4
 
 from babylon_rl.errors import ConfigError
+
+
+def hash_file(path: Path) -> str:
+    """64 hex digits of SHA-256 over a file's bytes."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 @contextmanager

@@ -349,3 +349,21 @@ evaluations = Table(
     Column("body", LargeBinary, nullable=False),  # per-window P&L and rates, canonical JSON, zstd
     Column("evaluated_at", _at, nullable=False, server_default=func.now()),
 )
+
+log_evaluations = Table(  # what held-out windows of the log say of a checkpoint, or why nothing was said
+    "log_evaluations",
+    platform,
+    Column("lineage", Text, primary_key=True),
+    Column("step", Integer, primary_key=True),
+    Column("suite", Text, primary_key=True),  # names the windows, their judgments, the base and the temperature
+    Column("kind", Text, nullable=False),  # store.log_evaluations.LogKind
+    Column("windows", Integer, nullable=False),  # held out
+    Column("reason", Text),  # why nothing was said
+    Column("try_again", Boolean, nullable=False),  # whether it may be said later without anybody's help
+    Column("ranks_best_first", Double),
+    Column("better_over_worse_nats", Double),
+    Column("same_action_rate", Double),
+    Column("invalid_rate", Double),
+    Column("body", LargeBinary),  # LogEvaluation, canonical JSON, zstd
+    Column("evaluated_at", _at, nullable=False, server_default=func.now()),
+)

@@ -25,7 +25,9 @@ from babylon_rl.pipeline.window_result import WindowResult
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.report import row_outcomes
 from babylon_rl.report.pictures import lift_curve
+from babylon_rl.store.log_evaluations import NotEvaluated
 from babylon_rl.store.row_outcomes import count_row_outcomes
+from babylon_rl.types import Json
 from babylon_rl.windows import HourWindow
 
 RANGE = dg.BackfillPolicy.single_run()
@@ -172,24 +174,25 @@ def policy_evaluation(
     workspace: dg.ResourceParam[Workspace],
     progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult[None]:
-    """Each new checkpoint compared with its base on the same held-out windows: mean P&L, and the lift with its interval."""
+    """Each new checkpoint compared with its base on held-out windows: in the simulator, where it was trained there, by the
+    money that both earn; else by how both answer the log. Where nothing can be said: the reason.
+    """
     with dagster_failures():
         for window in HourWindow.parse_all(context.partition_keys):
             results = [
-                evaluate.evaluate_checkpoint(workspace, checkpoint.step, progress=progress)
+                evaluate.evaluate(workspace, checkpoint, progress=progress)
                 for checkpoint in workspace.ledger.trained_in(window)
             ]
             if not results:
-                context.add_asset_metadata({"evaluated": False}, partition_key=str(window))
+                reason = "this hour trained no checkpoint"
+                context.add_asset_metadata({"evaluated": False, "reason": reason}, partition_key=str(window))
                 continue
-            context.add_asset_metadata(
-                {
-                    **results[-1].facts(),
-                    "checkpoints_evaluated": len(results),
-                    "curve": dg.MetadataValue.md(lift_curve(evaluate.lift_by_step(workspace))),
-                },
-                partition_key=str(window),
-            )
+            facts = results[-1].facts() | {
+                "checkpoints_evaluated": sum(not isinstance(r, NotEvaluated) for r in results)
+            }
+            if isinstance(results[-1], evaluate.Comparison):
+                facts["curve"] = dg.MetadataValue.md(lift_curve(evaluate.lift_by_step(workspace)))
+            _add_metadata(context, window, facts)
     return dg.MaterializeResult()
 
 
@@ -211,14 +214,22 @@ def _prepare_each(
 
 def _add_window_metadata(context: dg.AssetExecutionContext, window: HourWindow, result: WindowResult) -> None:
     """Show what was done with one window; a range run shows it for each of its windows."""
-    context.add_asset_metadata(
+    _add_metadata(
+        context,
+        window,
         {
             "dagster/row_count": result.count,
             "data_version": result.data_version[:12],
             "changed": result.changed,
-            **{k: dg.MetadataValue.null() if v is None else v for k, v in result.facts.items()},
+            **result.facts,
         },
-        partition_key=str(window),
+    )
+
+
+def _add_metadata(context: dg.AssetExecutionContext, window: HourWindow, facts: Json) -> None:
+    """Attach small values to one partition; None means unknown, and is shown as such."""
+    context.add_asset_metadata(
+        {k: dg.MetadataValue.null() if v is None else v for k, v in facts.items()}, partition_key=str(window)
     )
 
 

@@ -170,7 +170,7 @@ def evaluate_checkpoints(
     now = workspace.now()
     missing = unevaluated(workspace)
     if not missing:
-        return dg.SkipReason("every checkpoint is evaluated")
+        return dg.SkipReason("of every checkpoint is said what can be said")
     if any(
         r.tags.get(STEP_TAG) or r.tags.get(EVALUATION_TAG)
         for r in context.instance.get_runs(filters=dg.RunsFilter(statuses=_UNFINISHED))

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from babylon_rl.errors import DataError
 from babylon_rl.ingest.columns import find_column_names
 from babylon_rl.ingest.queries import select_row_by_id, window_of
+from babylon_rl.pipeline.evaluate import describe_evaluation
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.report import formatting
 from babylon_rl.store.eligibility import Reason, WindowState
@@ -230,6 +231,8 @@ def _describe_trainings(
         by = judgment if same else workspace.store.find_judgment(key)
         left_out = by is not None and trajectory_id in by.left_out
         yield f"Checkpoint {training.policy} was trained on {'its siblings' if left_out else 'it'}{'' if same else other}."
+        if (said := describe_evaluation(workspace, training.lineage, training.step)) is not None:
+            yield f"Evaluation of {training.policy}: {said}."
     if any(training.lineage == own for training in used) or (judgment and trajectory_id in judgment.left_out):
         return
     state = next(s for s in workspace.ledger.eligibility.states([window]) if s.window_id == str(window))

@@ -73,14 +73,14 @@ def claim_checkpoints(workspace: Workspace) -> str:
     return ledger_id
 
 
-def running_policy_server(settings: Settings, *, ledger_id: str | None) -> AbstractContextManager[str]:
-    """The endpoint that serves the ledger's checkpoints, for the length of a `with` block; `ledger_id` None: all."""
+def running_policy_server(settings: Settings) -> AbstractContextManager[str]:
+    """The endpoint that serves the checkpoints that the ledger has recorded, for the length of a `with` block."""
     return running_server(
         settings.serving,
+        settings.database,
         base=base_of(settings.training),
         checkpoints=settings.checkpoints_dir,
         lineage=settings.lineage,
-        ledger_id=ledger_id,
     )
 
 

@@ -1,6 +1,8 @@
 """Asks a policy over HTTP, through the official OpenAI client. Works against any OpenAI-compatible endpoint."""
 
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -41,9 +43,12 @@ class PolicyClient:
     aiohttp carries the requests: with 512 in flight httpx's pool costs six times the processor time (docs/policy.md §7).
     """
 
-    def __init__(self, base_url: str, *, api_key: str = "none", max_connections: int = 1000) -> None:
+    def __init__(
+        self, base_url: str, *, api_key: str = "none", project: str | None = None, max_connections: int = 1000
+    ) -> None:
         self._base_url = base_url
         self._api_key = api_key
+        self._project = project
         self._max_connections = max_connections
         self._client: AsyncOpenAI | None = None
 
@@ -59,6 +64,7 @@ class PolicyClient:
         self._client = AsyncOpenAI(
             base_url=self._base_url,
             api_key=self._api_key,
+            project=self._project,
             max_retries=MAX_RETRIES,
             timeout=timeout,
             http_client=DefaultAioHttpClient(
@@ -106,7 +112,7 @@ class PolicyClient:
         if self._client is None:
             raise ConfigError("the policy client is closed; use it inside `async with PolicyClient(...)`")
         began = time.monotonic()
-        try:
+        with _translate_errors(model):
             answer = await self._client.chat.completions.create(
                 model=model,
                 messages=[{"role": "system", "content": system}, {"role": "user", "content": user}],
@@ -114,17 +120,6 @@ class PolicyClient:
                 seed=openai.omit if seed is None else seed,
                 max_tokens=max_tokens,
             )
-        except openai.APIConnectionError as e:  # timeouts too
-            raise TransientError(
-                f"policy {model!r} gave no answer after {MAX_RETRIES + 1} tries: {type(e).__name__}; is its server up?"
-            ) from e
-        except openai.APIStatusError as e:
-            passing = e.status_code in (408, 409, 429) or e.status_code >= 500
-            kind = TransientError if passing else ConfigError
-            raise kind(
-                f"policy {model!r} was refused with HTTP {e.status_code}: {_server_message(e)}",
-                facts={"status": e.status_code, "model": model},
-            ) from e
         text = answer.choices[0].message.content if answer.choices else None
         if text is None:
             raise DataError(f"policy {model!r} answered without text; expected one choice with a message")
@@ -135,6 +130,49 @@ class PolicyClient:
             prompt_tokens=answer.usage.prompt_tokens if answer.usage else None,
             completion_tokens=answer.usage.completion_tokens if answer.usage else None,
         )
+
+    async def score_prompt(self, *, model: str, token_ids: Sequence[int]) -> list[float]:
+        """How likely the model finds each token of a text but the first, given those before: log-probabilities in nats.
+
+        Only vLLM tells: `prompt_logprobs` of `/v1/completions`.
+
+        Raises:
+            TransientError: As of `complete`.
+            ConfigError: Likewise, and where the endpoint is not vLLM.
+        """
+        if self._client is None:
+            raise ConfigError("the policy client is closed; use it inside `async with PolicyClient(...)`")
+        with _translate_errors(model):
+            answer = await self._client.completions.create(
+                model=model, prompt=list(token_ids), max_tokens=1, temperature=0, extra_body={"prompt_logprobs": 0}
+            )
+        given = getattr(answer.choices[0], "prompt_logprobs", None) if answer.choices else None
+        if given is None or len(given) != len(token_ids):
+            raise ConfigError(
+                f"policy {model!r}: {self._base_url} gives no prompt_logprobs; serve the checkpoint with vLLM to learn how "
+                "likely it finds an answer"
+            )
+        return [float(of[str(token)]["logprob"]) for token, of in zip(token_ids[1:], given[1:], strict=True)]
+
+
+@contextmanager
+def _translate_errors(model: str) -> Iterator[None]:
+    """Turn the client's errors into ours."""
+    import openai
+
+    try:
+        yield
+    except openai.APIConnectionError as e:  # timeouts too
+        raise TransientError(
+            f"policy {model!r} gave no answer after {MAX_RETRIES + 1} tries: {type(e).__name__}; is its server up?"
+        ) from e
+    except openai.APIStatusError as e:
+        passing = e.status_code in (408, 409, 429) or e.status_code >= 500
+        kind = TransientError if passing else ConfigError
+        raise kind(
+            f"policy {model!r} was refused with HTTP {e.status_code}: {_server_message(e)}",
+            facts={"status": e.status_code, "model": model},
+        ) from e
 
 
 def _server_message(e: object) -> str:

@@ -15,10 +15,9 @@ from typing import Final
 
 import torch
 
-from babylon_rl.policy.checkpoints import checkpoint_dir
+from babylon_rl.policy.catalog import ServablePolicy
 from babylon_rl.policy.model import LoadedPolicy, load_policy
 from babylon_rl.policy.sampling import Sampled, SampleRequest, sample
-from babylon_rl.types import policy_name
 
 logger = logging.getLogger(__name__)
 
@@ -48,20 +47,18 @@ class SamplingEngine:
 
     Attributes:
         base: Directory of the base policy.
-        root: Directory under which all checkpoints lie.
         gather_s: Seconds that the first request of a batch waits for more to join it.
         max_batch: Most requests in one batch.
         threads: Processor threads of the model; None: one for a small model, torch's choice for a larger one.
     """
 
     base: Path
-    root: Path
     gather_s: float = 0.02
     max_batch: int = 256
     threads: int | None = None
     stats: EngineStats = field(default_factory=EngineStats)
-    _queues: "OrderedDict[tuple[str, int], list[_PendingRequest]]" = field(default_factory=OrderedDict)
-    _loaded: "OrderedDict[tuple[str, int], LoadedPolicy]" = field(default_factory=OrderedDict)
+    _queues: "OrderedDict[ServablePolicy, list[_PendingRequest]]" = field(default_factory=OrderedDict)
+    _loaded: "OrderedDict[str, LoadedPolicy]" = field(default_factory=OrderedDict)  # by digest: a name can change hands
     _base_policy: LoadedPolicy | None = None
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -81,14 +78,14 @@ class SamplingEngine:
                 for waiting in [w for queue in self._queues.values() for w in queue]:
                     waiting.answer.cancel()
 
-    async def ask(self, lineage: str, step: int, request: SampleRequest) -> Sampled:
-        """Answer one request by one checkpoint.
+    async def ask(self, policy: ServablePolicy, request: SampleRequest) -> Sampled:
+        """Answer one request by one policy.
 
         Raises:
-            DataError: The checkpoint cannot be loaded, or the request does not fit it.
+            DataError: Its files are not those recorded, it cannot be loaded, or the request does not fit it.
         """
         waiting = _PendingRequest(request, asyncio.get_running_loop().create_future())
-        self._queues.setdefault((lineage, step), []).append(waiting)
+        self._queues.setdefault(policy, []).append(waiting)
         self._wake.set()
         self.stats.requests += 1
         return await waiting.answer
@@ -105,7 +102,7 @@ class SamplingEngine:
             try:
                 answers = await loop.run_in_executor(worker, self._sample, key, [w.request for w in batch])
             except Exception as e:  # noqa: BLE001  # a failed batch is reported to its callers; the server keeps running
-                logger.warning("batch failed policy=%s requests=%d error=%s", policy_name(*key), len(batch), e)
+                logger.warning("batch failed policy=%s requests=%d error=%s", key.name, len(batch), e)
                 for w in batch:
                     if not w.answer.done():
                         w.answer.set_exception(e)
@@ -116,7 +113,7 @@ class SamplingEngine:
                 if not w.answer.done():  # its caller may have gone
                     w.answer.set_result(answer)
 
-    def _next_batch(self) -> tuple[tuple[str, int], list[_PendingRequest]]:
+    def _next_batch(self) -> tuple[ServablePolicy, list[_PendingRequest]]:
         """Up to `max_batch` requests of the checkpoint that has waited longest; checkpoints take turns."""
         key, queue = self._queues.popitem(last=False)
         live = [w for w in queue if not w.answer.done()]
@@ -135,20 +132,21 @@ class SamplingEngine:
             torch.set_num_threads(threads)
         return policy
 
-    def _sample(self, key: tuple[str, int], requests: list[SampleRequest]) -> list[Sampled]:
-        return sample(self._policy(*key), requests)
+    def _sample(self, policy: ServablePolicy, requests: list[SampleRequest]) -> list[Sampled]:
+        return sample(self._load(policy), requests)
 
-    def _policy(self, lineage: str, step: int) -> LoadedPolicy:
-        """The checkpoint's policy, loaded at first use; called on the worker thread only."""
-        if step == 0:
+    def _load(self, policy: ServablePolicy) -> LoadedPolicy:
+        """The policy's weights, checked and loaded at first use; called on the worker thread only."""
+        if policy.directory is None:
             if self._base_policy is None:
                 raise RuntimeError("the engine is not running")
             return self._base_policy
-        key = (lineage, step)
+        key = policy.digest
         if key not in self._loaded:
-            self._loaded[key] = load_policy(self.base, checkpoint_dir(self.root, lineage, step))
+            policy.check_files()
+            self._loaded[key] = load_policy(self.base, policy.directory)
             if len(self._loaded) > MAX_CACHED_CHECKPOINTS:
                 self._loaded.popitem(last=False)
-            logger.info("loaded policy=%s", policy_name(lineage, step))
+            logger.info("loaded policy=%s digest=%s", policy.name, key[:12])
         self._loaded.move_to_end(key)
         return self._loaded[key]

@@ -8,15 +8,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
+from babylon_rl.database.connection import platform_url
 from babylon_rl.errors import ConfigError, TransientError
 from babylon_rl.policy.shipped import shipped_base
 
 if TYPE_CHECKING:
-    from babylon_rl.settings import ServingSettings, TrainingSettings
+    from babylon_rl.settings import DatabaseSettings, ServingSettings, TrainingSettings
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def base_of(settings: "TrainingSettings") -> Path:
 
 @contextmanager
 def running_server(
-    settings: "ServingSettings", *, base: Path, checkpoints: Path, lineage: str, ledger_id: str | None
+    settings: "ServingSettings", database: "DatabaseSettings", *, base: Path, checkpoints: Path, lineage: str
 ) -> Iterator[str]:
     """Yield the base URL, ending in `/v1`, of an endpoint that serves the checkpoints.
 
@@ -41,10 +42,10 @@ def running_server(
 
     Args:
         settings: The URL of a running endpoint, or the temperature to serve with.
+        database: Of the ledger, whose recorded checkpoints are served.
         base: Directory of the base policy.
         checkpoints: Directory under which every checkpoint lies.
         lineage: The lineage that can be asked for before its first checkpoint.
-        ledger_id: Only checkpoints of this ledger are served; None: all.
 
     Raises:
         ConfigError: The server exited before it was ready; the message has the last lines of its log.
@@ -62,9 +63,8 @@ def running_server(
             "--root": checkpoints,
             "--temperature": settings.serve_temperature,
             "--lineage": lineage,
-            **({} if ledger_id is None else {"--ledger-id": ledger_id}),
         }
-        process = _start(arguments, listener, log)
+        process = _start(arguments, platform_url(database), listener, log)
         listener.close()
         try:
             _wait_until_ready(process, port, log)
@@ -74,13 +74,20 @@ def running_server(
             _stop(process)
 
 
-def _start(arguments: dict[str, object], listener: socket.socket, log: IO[bytes]) -> "subprocess.Popen[bytes]":
+def _start(
+    arguments: dict[str, object], database_url: str, listener: socket.socket, log: IO[bytes]
+) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "babylon_rl.policy.server"]
     for name, value in {**arguments, "--fd": listener.fileno(), "--parent": os.getpid()}.items():
         command += [name, str(value)]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, pass_fds=[listener.fileno()]
     )
+    if process.stdin is not None:
+        with suppress(BrokenPipeError):  # it has exited already; `_wait_until_ready` says why
+            process.stdin.write(f"{database_url}\n".encode())
+            process.stdin.flush()
+    return process
 
 
 def _wait_until_ready(process: "subprocess.Popen[bytes]", port: int, log: IO[bytes]) -> None:

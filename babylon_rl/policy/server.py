@@ -1,7 +1,8 @@
-"""The OpenAI-compatible endpoint of the checkpoints: `/v1/chat/completions`, `/v1/models`, `/healthz`.
+"""The OpenAI-compatible endpoint of the recorded checkpoints: `/v1/chat/completions`, `/v1/models`, `/healthz`.
 
-What belongs here: HTTP, and turning messages into token ids and answers back into text. Batching is `engine.py`. There is no
-authentication: it listens on loopback by default, and answers anyone who can reach it.
+What belongs here: HTTP, and turning messages into token ids and answers back into text. Which checkpoints there are is
+`catalog.py`, batching is `engine.py`. There is no authentication: it listens on loopback by default, and answers anyone who
+can reach it.
 """
 
 import argparse
@@ -20,15 +21,16 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import sqlalchemy as sa
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
+from babylon_rl.database.connection import connect
 from babylon_rl.errors import DataError
-from babylon_rl.policy.checkpoints import checkpoint_dir, lineages, resolve, steps
+from babylon_rl.policy.catalog import Catalog, Snapshot
 from babylon_rl.policy.prompting import PromptRenderer
 from babylon_rl.policy.shipped import require_base, shipped_base
 from babylon_rl.policy.wire import ChatRequest, RequestError, build_chunk, build_completion
-from babylon_rl.types import policy_name
 
 if TYPE_CHECKING:
     from babylon_rl.policy.engine import SamplingEngine
@@ -44,33 +46,29 @@ MAX_BODY_BYTES: Final = 1 << 20
 def create_app(
     *,
     base: Path,
-    root: Path,
+    catalog: Catalog,
     default_temperature: float,
     gather_ms: float = 20,
     max_batch: int = 256,
     threads: int | None = None,
-    lineage: str = DEFAULT_LINEAGE,
-    ledger_id: str | None = None,
 ) -> FastAPI:
     """Make the application; it loads the base when it starts, and a checkpoint when it is first asked for.
 
     Args:
         base: Directory of the base policy.
-        root: `Settings.checkpoints_dir`.
+        catalog: Which checkpoints there are.
         default_temperature: For requests that name none.
         gather_ms: Milliseconds that the first request of a batch waits for more to join it.
         max_batch: Most requests sampled together.
         threads: Processor threads of the model; None: one for a small model, torch's choice for a larger one.
-        lineage: The lineage that can be asked for before its first checkpoint; others must have one.
-        ledger_id: Serve only checkpoints of this ledger; None: all under `root`.
     """
     from babylon_rl.policy.engine import SamplingEngine
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine = SamplingEngine(base=base, root=root, gather_s=gather_ms / 1000, max_batch=max_batch, threads=threads)
+        engine = SamplingEngine(base=base, gather_s=gather_ms / 1000, max_batch=max_batch, threads=threads)
         async with engine.running() as policy:
-            app.state.endpoint = _Endpoint(engine, policy, root, default_temperature, lineage, ledger_id)
+            app.state.endpoint = _Endpoint(engine, policy, catalog, default_temperature)
             yield
 
     app = FastAPI(title="Babylon policy", lifespan=lifespan, openapi_url=None)
@@ -78,17 +76,19 @@ def create_app(
     async def answer_error(_: Request, e: Exception) -> Response:
         if not isinstance(e, RequestError):
             raise e
-        return JSONResponse(e.body, status_code=e.status)
+        # The rest of a body that is too long is not read: the connection ends with the answer.
+        headers = {"connection": "close"} if e.status == 413 else None
+        return JSONResponse(e.body, status_code=e.status, headers=headers)
 
     app.add_exception_handler(RequestError, answer_error)
 
     async def chat_completions(request: Request) -> Response:
         endpoint: _Endpoint = request.app.state.endpoint
-        return await endpoint.complete(await request.body())
+        return await endpoint.complete(await _read_body(request))
 
     async def models(request: Request) -> Response:
         endpoint: _Endpoint = request.app.state.endpoint
-        return JSONResponse(endpoint.models())
+        return JSONResponse(await endpoint.models())
 
     async def healthz(request: Request) -> Response:
         endpoint: _Endpoint = request.app.state.endpoint
@@ -107,27 +107,21 @@ class _Endpoint:
         self,
         engine: "SamplingEngine",
         policy: "LoadedPolicy",
-        root: Path,
+        catalog: Catalog,
         default_temperature: float,
-        lineage: str,
-        ledger_id: str | None,
     ) -> None:
         self._engine = engine
         self._policy = policy
-        self._root = root
+        self._catalog = catalog
         self._temperature = default_temperature
-        self._lineage = lineage
-        self._ledger_id = ledger_id
         self._renderer = PromptRenderer(policy.tokenizer)
 
     async def complete(self, body: bytes) -> Response:
         from babylon_rl.policy.sampling import SampleRequest
 
-        if len(body) > MAX_BODY_BYTES:
-            raise RequestError(413, f"the request has {len(body)} bytes; send at most {MAX_BODY_BYTES}")
         request = ChatRequest.read(body)
         try:
-            lineage, step = resolve(self._root, request.model, known=(self._lineage,), ledger_id=self._ledger_id)
+            policy = (await self._read_catalog()).resolve(request.model)
         except DataError as e:
             raise RequestError(404, str(e), param="model", code="model_not_found") from None
         prompt = self._renderer.ids_of([m.plain() for m in request.messages])
@@ -141,8 +135,7 @@ class _Endpoint:
             )
         try:
             answer = await self._engine.ask(
-                lineage,
-                step,
+                policy,
                 SampleRequest(
                     prompt_ids=prompt,
                     temperature=self._temperature if request.temperature is None else request.temperature,
@@ -153,7 +146,7 @@ class _Endpoint:
         except DataError as e:
             raise RequestError(422, str(e), param="model") from None
         response = build_completion(
-            model=policy_name(lineage, step),
+            model=policy.name,
             created=int(time.time()),
             text=self._policy.tokenizer.decode(answer.token_ids, skip_special_tokens=True),
             token_ids=answer.token_ids,
@@ -166,15 +159,22 @@ class _Endpoint:
             return Response(events, media_type="text/event-stream")
         return JSONResponse(response)
 
-    def models(self) -> dict[str, Any]:
-        names: list[tuple[str, int]] = []
-        for lineage in sorted({self._lineage, *lineages(self._root, ledger_id=self._ledger_id)}):
-            names.append((policy_name(lineage, 0), 0))
-            for step in steps(self._root, lineage, ledger_id=self._ledger_id):
-                created = checkpoint_dir(self._root, lineage, step).stat().st_mtime
-                names.append((policy_name(lineage, step), int(created)))
-        cards = [{"id": n, "object": "model", "created": at, "owned_by": "babylon-rl"} for n, at in names]
+    async def models(self) -> dict[str, Any]:
+        named = (await self._read_catalog()).names()
+        cards = [
+            {"id": n, "object": "model", "created": 0 if at is None else int(at.timestamp()), "owned_by": "babylon-rl"}
+            for n, at in named
+        ]
         return {"object": "list", "data": cards}
+
+    async def _read_catalog(self) -> Snapshot:
+        try:
+            return await self._catalog.read()
+        except sa.exc.DBAPIError as e:
+            logger.warning("the ledger cannot be read error=%s", type(e.orig).__name__)
+            raise RequestError(
+                503, "the ledger, which says what may be served, cannot be read; start its database and try again"
+            ) from None
 
     def health(self) -> dict[str, Any]:
         stats = self._engine.stats
@@ -186,10 +186,26 @@ class _Endpoint:
         }
 
 
+async def _read_body(request: Request) -> bytes:
+    """The body, counted while it arrives: its length may be unknown, and what is too long is never held.
+
+    Raises:
+        RequestError: It is longer than `MAX_BODY_BYTES`.
+    """
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > MAX_BODY_BYTES:
+            raise RequestError(413, f"the request is longer than allowed; send at most {MAX_BODY_BYTES} bytes")
+        parts.append(part)
+    return b"".join(parts)
+
+
 def serve(
     *,
     base: Path,
     root: Path,
+    database_url: str,
     default_temperature: float,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -198,13 +214,13 @@ def serve(
     max_batch: int = 256,
     threads: int | None = None,
     lineage: str = DEFAULT_LINEAGE,
-    ledger_id: str | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Args:
         base: See `create_app`.
-        root: See `create_app`.
+        root: `Settings.checkpoints_dir`.
+        database_url: Of the ledger.
         default_temperature: See `create_app`.
         host: Address to listen on. Anything but loopback is open to everybody who can reach it.
         port: 0 takes a free one; the log names it.
@@ -212,24 +228,21 @@ def serve(
         gather_ms: See `create_app`.
         max_batch: See `create_app`.
         threads: See `create_app`.
-        lineage: See `create_app`.
-        ledger_id: See `create_app`.
+        lineage: The lineage that can be asked for before its first checkpoint; others must have one.
 
     Raises:
-        ConfigError: `base` holds no model.
+        ConfigError: `base` holds no model, or the ledger's database cannot be reached.
     """
     import uvicorn
 
     require_base(base)
     app = create_app(
         base=base,
-        root=root,
+        catalog=Catalog(connect(database_url), root, lineage),
         default_temperature=default_temperature,
         gather_ms=gather_ms,
         max_batch=max_batch,
         threads=threads,
-        lineage=lineage,
-        ledger_id=ledger_id,
     )
     if listener is None:
         listener = socket.create_server((host, port), backlog=2048)
@@ -251,7 +264,10 @@ def serve(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Serve the checkpoints; `running_server` starts this as a process of its own."""
+    """Serve the checkpoints; `running_server` starts this as a process of its own.
+
+    The first line of stdin is the URL of the ledger's database: it may hold a password, and arguments can be read by all.
+    """
     p = argparse.ArgumentParser(prog="babylon_rl.policy.server", description=main.__doc__)
     p.add_argument("--base", type=Path, default=shipped_base())
     p.add_argument("--root", type=Path, required=True)
@@ -263,17 +279,18 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--max-batch", type=int, default=256)
     p.add_argument("--threads", type=int)
     p.add_argument("--lineage", default=DEFAULT_LINEAGE)
-    p.add_argument("--ledger-id", help="serve only checkpoints of this ledger")
     p.add_argument(
         "--parent", type=int, help="id of the process that started this one: stop when it dies or closes our stdin"
     )
     a = p.parse_args(argv)
+    database_url = _read_line(sys.stdin.fileno())
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s", stream=sys.stderr)
     if a.parent is not None:
         threading.Thread(target=_exit_with_parent, args=(a.parent,), daemon=True).start()
     serve(
         base=a.base,
         root=a.root,
+        database_url=database_url,
         default_temperature=a.temperature,
         host=a.host,
         port=a.port,
@@ -282,8 +299,15 @@ def main(argv: list[str] | None = None) -> None:
         max_batch=a.max_batch,
         threads=a.threads,
         lineage=a.lineage,
-        ledger_id=a.ledger_id,
     )
+
+
+def _read_line(descriptor: int) -> str:
+    """One line, byte by byte: what follows it is left in the pipe."""
+    line = b""
+    while (byte := os.read(descriptor, 1)) not in (b"", b"\n"):
+        line += byte
+    return line.decode()
 
 
 def _exit_with_parent(parent: int) -> None:

@@ -1,9 +1,29 @@
 """Which checkpoints are this database's: the id that they carry, and what the ledger has recorded of each."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
 import sqlalchemy as sa
 
 from babylon_rl.common.canonical import from_json
 from babylon_rl.database import tables as t
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedCheckpoint:
+    """One checkpoint of any lineage, as it was recorded.
+
+    Attributes:
+        path: Its folder, or the trainer's own name for it.
+        manifest: File → SHA-256; empty where the weights are remote.
+    """
+
+    lineage: str
+    step: int
+    path: str
+    manifest: Mapping[str, str]
+    trained_at: datetime
 
 
 def read_ledger_id(engine: sa.Engine) -> str:
@@ -12,9 +32,17 @@ def read_ledger_id(engine: sa.Engine) -> str:
         return str(conn.scalars(sa.select(t.ledger_identity.c.ledger_id)).one())
 
 
-def read_manifests(engine: sa.Engine) -> dict[tuple[str, int], dict[str, str]]:
-    """(Lineage, step) → file → SHA-256 of each recorded checkpoint; empty where the weights are remote."""
+def read_recorded(engine: sa.Engine) -> list[RecordedCheckpoint]:
+    """Every recorded checkpoint, by lineage and step."""
     c = t.checkpoints.c
+    query = sa.select(c.lineage, c.step, c.path, c.manifest, c.trained_at).order_by(c.lineage, c.step)
     with engine.connect() as conn:
-        rows = conn.execute(sa.select(c.lineage, c.step, c.manifest))
-        return {(r.lineage, r.step): from_json(r.manifest, dict[str, str]) for r in rows}
+        return [
+            RecordedCheckpoint(**{**r, "manifest": from_json(r["manifest"], dict[str, str])})
+            for r in conn.execute(query).mappings()
+        ]
+
+
+def read_manifests(engine: sa.Engine) -> dict[tuple[str, int], Mapping[str, str]]:
+    """(Lineage, step) → file → SHA-256 of each recorded checkpoint; empty where the weights are remote."""
+    return {(r.lineage, r.step): r.manifest for r in read_recorded(engine)}

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from babylon_rl.common.files import hash_file
 from babylon_rl.errors import ConfigError, DataError, TransientError
 from babylon_rl.policy.checkpoints import (
     LEDGER_FILE,
@@ -42,7 +43,7 @@ def file_digests(directory: Path) -> dict[str, str]:
 
     Equal trainings have equal digests, whatever database records them.
     """
-    return {p.name: _sha256(p) for p in sorted(directory.iterdir()) if p.is_file() and p.name != LEDGER_FILE}
+    return {p.name: hash_file(p) for p in sorted(directory.iterdir()) if p.is_file() and p.name != LEDGER_FILE}
 
 
 def base_digest(base: Path) -> str:
@@ -114,7 +115,7 @@ def claim(root: Path, ledger_id: str, manifests: Mapping[tuple[str, int], Mappin
         (lineage, step)
         for lineage, step in unclaimed
         if (expected := manifests.get((lineage, step), {}).get(METADATA_FILE)) is not None
-        and _sha256(checkpoint_dir(root, lineage, step) / METADATA_FILE) == expected
+        and hash_file(checkpoint_dir(root, lineage, step) / METADATA_FILE) == expected
     }
     ours = {lineage for lineage, _ in recorded}
     ours |= {lineage for lineage, _ in unclaimed if steps(root, lineage, ledger_id=ledger_id)}
@@ -277,8 +278,3 @@ def _sync_to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()

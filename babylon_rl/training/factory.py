@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from babylon_rl.common.progress import Progress, ignore_progress
+from babylon_rl.errors import ConfigError
 from babylon_rl.settings import TrainingSettings
-from babylon_rl.training.trainer import JobJournal, Trainer
+from babylon_rl.training.trainer import JobJournal, ServedPolicy, Trainer
+from babylon_rl.types import Checkpoint, policy_name
 
 if TYPE_CHECKING:
     from babylon_rl.training.art_trainer import TrainingEngine
@@ -35,6 +37,36 @@ async def open_trainer(
         yield trainer
     finally:
         await trainer.close()
+
+
+def locate_policy(settings: TrainingSettings, checkpoint: Checkpoint, *, inference_url: str | None) -> ServedPolicy:
+    """Where the trainer of a checkpoint serves it; of the CPU trainer's, that is our own server.
+
+    Args:
+        settings: The base, and W&B's key and addresses.
+        checkpoint: Names its trainer, which need not be the one that the settings choose now.
+        inference_url: Of our server or of vLLM; not used for W&B.
+
+    Raises:
+        ConfigError: Nothing serves it; the message says what is missing.
+    """
+    match checkpoint.trainer:
+        case "cpu" if inference_url is not None:
+            return ServedPolicy(
+                base_url=inference_url.rstrip("/"), model=checkpoint.name, base_model=policy_name(checkpoint.lineage, 0)
+            )
+        case "local":
+            from babylon_rl.training import local
+
+            return local.locate(settings, inference_url, checkpoint)
+        case "serverless":
+            from babylon_rl.training import serverless
+
+            return serverless.locate(settings, checkpoint)
+    raise ConfigError(
+        f"{checkpoint.name} was trained by {checkpoint.trainer!r}, and nothing is known to serve it; expected cpu with a server, "
+        "local or serverless"
+    )
 
 
 def _choose_engine(

@@ -20,7 +20,8 @@ from babylon_rl.training import checkpoint_store
 from babylon_rl.training.art_groups import to_art_groups
 from babylon_rl.training.sequences import TURN_WEIGHTS, TrainingPlan
 from babylon_rl.training.serverless import LEARNING_RATE, context_of, load_tokenizer
-from babylon_rl.training.trainer import TrainingBatch
+from babylon_rl.training.trainer import ServedPolicy, TrainingBatch
+from babylon_rl.types import Checkpoint
 
 if TYPE_CHECKING:
     import art
@@ -28,6 +29,27 @@ if TYPE_CHECKING:
     from babylon_rl.settings import TrainingSettings
 
 NEEDED: Final = ("unsloth", "unsloth_zoo", "trl")  # ART installs vLLM by itself, into an environment of its own
+
+
+def locate(settings: "TrainingSettings", inference_url: str | None, checkpoint: Checkpoint) -> ServedPolicy:
+    """Where vLLM serves a checkpoint, under the name that ART gives its adapters there.
+
+    ART's own vLLM ends with the training, so a running one has to be named.
+
+    Raises:
+        ConfigError: No address or no base is named.
+    """
+    if inference_url is None or settings.base_model is None:
+        raise ConfigError(
+            f"{checkpoint.name} was trained on a GPU, and nothing is known to serve it; start vLLM with its adapter under the "
+            "name of the checkpoint, and set BABYLON_INFERENCE_URL and BABYLON_BASE_MODEL"
+        )
+    return ServedPolicy(
+        base_url=inference_url.rstrip("/"),
+        model=checkpoint.name,
+        base_model=settings.base_model,
+        has_likelihoods=True,
+    )
 
 
 class LocalEngine:

@@ -2,7 +2,8 @@
 
 What belongs here: the key and the address, and the translation of its errors into ours. How a job is sent once and
 followed is `serverless_backend.py`.
-What leaves this machine: the turns' messages, their token ids, advantages, ranks and weights, window and trajectory ids.
+What leaves this machine: the turns' messages, their token ids, advantages, ranks and weights, window and trajectory ids; in
+an evaluation, the prompts of held-out windows.
 
 The remote trainer recomputes log-probs with the parent, at temperature 1: turns of older steps, or sampled at
 another temperature, count as the parent's own (`behaviour/stale`, `behaviour/recomputed`).
@@ -22,7 +23,8 @@ from babylon_rl.policy.checkpoints import PROJECT
 from babylon_rl.training.art_groups import to_art_groups
 from babylon_rl.training.art_import import isolated_art_import, without_wandb
 from babylon_rl.training.sequences import TrainingPlan
-from babylon_rl.training.trainer import JobJournal, TrainingBatch
+from babylon_rl.training.trainer import JobJournal, ServedPolicy, TrainingBatch
+from babylon_rl.types import Checkpoint
 
 if TYPE_CHECKING:
     import art
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from babylon_rl.settings import TrainingSettings
 
 LEARNING_RATE: Final = 1e-5
+INFERENCE_URL: Final = "https://api.inference.wandb.ai/v1"
 CONTEXT_TOKENS: Final = 32_768  # ART's own limit where a model names none
 
 
@@ -149,6 +152,35 @@ class ServerlessEngine:
 
     def collect(self, batch: TrainingBatch, result: Any) -> tuple[str, dict[str, str]]:
         return result.artifact_name or f"{batch.lineage}:step{batch.step}", {}
+
+
+def locate(settings: "TrainingSettings", checkpoint: Checkpoint) -> ServedPolicy:
+    """Where W&B serves a checkpoint: its inference loads adapters by the name of their artifact (docs.wandb.ai/inference/lora).
+
+    ART's own serverless backend sends inference to the training address, so one that is set is taken for both.
+
+    Raises:
+        ConfigError: The key or the base is not named, or the checkpoint was recorded without its artifact's name.
+    """
+    if settings.wandb_api_key is None:
+        raise ConfigError(f"{checkpoint.name} is served by W&B, which needs WANDB_API_KEY; set it and evaluate again")
+    if settings.base_model is None:
+        raise ConfigError(
+            f"{checkpoint.name} is served by W&B, and its base is not named; set BABYLON_BASE_MODEL to the model it was trained on"
+        )
+    entity, *rest = checkpoint.path.split("/")
+    if len(rest) != 2:
+        raise ConfigError(
+            f"{checkpoint.name} was recorded as {checkpoint.path!r}, expected entity/project/name:step: W&B named no artifact, "
+            "so it cannot be asked for"
+        )
+    return ServedPolicy(
+        base_url=settings.wandb_inference_url or settings.wandb_base_url or INFERENCE_URL,
+        model=f"wandb-artifact:///{checkpoint.path}",
+        base_model=settings.base_model,
+        key_variable="WANDB_API_KEY",
+        project=f"{entity}/{rest[0]}",
+    )
 
 
 def load_tokenizer(base_model: str) -> Any:

@@ -92,6 +92,27 @@ class TrainedPolicy:
     metrics: dict[str, float]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedPolicy:
+    """Where a checkpoint and its base can be asked: an OpenAI-compatible endpoint (`factory.locate_policy`).
+
+    Attributes:
+        base_url: Ends in `/v1`.
+        model: The checkpoint's name there.
+        base_model: Its base's name there.
+        key_variable: Name of the variable that holds the endpoint's key, never the key; None: it takes none.
+        project: Who is billed, where the endpoint asks: `entity/project`.
+        has_likelihoods: Whether it tells how likely a given answer is.
+    """
+
+    base_url: str
+    model: str
+    base_model: str
+    key_variable: str | None = None
+    project: str | None = None
+    has_likelihoods: bool = False
+
+
 class JobJournal(Protocol):
     """What is known of the remote job of one planned batch; written where it survives a crash. Local trainers ignore it."""
 
@@ -145,7 +166,10 @@ class NoJob:
 
 
 class Trainer(Protocol):
-    """Trains one batch at a time. The caller records the result; a checkpoint that it did not record does not count."""
+    """Trains one batch at a time. The caller records the result; a checkpoint that it did not record does not count.
+
+    Where its checkpoints are served is asked without opening it: `factory.locate_policy`.
+    """
 
     name: str
 

@@ -17,7 +17,7 @@ from babylon_rl.cli.runner import Runner
 from babylon_rl.database.migrate import upgrade
 from babylon_rl.errors import ConfigError
 from babylon_rl.pipeline.train import train_range
-from babylon_rl.pipeline.workspace import Workspace, open_workspace
+from babylon_rl.pipeline.workspace import Workspace, claim_checkpoints, open_workspace
 from babylon_rl.policy.checkpoints import LEDGER_FILE, checkpoint_dir
 from babylon_rl.settings import Settings
 
@@ -119,11 +119,12 @@ def test_our_own_checkpoints_are_served(settings: Settings, tmp_path: Path) -> N
 def test_recorded_checkpoints_from_before_the_id_are_ours(
     workspace: Workspace, trained: Path, elsewhere: Settings, tmp_path: Path
 ) -> None:
-    """They get the id when they are next used; a finished but unrecorded one beside them is ours as well."""
+    """They are served, because the ledger has recorded them, and get the id with the next training."""
     before = digests(trained)
     for step in ("0001", "0002"):
         (trained / step / LEDGER_FILE).unlink()
 
     assert models(elsewhere, tmp_path) == ["babylon-mmo@0"]
     assert models(workspace.settings, tmp_path) == ["babylon-mmo@0", "babylon-mmo@1", "babylon-mmo@2"]
+    claim_checkpoints(workspace)
     assert digests(trained) == before

@@ -1,10 +1,14 @@
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from babylon_rl.errors import ConfigError, DataError
-from babylon_rl.policy.checkpoints import METADATA_FILE, checkpoint_dir, latest_step, lineages, resolve, steps
+from babylon_rl.policy.catalog import Snapshot
+from babylon_rl.policy.checkpoints import METADATA_FILE, checkpoint_dir, lineages, steps
 from babylon_rl.settings import Settings
+from babylon_rl.store.ledger_identity import RecordedCheckpoint
 
 
 @pytest.fixture
@@ -36,42 +40,68 @@ def test_a_checkpoint_lies_where_art_looks_for_it(tmp_path: Path) -> None:
 
 def test_only_finished_checkpoints_count(root: Path) -> None:
     assert steps(root, "mmo") == [1, 2, 10]
-    assert latest_step(root, "mmo") == 10
     assert lineages(root) == ["mmo"]
 
 
 def test_nothing_trained_is_step_0(tmp_path: Path) -> None:
-    assert latest_step(tmp_path / "absent", "mmo") == 0
+    assert steps(tmp_path / "absent", "mmo") == []
     assert lineages(tmp_path / "absent") == []
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path) -> Snapshot:
+    """Lineage `mmo` with steps 1, 2 and 10 recorded, and `far` whose weights are remote."""
+    at = datetime(2025, 1, 15, tzinfo=UTC)
+    recorded = [
+        RecordedCheckpoint(lineage="mmo", step=s, path="p", manifest={"a": f"hash {s}"}, trained_at=at)
+        for s in (1, 2, 10)
+    ]
+    remote = RecordedCheckpoint(lineage="far", step=1, path="team/p/far:step1", manifest={}, trained_at=at)
+    return Snapshot(tmp_path, "fresh", [remote, *recorded])
 
 
 @pytest.mark.parametrize(
     ("name", "step"), [("mmo", 10), ("mmo@latest", 10), ("mmo@2", 2), ("mmo@0002", 2), ("mmo@0", 0), ("mmo@10", 10)]
 )
-def test_a_name_resolves_to_lineage_and_step(root: Path, name: str, step: int) -> None:
-    assert resolve(root, name) == ("mmo", step)
-    assert resolve(root, name, known=()) == ("mmo", step)
+def test_a_name_resolves_to_a_recorded_checkpoint(snapshot: Snapshot, tmp_path: Path, name: str, step: int) -> None:
+    found = snapshot.resolve(name)
+    assert found.name == f"mmo@{step}"
+    assert found.directory == (checkpoint_dir(tmp_path, "mmo", step) if step else None)
+
+
+def test_the_same_step_made_again_has_another_digest(snapshot: Snapshot) -> None:
+    again = [replace(r, manifest={"a": "another hash"}) for r in snapshot.recorded]
+    made_again = replace(snapshot, recorded=again)
+    assert snapshot.resolve("mmo@2").digest != made_again.resolve("mmo@2").digest
+    assert snapshot.resolve("mmo@0") == made_again.resolve("mmo@0")
 
 
 @pytest.mark.parametrize("name", ["mmo@3", "mmo@11", "mmo@12"])
-def test_an_unfinished_step_is_unknown(root: Path, name: str) -> None:
+def test_a_step_that_is_not_recorded_is_unknown(snapshot: Snapshot, name: str) -> None:
     with pytest.raises(DataError, match=rf"policy '{name}' is unknown: .*the latest is 'mmo@10'"):
-        resolve(root, name)
+        snapshot.resolve(name)
 
 
 @pytest.mark.parametrize(
     "name", ["", "..", "..@1", ".x", "@3", "mmo@", "mmo@-1", "mmo@1.5", "../x@1", "a/b", "mmo@best", "mmo@1 ", "x" * 65]
 )
-def test_what_is_no_policy_name_is_refused(root: Path, name: str) -> None:
+def test_what_is_no_policy_name_is_refused(snapshot: Snapshot, name: str) -> None:
     with pytest.raises(DataError, match="is not a policy name"):
-        resolve(root, name)
+        snapshot.resolve(name)
 
 
-def test_a_lineage_without_checkpoints_is_the_base(root: Path) -> None:
-    assert resolve(root, "fresh") == ("fresh", 0)
-    assert resolve(root, "fresh@latest", known=("fresh",)) == ("fresh", 0)
-    with pytest.raises(DataError, match="lineage 'gpt-4' has no checkpoint; known lineages: fresh, mmo"):
-        resolve(root, "gpt-4", known=("fresh",))
+def test_a_lineage_without_checkpoints_is_the_base(snapshot: Snapshot) -> None:
+    assert snapshot.resolve("fresh@latest") == snapshot.resolve("fresh")
+    assert snapshot.resolve("fresh").directory is None
+    with pytest.raises(DataError, match="lineage 'gpt-4' has no checkpoint; known lineages: far, fresh, mmo"):
+        snapshot.resolve("gpt-4")
+
+
+def test_what_is_served_is_listed(snapshot: Snapshot) -> None:
+    listed = [name for name, _ in snapshot.names()]
+    assert listed == ["far@0", "fresh@0", "mmo@0", "mmo@1", "mmo@2", "mmo@10"]
+    with pytest.raises(DataError, match="its trainer keeps the weights, under 'team/p/far:step1'"):
+        snapshot.resolve("far")
 
 
 @pytest.mark.parametrize("name", [".", "..", ".hidden", "a/b", ""])

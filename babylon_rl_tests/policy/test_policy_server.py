@@ -13,7 +13,11 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from policy_factories import record_checkpoint
 
+from babylon_rl.database.connection import connect, game_url
+from babylon_rl.database.embedded import ensure_database
+from babylon_rl.database.migrate import upgrade
 from babylon_rl.errors import ConfigError, TransientError
 from babylon_rl.pipeline.workspace import running_policy_server
 from babylon_rl.policy.client import PolicyClient
@@ -21,21 +25,30 @@ from babylon_rl.policy.model import LoadedPolicy
 from babylon_rl.policy.sampling import SampleRequest, sample
 from babylon_rl.settings import Settings
 from babylon_rl.simulator.observation import SYSTEM_PROMPT
+from babylon_rl_tests.conftest import drop_database
 
 LINEAGE = "mmo"
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    home = tmp_path_factory.mktemp("home")
-    return Settings.load(BABYLON_HOME=home, BABYLON_LINEAGE=LINEAGE, BABYLON_SERVE_TEMPERATURE=0.0)
+def settings(tmp_path_factory: pytest.TempPathFactory, server_url: str) -> Iterator[Settings]:
+    """Of a home and a database that all tests of this module share."""
+    home, name = tmp_path_factory.mktemp("home"), f"babylon_test_{os.getpid()}_policy_server"
+    variables = {"DATABASE_URL": ensure_database(server_url, name), "BABYLON_PLATFORM_URL": None}
+    settings = Settings.load(BABYLON_HOME=home, BABYLON_LINEAGE=LINEAGE, BABYLON_SERVE_TEMPERATURE=0.0, **variables)
+    upgrade(settings.database)
+    yield settings
+    drop_database(server_url, name)
 
 
 @pytest.fixture(scope="module")
 def url(settings: Settings, write_checkpoint: Callable[[Path, str, int], Path]) -> Iterator[str]:
-    write_checkpoint(settings.checkpoints_dir, LINEAGE, 1)
-    write_checkpoint(settings.checkpoints_dir, LINEAGE, 2)
-    with running_policy_server(settings, ledger_id=None) as url:
+    engine = connect(game_url(settings.database))
+    for step in (1, 2):
+        directory = write_checkpoint(settings.checkpoints_dir, LINEAGE, step)
+        record_checkpoint(engine, directory, LINEAGE, step)
+    engine.dispose()
+    with running_policy_server(settings) as url:
         yield url
 
 
@@ -110,7 +123,7 @@ def test_a_stream_is_the_whole_answer_in_one_chunk(client: openai.OpenAI, user_p
 @pytest.mark.parametrize(
     ("change", "status", "sentence"),
     [
-        ({"model": "mmo@7"}, 404, "has no finished checkpoint 7; the latest is 'mmo@2'"),
+        ({"model": "mmo@7"}, 404, "the ledger has recorded no checkpoint 7 of 'mmo'; the latest is 'mmo@2'"),
         ({"model": "gpt-4"}, 404, "lineage 'gpt-4' has no checkpoint; known lineages: mmo"),
         ({"model": "../../etc"}, 404, "is not a policy name"),
         ({"messages": []}, 400, "messages: List should have at least 1 item"),
@@ -240,24 +253,24 @@ def test_our_client_says_who_must_act(url: str) -> None:
 
 def test_a_named_endpoint_is_used_and_nothing_is_started(settings: Settings) -> None:
     named = settings.changed(serving={"inference_url": "http://127.0.0.1:9/v1/"}, training={"base_model": "/nowhere"})
-    with running_policy_server(named, ledger_id=None) as url:
+    with running_policy_server(named) as url:
         assert url == "http://127.0.0.1:9/v1"
 
 
 def test_a_server_that_cannot_start_says_why(settings: Settings) -> None:
     with (
         pytest.raises(ConfigError, match=r"(?s)exited with status \d.*'/nowhere' has no config.json"),
-        running_policy_server(settings.changed(training={"base_model": "/nowhere"}), ledger_id=None),
+        running_policy_server(settings.changed(training={"base_model": "/nowhere"})),
     ):
         pass
 
 
-def test_the_server_dies_with_a_killed_parent(tmp_path: Path) -> None:
+def test_the_server_dies_with_a_killed_parent(tmp_path: Path, database_url: str) -> None:
     script = f"""
 import time
 from babylon_rl.pipeline.workspace import running_policy_server
 from babylon_rl.settings import Settings
-with running_policy_server(Settings.load(BABYLON_HOME={str(tmp_path)!r}), ledger_id=None) as url:
+with running_policy_server(Settings.load(BABYLON_HOME={str(tmp_path)!r}, DATABASE_URL={database_url!r})) as url:
     print(url, flush=True)
     time.sleep(60)
 """

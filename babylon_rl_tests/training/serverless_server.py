@@ -5,6 +5,7 @@
     delete       DELETE /v1/preview/models/{id}/checkpoints       {deleted_count, not_found_steps}
     job          POST   /v1/preview/training-jobs                 {id}
     events       GET    /v1/preview/training-jobs/{id}/events     cursor pages of {id, type, data}
+    chat         POST   /v1/chat/completions                      W&B inference: a base, or a checkpoint by its artifact's name
 
 It keeps every body it was sent. For RL nothing is uploaded beside these calls: groups travel in the job's body.
 A `Fault` makes requests fail as they do in the field: by a status, a closed connection, or the death of the client.
@@ -29,6 +30,7 @@ _ROUTES = {
     "delete": r"DELETE /v1/preview/models/([^/]+)/checkpoints",
     "job": r"POST /v1/preview/training-jobs",
     "events": r"GET /v1/preview/training-jobs/([^/]+)/events",
+    "chat": r"POST /v1/chat/completions",
 }
 
 
@@ -57,6 +59,8 @@ class ServerlessServer:
 
     Attributes:
         jobs: Bodies of the training jobs, in order; each costs money.
+        chats: Bodies of the chat completions, in order.
+        says: What each model answers: checkpoints by their artifact's name, "base" for any base.
         paths: Every request, in order.
         reads_to_finish: How often events or checkpoints are read before a job ends.
         faults: What goes wrong; one that is used up stays and does nothing.
@@ -68,6 +72,8 @@ class ServerlessServer:
         self.models: dict[str, dict[str, Any]] = {}
         self.steps: dict[str, list[int]] = {}
         self.jobs: list[dict[str, Any]] = []
+        self.chats: list[dict[str, Any]] = []
+        self.says: dict[str, str] = {}
         self.paths: list[str] = []
         self.faults: list[Fault] = []
         self.reads_to_finish = 1
@@ -111,7 +117,7 @@ class ServerlessServer:
                         else getattr(self, f"_{route}")(*match.groups(), query, body)
                     )
                     if fault is None:
-                        return 200, answer
+                        return (404, {"error": {"message": "no such model"}}) if answer is None else (200, answer)
                     if fault.kills:
                         os.kill(fault.kills[-1], signal.SIGKILL)
                     return None if fault.status is None else (fault.status, {"error": {"message": "a fault"}})
@@ -164,6 +170,26 @@ class ServerlessServer:
         events = [("training_started", {"num_sequences": 2}), steps[0], *ended]
         listed = [{"id": f"e{i}", "type": kind, "data": data} for i, (kind, data) in enumerate(events)]
         return _page(listed, query.get("after"), int(query.get("limit", 2)))
+
+    def _chat(self, query: dict[str, str], body: Any) -> dict[str, Any] | None:
+        self.chats.append(body)
+        known = {m["base_model"]: "base" for m in self.models.values()}
+        for m in self.models.values():
+            for step in self.steps[m["id"]]:
+                name = f"wandb-artifact:///{m['entity']}/{m['project']}/{m['name']}:step{step}"
+                known[name] = name
+        if body["model"] not in known:
+            return None
+        text = self.says.get(known[body["model"]], self.says.get("base", '{"action": "HOLD"}'))
+        message = {"role": "assistant", "content": text}
+        return {
+            "id": f"chat-{len(self.chats)}",
+            "object": "chat.completion",
+            "created": 1,
+            "model": body["model"],
+            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+            "usage": {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12},
+        }
 
     def _read(self, number: int) -> bool:
         """Count a read of a job; whether it has ended. A job that ends well leaves a checkpoint, once."""

@@ -13,7 +13,7 @@ import training_factories
 from training_factories import LINEAGE, a_batch, a_group, batch_of, cpu_trainer
 
 from babylon_rl.errors import ConfigError, DataError, TransientError
-from babylon_rl.policy.checkpoints import checkpoint_dir, latest_step, write_ledger_of
+from babylon_rl.policy.checkpoints import checkpoint_dir, steps, write_ledger_of
 from babylon_rl.policy.model import load_policy
 from babylon_rl.policy.shipped import shipped_base
 from babylon_rl.settings import Settings
@@ -50,7 +50,7 @@ def test_a_killed_training_run_again_writes_the_same_bytes(two_steps, tmp_path) 
         return done.returncode
 
     assert run("1", "2!") == -signal.SIGKILL
-    assert latest_step(tmp_path, LINEAGE) == 1
+    assert steps(tmp_path, LINEAGE)[-1] == 1
     # What a kill during saving, and one between saving and recording, leave behind.
     checkpoint_dir(tmp_path, LINEAGE, 2).with_suffix(".tmp").mkdir()
     checkpoint_dir(tmp_path, LINEAGE, 2).mkdir()
@@ -217,7 +217,7 @@ def test_arts_own_call_works_without_us(tmp_path) -> None:
         return steps
 
     assert asyncio.run(run()) == [1, 2]
-    assert latest_step(tmp_path, "own") == 2
+    assert steps(tmp_path, "own")[-1] == 2
 
 
 def test_a_batch_without_reward_spread_is_refused(tmp_path) -> None:
@@ -249,7 +249,7 @@ def test_a_missing_changed_or_foreign_parent_is_refused(two_steps, tmp_path) -> 
     with pytest.raises(DataError, match=r"adapter_model\.safetensors changed"):
         train(root, third)
 
-    assert latest_step(root, LINEAGE) == 2, "a refusal removes nothing"
+    assert steps(root, LINEAGE)[-1] == 2, "a refusal removes nothing"
     with pytest.raises(DataError, match="was trained on base"):
         checkpoint_store.reconcile(root, LINEAGE, 1, base="f" * 64)
 
@@ -260,7 +260,7 @@ def test_what_the_ledger_does_not_know_is_made_again(two_steps, tmp_path) -> Non
 
     made = train(root, replace(batch_of(2), seed=5))
 
-    assert latest_step(root, LINEAGE) == 2
+    assert steps(root, LINEAGE)[-1] == 2
     assert made.manifest != two_steps[1][1].manifest
 
 
