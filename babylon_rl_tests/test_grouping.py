@@ -19,14 +19,13 @@ from babylon_rl.ingest.stitching import is_usable, mark_as_read, stitch
 from babylon_rl.types import (
     EnvironmentState,
     PredictionOutcome,
-    RowReason,
-    RowStatus,
     SourceRow,
     StockOutcome,
     Trajectory,
     TrajectoryGroup,
     WindowOutcomes,
 )
+from babylon_rl.words import RowReason, RowStatus
 from babylon_rl_tests.factories import WINDOW, a_call, a_json_step, a_source_row, a_step, a_trajectory, make_group
 
 AGENTS = [f"agent-{i}" for i in range(5)]

@@ -40,8 +40,9 @@ from babylon_rl.ingest.steps import (
     parse_number,
     parse_steps,
 )
-from babylon_rl.types import Json, LlmCall, RowOutcome, RowReason, RowStatus, SourceRow, Step
+from babylon_rl.types import Json, LlmCall, RowOutcome, SourceRow, Step
 from babylon_rl.windows import HourWindow
+from babylon_rl.words import RowReason, RowStatus
 
 if TYPE_CHECKING:  # a code location loads this module, and psycopg takes its time
     import psycopg

@@ -11,7 +11,8 @@ from typing import Any, Final
 
 import msgspec
 
-from babylon_rl.types import END_OF_TIME_MS, UNKNOWN_ENVIRONMENT, EnvironmentState, Json, LlmCall, RowReason, Step
+from babylon_rl.types import END_OF_TIME_MS, UNKNOWN_ENVIRONMENT, EnvironmentState, Json, LlmCall, Step
+from babylon_rl.words import RowReason
 
 JsonText = str | bytes | bytearray | memoryview
 

@@ -24,7 +24,8 @@ from babylon_rl.judging.judge import (
     UnavailableError,
 )
 from babylon_rl.judging.ruler.sub_batches import balanced_key, is_unbalanced
-from babylon_rl.types import Hindsight, Judgment, RetryKind, TrajectoryGroup
+from babylon_rl.types import Hindsight, Judgment, TrajectoryGroup
+from babylon_rl.words import RetryKind
 
 logger = logging.getLogger(__name__)
 

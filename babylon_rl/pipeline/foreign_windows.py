@@ -12,8 +12,8 @@ from typing import Final
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.retries import clear_retry, find_stages, postpone, read_tries
 from babylon_rl.training.foreign_turns import count_own_turns
-from babylon_rl.types import RetryKind
 from babylon_rl.windows import HourWindow
+from babylon_rl.words import RetryKind
 
 logger = logging.getLogger(__name__)
 

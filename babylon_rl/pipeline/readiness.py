@@ -188,9 +188,17 @@ def _choose_next_step(
     if counts.unused - max(0, without - tried) >= min_windows:
         return None
     if oldest is None or counts.unused + tried < min_windows:
-        missing = min_windows - counts.unused
-        spent = counts.with_enough_agents - counts.unused
-        used = f" ({spent} are used or kept out)" if spent else ""
+        if counts.unused + counts.waiting >= min_windows:
+            waiting = {r: n for r, n in counts.left_out.items() if r is not Reason.CHECK_FAILED}
+            kinds = ", ".join(f"{n} {_STATES[r].partition(':')[0]}" for r, n in waiting.items())
+            return (
+                f"enough windows have {min_agents}+ agents, and {counts.waiting} of them wait ({kinds}); `babylon-rl up` tries "
+                f"them again at their time; to try at once, run: babylon-rl train --min-agents {min_agents} --iterations 1"
+            )
+        missing = min_windows - counts.unused - counts.waiting
+        spent = counts.with_enough_agents - counts.unused - counts.waiting
+        notes = [f"{spent} are used or kept out"] * bool(spent) + [f"{counts.waiting} wait"] * bool(counts.waiting)
+        used = f" ({', '.join(notes)})" if notes else ""
         needed = f"{missing} more window{'s' * (missing > 1)} with {min_agents}+ agents needed{used}"
         if workspace.owns_game:
             return f"{needed}; run: babylon-rl spawn-test-agents --agents {min_agents} --windows {missing}"

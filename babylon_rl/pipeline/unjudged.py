@@ -18,17 +18,20 @@ _WORDS = {
 def explain_unjudged(workspace: Workspace, windows: Sequence[HourWindow]) -> list[str]:
     """One sentence for each reason why windows have no judgment, with the first of them and how many there are."""
     groups: defaultdict[str, list[str]] = defaultdict(list)
-    known = {s.window_id: s for s in workspace.ledger.eligibility.states(windows)}
-    rows = {r: workspace.store.rows_read(HourWindow.parse(r)) for r in known}
-    for w in map(str, windows):
-        state = known.get(w)
-        if state is None or (not rows[w] and state.agents == 0):
-            groups["no row is recorded in it; `babylon-rl check-windows` lists the windows that have some"].append(w)
-        elif state.state is State.DROPPED_OUT:
-            groups["dropout left it out of this lineage"].append(w)
+    states = workspace.ledger.eligibility.states(windows)
+    known = {s.hour_id for s in states if s.agents or workspace.store.rows_read(HourWindow.parse(s.hour_id))}
+    for hour in windows:
+        if str(hour) not in known:
+            empty = "no row is recorded in it; `babylon-rl check-windows` lists the windows that have some"
+            groups[empty].append(str(hour))
+    for state in states:
+        if state.hour_id not in known:
+            continue
+        if state.state is State.DROPPED_OUT:
+            groups["dropout left it out of this lineage"].append(state.window_id)
         elif state.reason is not None:
             word = _WORDS.get(state.reason, state.reason.value.replace("_", " "))
-            groups[state.explanation or word].append(w)
+            groups[state.explanation or word].append(state.window_id)
     return [
         f"{ids[0]}{f' and {len(ids) - 1} more' if len(ids) > 1 else ''}: {reason}" for reason, ids in groups.items()
     ]

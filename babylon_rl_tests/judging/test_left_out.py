@@ -16,7 +16,7 @@ from babylon_rl.export.dataset import export, schema
 from babylon_rl.export.explain import explain
 from babylon_rl.judging.hindsight_judge import HindsightJudge, attained_shares
 from babylon_rl.judging.judge import Judge, TooFewRankedError
-from babylon_rl.pipeline.checks import one_score_per_member
+from babylon_rl.pipeline.check_rules import one_score_per_member
 from babylon_rl.pipeline.foreign_windows import set_aside_foreign_windows
 from babylon_rl.pipeline.group import group_window
 from babylon_rl.pipeline.ingest import ingest_window

@@ -12,7 +12,7 @@ from judging_factories import a_pair, a_ruler
 from babylon_rl.common.rank_agreement import kendall_tau
 from babylon_rl.judging.audit.synthetic_groups import SyntheticGroup, make_synthetic_group
 from babylon_rl.judging.ruler.order import combine_passes, orders, pass_agreement
-from babylon_rl.pipeline.checks import scores_spread
+from babylon_rl.pipeline.check_rules import scores_spread
 from babylon_rl.types import Judgment, Score
 
 GROUPS = [make_synthetic_group(s, agents=8, steps=2) for s in range(24)]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from babylon_rl.judging.ties import LLM_WITHIN, tie_classes, tolerance_of
-from babylon_rl.pipeline.checks import scores_spread
+from babylon_rl.pipeline.check_rules import scores_spread
 from babylon_rl.training.rewards import rewards_of
 from babylon_rl.types import Judgment, Score
 
