@@ -285,3 +285,16 @@ def test_agents_are_counted_as_usable_once_they_were_read(workspace: Workspace) 
     report = readiness(workspace, min_agents=5, min_windows=1, now=NOW)
     [line] = report.lines
     assert (line.agents, report.with_enough_agents) == (3, 0), "three more have rows, and nothing to train on"
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        (Reason.JUDGE_DOWN, "1 of them wait (1 judge down)"),
+        (Reason.ERROR, "1 of them wait (1 kept out)"),
+        (Reason.CHECK_FAILED, "1 more window with 5+ agents needed (1 are used or kept out)"),
+    ],
+)
+def test_the_next_step_tells_waiting_from_missing(workspace: Workspace, reason: Reason, said: str) -> None:
+    bring_to(workspace, reason)
+    assert said in str(readiness(workspace, min_agents=5, min_windows=1, now=NOW).next_step)

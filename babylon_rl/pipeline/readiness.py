@@ -189,8 +189,8 @@ def _choose_next_step(
         return None
     if oldest is None or counts.unused + tried < min_windows:
         if counts.unused + counts.waiting >= min_windows:
-            waiting = {r: n for r, n in counts.left_out.items() if r is not Reason.CHECK_FAILED}
-            kinds = ", ".join(f"{n} {_STATES[r].partition(':')[0]}" for r, n in waiting.items())
+            kept_back = {r: n for r, n in counts.left_out.items() if r is not Reason.CHECK_FAILED}
+            kinds = ", ".join(f"{n} {_STATES[r].partition(':')[0]}" for r, n in kept_back.items())
             return (
                 f"enough windows have {min_agents}+ agents, and {counts.waiting} of them wait ({kinds}); `babylon-rl up` tries "
                 f"them again at their time; to try at once, run: babylon-rl train --min-agents {min_agents} --iterations 1"
