@@ -252,7 +252,8 @@ def _read_state(r: sa.RowMapping) -> WindowState:
 
 # Few windows are asked for out of many. `OFFSET 0` keeps the planner, which knows nothing about young tables, from
 # computing the state of every window first.
-_OF_WINDOW = """(SELECT * FROM babylon_rl.trainable_windows y
+# The view's row of one window; `{0}` is an expression of its id.
+OF_WINDOW = """(SELECT * FROM babylon_rl.trainable_windows y
                   WHERE y.hour_id = left({0}, 16) AND y.window_id = {0} OFFSET 0)"""
 # Of a row `x` of the view `trainable_windows`.
 IS_CONSUMED = """EXISTS (SELECT FROM babylon_rl.consumed_windows c
@@ -262,13 +263,13 @@ IS_DROPPED = """EXISTS (SELECT FROM babylon_rl.dropped_windows d
                         WHERE d.lineage = :lineage AND d.window_id = x.window_id)"""
 _READY = sa.text(f"""
     SELECT j.window_id, x.judgment_key, x.group_version FROM babylon_rl.window_judgments j
-    CROSS JOIN LATERAL {_OF_WINDOW.format("j.window_id")} x
+    CROSS JOIN LATERAL {OF_WINDOW.format("j.window_id")} x
     WHERE x.trainable AND NOT {IS_CONSUMED} AND NOT {IS_DROPPED}
       AND (CAST(:up_to AS text) IS NULL OR x.hour_id <= :up_to)
     ORDER BY j.window_id COLLATE "C" """)  # noqa: S608  # constants, here and below
 _GROUPS = sa.text(f"""
     SELECT g.window_id, x.trainable FROM babylon_rl.contextualized_groups g
-    CROSS JOIN LATERAL {_OF_WINDOW.format("g.window_id")} x
+    CROSS JOIN LATERAL {OF_WINDOW.format("g.window_id")} x
     WHERE (CAST(:first AS text) IS NULL OR g.hour_id >= :first)
       AND (CAST(:last AS text) IS NULL OR g.hour_id <= :last)
     ORDER BY g.window_id COLLATE "C" """)  # noqa: S608
@@ -285,7 +286,7 @@ _STATES = sa.text("""
 _CURRENT = sa.text(f"""
     SELECT x.window_id, x.judgment_key, x.group_version
     FROM unnest(CAST(:windows AS text[])) AS w(window_id)
-    CROSS JOIN LATERAL {_OF_WINDOW.format("w.window_id")} x
+    CROSS JOIN LATERAL {OF_WINDOW.format("w.window_id")} x
     WHERE x.trainable""")  # noqa: S608
 _UNPREPARED = sa.text(f"""
     SELECT x.hour_id, x.version, x.not_before, false AS rows_only,

@@ -1,7 +1,7 @@
 """What held-out windows of the log say of a checkpoint, and which windows those are.
 
-Held out of step k are the windows that may train and that no step up to k of the lineage has trained on; a later step may
-have. No figure here is money: what a policy earns in a game that we cannot play is known from live windows only.
+Held out of step k are the windows that may train and of whose hour no step up to k of the lineage has trained on anything;
+a later step may have. No figure here is money: what a policy earns in a game that we cannot play is known from live windows only.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from babylon_rl.common.canonical import pack, unpack
 from babylon_rl.database import tables as t
 from babylon_rl.database.upsert import upsert
-from babylon_rl.store.eligibility import ReadyWindow
+from babylon_rl.store.eligibility import OF_WINDOW, ReadyWindow
 from babylon_rl.types import Json
 
 
@@ -239,11 +239,11 @@ def write_log_evaluation(
         upsert(conn, t.log_evaluations, [row])
 
 
-_HELD_OUT = sa.text("""
+# By the hour: scenarios of one hour share its markets.
+_HELD_OUT = sa.text(f"""
     SELECT j.window_id, x.judgment_key, x.group_version FROM babylon_rl.window_judgments j
-    CROSS JOIN LATERAL (SELECT * FROM babylon_rl.trainable_windows y
-                        WHERE y.window_id = j.window_id OFFSET 0) x
+    CROSS JOIN LATERAL {OF_WINDOW.format("j.window_id")} x
     WHERE x.trainable
       AND NOT EXISTS (SELECT FROM babylon_rl.consumed_windows c
-                      WHERE c.lineage = :lineage AND c.window_id = j.window_id AND c.step <= :step)
-    ORDER BY j.window_id COLLATE "C" """)
+                      WHERE c.lineage = :lineage AND c.hour_id = x.hour_id AND c.step <= :step)
+    ORDER BY j.window_id COLLATE "C" """)  # noqa: S608  # a constant
