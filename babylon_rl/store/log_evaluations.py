@@ -5,6 +5,7 @@ a later step may have. No figure here is money: what a policy earns in a game th
 """
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -180,8 +181,9 @@ def read_system_prompts(engine: sa.Engine, lineage: str, step: int) -> frozenset
         .where(c.lineage == lineage, c.step <= step)
     )
     prompts: set[str] = set()
-    with engine.connect() as conn:
-        for body in conn.execution_options(yield_per=50).scalars(query):
+    # Closed here: left before the end, the server's cursor would outlive the transaction.
+    with engine.connect() as conn, closing(conn.execution_options(yield_per=50).scalars(query)) as bodies:
+        for body in bodies:
             if body is None:
                 return None
             prompts |= {turn.system for m in unpack(body, _GroupPrompts).members for turn in m.turns}
