@@ -6,12 +6,19 @@ The entry's stage names the lineage and the rules that refused; where they are o
 """
 
 import logging
+from collections.abc import Sequence
+from contextlib import closing
 from datetime import timedelta
 from typing import Final
 
+from babylon_rl.errors import DataError
+from babylon_rl.ingest.reader import stream_window
+from babylon_rl.ingest.stitching import stitch
 from babylon_rl.pipeline.workspace import Workspace
+from babylon_rl.store.hours import windows_of
 from babylon_rl.store.retries import clear_retry, find_stages, postpone, read_tries
-from babylon_rl.training.foreign_turns import count_own_turns
+from babylon_rl.training.foreign_turns import OwnTurns, count_own_turns, require_own_share
+from babylon_rl.types import GroupMember
 from babylon_rl.windows import HourWindow
 from babylon_rl.words import RetryKind
 
@@ -21,6 +28,7 @@ LOOKED_AT_AGAIN: Final = timedelta(days=1)
 """A window's turns do not change by waiting; new rows, and other rules, let it through at once."""
 
 _PREFIX: Final = "foreign_turns"
+_LOOKED_AT: Final = 2  # oldest windows, and as many of the newest
 
 
 def is_of_training(stage: str | None) -> bool:
@@ -61,6 +69,39 @@ def set_aside_foreign_windows(workspace: Workspace, reason: str) -> list[HourWin
         )
     logger.warning("set aside windows of other models lineage=%s windows=%d", lineage, len(foreign))
     return foreign
+
+
+def explain_foreign_play(workspace: Workspace, windows: Sequence[HourWindow]) -> str | None:
+    """Why training would refuse windows for whose answers they hold; None: at least one of those looked at is own enough.
+
+    Looks at the oldest and the newest of `windows`, whether they were read yet or not.
+    """
+    rules = workspace.settings.training
+    seen = [_count_turns(workspace, w) for w in sorted({*windows[:_LOOKED_AT], *windows[-_LOOKED_AT:]})]
+    found = OwnTurns(sum(s.own for s in seen), sum(s.turns for s in seen))
+    if not found.turns or any(s.turns and s.share >= rules.min_own_share for s in seen):
+        return None
+    try:
+        require_own_share(
+            found, rules.min_own_share, lineage=workspace.ledger.lineage, what=f"training would refuse {windows[0]}"
+        )
+    except DataError as e:
+        return str(e)
+    return None
+
+
+def _count_turns(workspace: Workspace, window: HourWindow) -> OwnTurns:
+    """Of the groups of an hour; where it was not grouped yet, of its rows."""
+    groups = [workspace.store.group(w) for w in windows_of(workspace.store.engine, [window])[window]]
+    members: list[GroupMember] = [m for g in groups if g is not None for m in g.members]
+    if not members:
+        with workspace.game.connect() as conn, closing(stream_window(conn, window.hour)) as agents:
+            for agent in agents:
+                members += [
+                    GroupMember(trajectory_id=t.trajectory_id, agent_id=t.agent_id, turns=t.turns)
+                    for t in stitch(agent.rows)
+                ]
+    return count_own_turns(members, workspace.ledger.lineage, workspace.settings.training.base_model)
 
 
 def release_foreign_windows(workspace: Workspace) -> int:

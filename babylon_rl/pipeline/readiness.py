@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Final
 
 from babylon_rl.pipeline.discover import discover
+from babylon_rl.pipeline.foreign_windows import explain_foreign_play
 from babylon_rl.pipeline.outcomes import explain_uncomputable
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.eligibility import Reason, State, UnpreparedWindow, WindowState
@@ -184,9 +185,12 @@ def _choose_next_step(
 ) -> str | None:
     """The next command, which can achieve something; None: enough windows can train, whatever others wait for."""
     oldest, without = counts.oldest_without_outcomes, counts.without_outcomes
+    eligibility = workspace.ledger.eligibility
     tried = counts.left_out.get(Reason.WAITING_FOR_OUTCOMES, 0)  # without outcomes too, and not among the unused
     if counts.unused - max(0, without - tried) >= min_windows:
-        return None
+        unused = {HourWindow.parse(r.window_id) for r in eligibility.ready()}
+        unused |= {u.window for u in eligibility.unprepared(min_agents) if not u.rows_only and u.is_due(now)}
+        return explain_foreign_play(workspace, sorted(unused))
     if oldest is None or counts.unused + tried < min_windows:
         if counts.unused + counts.waiting >= min_windows:
             kept_back = {r: n for r, n in counts.left_out.items() if r is not Reason.CHECK_FAILED}

@@ -1,5 +1,7 @@
 """A batch of other models' turns is refused once, told to a person, and costs later windows nothing."""
 
+from dataclasses import replace
+
 import dagster as dg
 import pytest
 from dagster_factories import FIRST, spawn_windows
@@ -84,3 +86,24 @@ def test_a_rule_that_leaves_nothing_sets_its_windows_aside(workspace: Workspace)
 
         assert outcomes[HOURS[2]].set_aside == tuple(HOURS[:3])
         assert [c.windows for c in own_only.ledger.checkpoints()] == [tuple(map(str, HOURS[3:]))]
+
+
+def test_check_windows_says_before_what_training_would_refuse(
+    workspace: Workspace, runner: Runner, resources: dict[str, object]
+) -> None:
+    spawn(workspace.game, HOURS[:3], AgentLineup(learners=6, policy="habits"), seed=1)
+    runner.materialize("windows", HOURS[0], HOURS[2], assets=["market_outcomes"], resources=resources)
+
+    def next_step(w: Workspace = workspace) -> str | None:
+        return readiness(w, min_agents=5, min_windows=3, now=workspace.now()).next_step
+
+    for _ in range(2):  # first of rows that were never read, then of groups
+        refusal = str(next_step())
+        assert refusal.startswith(f"training would refuse {HOURS[0]}: 0 of 54 turns were answered by a checkpoint")
+        assert "BABYLON_MIN_OWN_SHARE=0" in refusal
+        runner.materialize("windows", HOURS[0], HOURS[2], resources=resources)
+    training = workspace.settings.training.model_copy(update={"min_own_share": 0.0})
+    warm = replace(workspace, settings=workspace.settings.model_copy(update={"training": training}))
+    assert next_step(warm) is None
+    spawn_windows(workspace, 3, first=HOURS[3])
+    assert next_step() is None, "it would train on the own ones"
