@@ -13,6 +13,7 @@ import dagster as dg
 from babylon_rl.common.progress import Progress
 from babylon_rl.defs.failures import dagster_failures
 from babylon_rl.defs.partitions import HOURLY
+from babylon_rl.ingest.game_facts import find_game_facts
 from babylon_rl.judging.judge import Judge
 from babylon_rl.pipeline import evaluate
 from babylon_rl.pipeline.each_window import for_each_window
@@ -74,11 +75,15 @@ def market_outcomes(
     """What each market of the closed window did. For judges only: no policy ever reads it."""
     game, store, now, sync = workspace.game, workspace.store, workspace.now(), workspace.owns_game
     with dagster_failures():
-        seen = sync_windows(HourWindow.parse_all(context.partition_keys), game, store, now=now, sync=sync)
+        facts = find_game_facts(game)
+        windows = HourWindow.parse_all(context.partition_keys)
+        seen = sync_windows(windows, game, store, now=now, sync=sync, facts=facts)
     _prepare_each(
         context,
         workspace,
-        lambda window: snapshot_outcomes(window, game, store, now=now, sync=sync, changes_seen=seen.get(window)),
+        lambda window: snapshot_outcomes(
+            window, game, store, now=now, sync=sync, changes_seen=seen.get(window), facts=facts
+        ),
     )
     return dg.MaterializeResult()
 

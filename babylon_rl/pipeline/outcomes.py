@@ -133,7 +133,13 @@ def _sync(
 
 
 def sync_windows(
-    windows: Sequence[HourWindow], game: sa.Engine, store: Store, *, now: datetime, sync: bool
+    windows: Sequence[HourWindow],
+    game: sa.Engine,
+    store: Store,
+    *,
+    now: datetime,
+    sync: bool,
+    facts: GameFacts | None = None,
 ) -> dict[HourWindow, int]:
     """Compute the outcomes of many closed windows, and count the changes of all of them at once.
 
@@ -143,13 +149,14 @@ def sync_windows(
         store: Where outcomes are kept.
         now: Aware.
         sync: Whether the game's `market_outcomes` are ours to write.
+        facts: Of `game`; None: look them up.
 
     Returns:
         How often the outcomes of each window were seen to change. A window that raised is left out: its snapshot computes
         it again, and says why it cannot.
     """
     synced = []
-    facts = find_game_facts(game)
+    facts = facts or find_game_facts(game)
     for window in windows:
         try:
             _sync(window, game, store, facts, now=now, owns_game=sync)
@@ -172,6 +179,7 @@ def snapshot_outcomes(
     now: datetime,
     sync: bool,
     changes_seen: int | None = None,
+    facts: GameFacts | None = None,
 ) -> WindowResult:
     """Keep a closed window's outcomes.
 
@@ -182,8 +190,9 @@ def snapshot_outcomes(
         now: Aware; an open hour has no outcomes.
         sync: Whether the game's `market_outcomes` are ours to write.
         changes_seen: Of `sync_windows`, for a window of many, which is computed then; None: compute and count now.
+        facts: Of `game`, looked up once for many windows; None: look them up.
     """
-    facts = find_game_facts(game)
+    facts = facts or find_game_facts(game)
     if changes_seen is None:
         _sync(window, game, store, facts, now=now, owns_game=sync)
         # Counted before the outcomes are read, so that a change after the reading raises the count.
