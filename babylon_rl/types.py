@@ -1,6 +1,6 @@
 """The data types, in the order in which the pipeline makes them.
 
-    SourceRow ─► Trajectory ─► TrajectoryGroup + Hindsight ─► Score ─► Checkpoint ─► Evaluation
+    SourceRow (`ingest/rows.py`) ─► Trajectory ─► TrajectoryGroup + Hindsight ─► Score ─► Checkpoint ─► Evaluation
 
 What an agent was shown and what it answered (`Turn`) is in `TrajectoryGroup`: this is what trains. What was known
 only afterwards (`Hindsight`) is a separate object that only a judge's prompt is built from: no type here holds both.
@@ -10,93 +10,106 @@ only afterwards (`Hindsight`) is a separate object that only a judge's prompt is
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from enum import StrEnum
+from typing import Any, Final, Self
 
 import msgspec
-
-from babylon_rl.words import RowReason, RowStatus
 
 Json = dict[str, Any]
 # Metadata of a dataclass field that canonical JSON leaves out where it has its default: stored bytes and ids from before
 # the field stay what they were (`common/canonical.py`).
 OMIT_DEFAULT: Final[Mapping[str, bool]] = {"omit_default": True}
-END_OF_TIME_MS: Final = 253_402_300_800_000  # the year 10000: too late for a `datetime`
 
 
-class LlmCall(msgspec.Struct, frozen=True, kw_only=True, rename="camel", gc=False):
-    """One call of a policy as the game logged it."""
+class _DocumentedWord(StrEnum):
+    """Strings that are stored as they are; the docstring of each says what it means."""
 
-    response: str
-    purpose: Annotated[str, msgspec.Meta(min_length=1)] = "other"
-    system_prompt: str = ""
-    user_prompt: str = ""
-    model: Annotated[str, msgspec.Meta(min_length=1)] | None = None
-    model_version: Annotated[str, msgspec.Meta(min_length=1)] | None = None
-    temperature: float | None = None
-    max_tokens: float | None = None
-    completion_tokens: float | None = None
-    finish_reason: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    meaning: str
+
+    def __new__(cls, word: str, meaning: str = "") -> Self:  # `RowStatus("read")` finds a member by its word alone
+        member = str.__new__(cls, word)
+        member._value_ = word
+        member.meaning = member.__doc__ = meaning
+        return member
 
 
-class EnvironmentState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The agent's account when it decided: the part of a step's `environmentState` that is kept.
+class RowStatus(_DocumentedWord):
+    """How far a source row came. `REASONS` says which reasons each has."""
 
-    Attributes:
-        lifetime_pnl_usd: P&L over the agent's whole life until then.
-    """
-
-    balance_usd: float | None = msgspec.field(default=None, name="agentBalance")
-    lifetime_pnl_usd: float | None = msgspec.field(default=None, name="agentPnL")
-
-
-UNKNOWN_ENVIRONMENT: Final = EnvironmentState()
-
-
-class Step(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One observation → action: what is kept of an entry of `stepsJson`.
-
-    A msgspec struct and no dataclass, because steps are most of the bytes: JSON is decoded straight into it.
-
-    Attributes:
-        at_ms: Milliseconds since 1970, if known.
-        action: The game's action object; its `result` and `correctness` are hindsight.
-        trust_state: What the game knew of the agent's trust then, in any form. Hindsight.
-        counterparty: Who the other side of the interaction really was, in any form. Hindsight.
-    """
-
-    at_ms: Annotated[int, msgspec.Meta(ge=0, lt=END_OF_TIME_MS)] | None = msgspec.field(default=None, name="timestamp")
-    environment: EnvironmentState = msgspec.field(default=UNKNOWN_ENVIRONMENT, name="environmentState")
-    llm_calls: tuple[LlmCall, ...] = msgspec.field(default=(), name="llmCalls")
-    action: Json = msgspec.field(default_factory=dict)
-    trust_state: Any = msgspec.field(default=None, name="trustState")
-    counterparty: Any = msgspec.field(default=None, name="counterpartyContext")
+    READ = "read", "it can be used, and `contextualized_groups` has not decided about it yet"
+    GROUPED = "grouped", "it is part of its agent's trajectory `<window_id>/<agent_id>`, a member of `group_id`"
+    INELIGIBLE = "ineligible", "it can be used, but no group holds it"
+    DROPPED_OUT = "dropped_out", "it was grouped, and then its window was left out of judging and training"
+    EXCLUDED = "excluded", "it is sound, but not meant for training"
+    QUARANTINED = "quarantined", "it cannot be used"
 
     @property
-    def at(self) -> datetime | None:
-        return None if self.at_ms is None else datetime.fromtimestamp(self.at_ms / 1000, UTC)
+    def is_set_aside(self) -> bool:
+        """Whether reading decided it: the row is in no trajectory, and grouping never looks at it."""
+        return self in (RowStatus.EXCLUDED, RowStatus.QUARANTINED)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceRow:
-    """One usable row of `trajectories`: in live data one agent tick (0–3 steps).
+class RowReason(_DocumentedWord):
+    """Why a source row has its status."""
 
-    Attributes:
-        window_id: Its hour, and its scenario if it names one.
-        archetype: The kind of player that the game says the agent is, if it does.
-    """
+    HAS_TURN = "has_turn", "it holds at least one call that decided, each a turn of its trajectory"
+    NO_TURN = "no_turn", "it holds no call that decided anything, so its trajectory has no turn of it"
+    TOO_FEW_AGENTS = "too_few_agents", "too few distinct agents had anything to train on in that hour"
+    NO_TURNS = "no_turns", "it holds no call that decided anything, so it counts for no group"
+    DROPOUT = "dropout", "its whole window was left out at random, before anything was judged"
+    BENCHMARK = "benchmark", "its scenario is a benchmark's"
+    EVALUATION = "evaluation", "it was recorded as an evaluation"
+    NOT_TRAINING_DATA = "not_training_data", "it is marked as no training data"
+    MANY_CHARACTERS = (
+        "many_characters",
+        "it holds decisions of several characters under prompts that none of them was shown",
+    )
+    NO_STEPS = "no_steps", "it holds no steps, as a crashed tick leaves behind"
+    NO_LLM_CALLS = "no_llm_calls", "no answered LLM call is logged for it, and none is invented"
+    BAD_JSON = "bad_json", "its stepsJson is no JSON, perhaps cut off"
+    BAD_SHAPE = "bad_shape", "its stepsJson is JSON of another shape than steps"
+    BAD_TIME = "bad_time", "it starts at no instant of a calendar (infinity, BC, after 9999)"
+    FUTURE_WINDOW = (
+        "future_window",
+        "its hour is more than one hour ahead of the clock; it is read when that hour has come",
+    )
+    LONE_SURROGATE = "lone_surrogate", "a text that would train holds half an emoji, which UTF-8 cannot carry"
 
-    source_id: str
-    trajectory_id: str
-    agent_id: str
-    window_id: str
-    start_at: datetime
-    end_at: datetime | None
-    final_pnl: float | None
-    final_balance: float | None
-    steps: tuple[Step, ...]
-    metadata: Json
-    archetype: str | None = None
+
+REASONS: Final[Mapping[RowStatus, tuple[RowReason, ...]]] = {
+    RowStatus.READ: (RowReason.HAS_TURN, RowReason.NO_TURN),
+    RowStatus.GROUPED: (RowReason.HAS_TURN, RowReason.NO_TURN),
+    RowStatus.INELIGIBLE: (RowReason.TOO_FEW_AGENTS, RowReason.NO_TURNS),
+    RowStatus.DROPPED_OUT: (RowReason.DROPOUT,),
+    RowStatus.EXCLUDED: (
+        RowReason.BENCHMARK,
+        RowReason.EVALUATION,
+        RowReason.NOT_TRAINING_DATA,
+        RowReason.MANY_CHARACTERS,
+    ),
+    RowStatus.QUARANTINED: (
+        RowReason.NO_STEPS,
+        RowReason.NO_LLM_CALLS,
+        RowReason.BAD_JSON,
+        RowReason.BAD_SHAPE,
+        RowReason.BAD_TIME,
+        RowReason.FUTURE_WINDOW,
+        RowReason.LONE_SURROGATE,
+    ),
+}
+
+
+class RetryKind(_DocumentedWord):
+    """Why a window could not be prepared now. None of them is final: each is tried again, at a time that is stored."""
+
+    WAITING_FOR_OUTCOMES = (
+        "waiting_for_outcomes",
+        "no market of the window has an outcome yet, so no ground truth to judge by",
+    )
+    JUDGE_FAILED = "judge_failed", "the judge answered, and gave this group nothing usable"
+    JUDGE_DOWN = "judge_down", "the judge is out of reach or refuses us, whatever the group"
+    OVER_BUDGET = "over_budget", "the next request could have crossed the day's judging budget"
+    ERROR = "error", "preparing the window raised an exception"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,25 +13,14 @@ from babylon_rl.database import game_tables
 from babylon_rl.database import tables as t
 from babylon_rl.grouping.groups import make_groups
 from babylon_rl.ingest.reader import stream_window
+from babylon_rl.ingest.rows import EnvironmentState, LlmCall, SourceRow, Step
 from babylon_rl.pipeline.checks import CHECKS
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.settings import Settings
 from babylon_rl.store.check_results import read_check_subjects, write_check_results
 from babylon_rl.store.ledger import Ledger
 from babylon_rl.store.windows import Store
-from babylon_rl.types import (
-    CheckResult,
-    EnvironmentState,
-    GroupMember,
-    Json,
-    LlmCall,
-    RowOutcome,
-    SourceRow,
-    Step,
-    Trajectory,
-    TrajectoryGroup,
-    Turn,
-)
+from babylon_rl.types import CheckResult, GroupMember, Json, RowOutcome, Trajectory, TrajectoryGroup, Turn
 from babylon_rl.windows import HourWindow
 
 WINDOW = HourWindow.parse("2025-01-15T10:00")

@@ -34,12 +34,11 @@ ORDER = (
     "defs",
     "cli",
 )
-"""Each package uses only those before it. `vocabulary` stands for `types`, `words`, `errors`, `settings` and `windows`."""
+"""Each package uses only those before it. `vocabulary` stands for `types`, `errors`, `settings` and `windows`."""
 
 LOOSE_FILES = {
     "__init__": "vocabulary",
     "types": "vocabulary",
-    "words": "vocabulary",
     "errors": "vocabulary",
     "settings": "vocabulary",
     "windows": "vocabulary",

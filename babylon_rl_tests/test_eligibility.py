@@ -24,8 +24,8 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.eligibility import Reason, State
 from babylon_rl.store.recorded import count_recorded
 from babylon_rl.store.retries import postpone, read_tries
+from babylon_rl.types import RetryKind
 from babylon_rl.windows import HourWindow
-from babylon_rl.words import RetryKind
 from babylon_rl_tests.factories import insert_row, store_check_result
 from babylon_rl_tests.played import FIRST, NOW, hours, judge, play, prepare
 

@@ -14,18 +14,18 @@ from babylon_rl.common.canonical import to_json
 from babylon_rl.errors import DataError
 from babylon_rl.grouping.groups import decide_row_outcomes, make_groups
 from babylon_rl.grouping.hindsight import hindsight_for
+from babylon_rl.ingest.rows import EnvironmentState, SourceRow
 from babylon_rl.ingest.steps import parse_steps
 from babylon_rl.ingest.stitching import is_usable, mark_as_read, stitch
 from babylon_rl.types import (
-    EnvironmentState,
     PredictionOutcome,
-    SourceRow,
+    RowReason,
+    RowStatus,
     StockOutcome,
     Trajectory,
     TrajectoryGroup,
     WindowOutcomes,
 )
-from babylon_rl.words import RowReason, RowStatus
 from babylon_rl_tests.factories import WINDOW, a_call, a_json_step, a_source_row, a_step, a_trajectory, make_group
 
 AGENTS = [f"agent-{i}" for i in range(5)]

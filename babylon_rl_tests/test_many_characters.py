@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from babylon_rl.ingest.many_characters import acts_for_many
-from babylon_rl.types import EnvironmentState, Step
+from babylon_rl.ingest.rows import EnvironmentState, Step
 from babylon_rl_tests.factories import a_call, a_step
 
 NOBODY = EnvironmentState(balance_usd=0.0, lifetime_pnl_usd=0.0)

@@ -22,9 +22,8 @@ from babylon_rl.store.eligibility import Reason, WindowState
 from babylon_rl.store.ledger import find_trainings
 from babylon_rl.store.row_outcomes import find_row_outcome, row_outcomes_of
 from babylon_rl.training.rewards import rewards_of
-from babylon_rl.types import Judgment, RowOutcome, Trajectory, TrajectoryGroup, policy_name
+from babylon_rl.types import Judgment, RowOutcome, RowReason, Trajectory, TrajectoryGroup, policy_name
 from babylon_rl.windows import HourWindow
-from babylon_rl.words import RowReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

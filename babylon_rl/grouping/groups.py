@@ -12,9 +12,8 @@ from typing import Final
 from babylon_rl.common.canonical import digest
 from babylon_rl.errors import DataError
 from babylon_rl.ingest.stitching import is_usable
-from babylon_rl.types import GroupMember, RowOutcome, Trajectory, TrajectoryGroup
+from babylon_rl.types import GroupMember, RowOutcome, RowReason, RowStatus, Trajectory, TrajectoryGroup
 from babylon_rl.windows import HourWindow
-from babylon_rl.words import RowReason, RowStatus
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from typing import Final, TypedDict
 
-from babylon_rl.types import LlmCall
+from babylon_rl.ingest.rows import LlmCall
 
 CUT: Final = frozenset({"length", "max_tokens", "max_output_tokens", "content_filter"})
 """Finish reasons of answers that somebody else ended, by the names of OpenAI, Anthropic and Google."""

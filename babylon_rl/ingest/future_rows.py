@@ -10,9 +10,8 @@ import sqlalchemy as sa
 
 from babylon_rl.ingest.columns import find_column_names
 from babylon_rl.ingest.queries import fingerprint_future_rows, select_future_rows
-from babylon_rl.types import RowOutcome
+from babylon_rl.types import RowOutcome, RowReason, RowStatus
 from babylon_rl.windows import HourWindow
-from babylon_rl.words import RowReason, RowStatus
 
 _CHUNK: Final = 2_000
 

@@ -8,7 +8,8 @@ characters: no character was shown such a prompt, so no turn of it can train.
 from collections.abc import Sequence
 from typing import Final
 
-from babylon_rl.types import Json, Step
+from babylon_rl.ingest.rows import Step
+from babylon_rl.types import Json
 
 _ENGINE: Final = "market-decision-engine"
 _MODEL: Final = "market-decision-model"

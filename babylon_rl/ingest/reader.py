@@ -31,6 +31,7 @@ from babylon_rl.ingest.queries import (
     select_window_ids,
     window_parameters,
 )
+from babylon_rl.ingest.rows import LlmCall, SourceRow, Step
 from babylon_rl.ingest.steps import (
     BadRowError,
     JsonText,
@@ -40,9 +41,8 @@ from babylon_rl.ingest.steps import (
     parse_number,
     parse_steps,
 )
-from babylon_rl.types import Json, LlmCall, RowOutcome, SourceRow, Step
+from babylon_rl.types import Json, RowOutcome, RowReason, RowStatus
 from babylon_rl.windows import HourWindow
-from babylon_rl.words import RowReason, RowStatus
 
 if TYPE_CHECKING:  # a code location loads this module, and psycopg takes its time
     import psycopg

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import msgspec
 
-from babylon_rl.types import END_OF_TIME_MS, UNKNOWN_ENVIRONMENT, EnvironmentState, Json, LlmCall, Step
-from babylon_rl.words import RowReason
+from babylon_rl.ingest.rows import END_OF_TIME_MS, UNKNOWN_ENVIRONMENT, EnvironmentState, LlmCall, Step
+from babylon_rl.types import Json, RowReason
 
 JsonText = str | bytes | bytearray | memoryview
 

@@ -12,9 +12,9 @@ from typing import Any, Final
 import msgspec
 
 from babylon_rl.ingest.cut_answers import find_cut
-from babylon_rl.types import Json, LlmCall, RowOutcome, SourceRow, Step, Trajectory, Turn
+from babylon_rl.ingest.rows import LlmCall, SourceRow, Step
+from babylon_rl.types import Json, RowOutcome, RowReason, RowStatus, Trajectory, Turn
 from babylon_rl.windows import HOUR_ID_LENGTH
-from babylon_rl.words import RowReason, RowStatus
 
 LONGEST_TEXT: Final = 4_000  # characters of one text of an action; what an agent answered is never cut
 REASONING: Final = frozenset({"reasoning", "thinking", "planning"})

@@ -24,8 +24,7 @@ from babylon_rl.judging.judge import (
     UnavailableError,
 )
 from babylon_rl.judging.ruler.sub_batches import balanced_key, is_unbalanced
-from babylon_rl.types import Hindsight, Judgment, TrajectoryGroup
-from babylon_rl.words import RetryKind
+from babylon_rl.types import Hindsight, Judgment, RetryKind, TrajectoryGroup
 
 logger = logging.getLogger(__name__)
 

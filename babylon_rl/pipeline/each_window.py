@@ -10,8 +10,8 @@ from babylon_rl.errors import BabylonRLError, ConfigError, DataError, TransientE
 from babylon_rl.pipeline.window_result import WindowResult
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.retries import clear_retry, postpone, read_tries
+from babylon_rl.types import RetryKind
 from babylon_rl.windows import HourWindow
-from babylon_rl.words import RetryKind
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,8 @@ from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.hours import windows_of
 from babylon_rl.store.retries import clear_retry, find_stages, postpone, read_tries
 from babylon_rl.training.foreign_turns import OwnTurns, count_own_turns, require_own_share
-from babylon_rl.types import GroupMember
+from babylon_rl.types import GroupMember, RetryKind
 from babylon_rl.windows import HourWindow
-from babylon_rl.words import RetryKind
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,8 @@ from babylon_rl.store.hours import windows_of
 from babylon_rl.store.judge_calls import cost_of
 from babylon_rl.store.judgment_claims import JudgmentClaims
 from babylon_rl.store.retries import UNTIL_ROWS_CHANGE, clear_retry, expect_judge, postpone, read_tries, release_errors
-from babylon_rl.types import Json, Judgment, policy_name
+from babylon_rl.types import Json, Judgment, RetryKind, policy_name
 from babylon_rl.windows import HourWindow
-from babylon_rl.words import RetryKind
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,7 @@ from markupsafe import Markup
 from babylon_rl.report import charts
 from babylon_rl.report.charts import Scale, Size
 from babylon_rl.report.pictures import markdown_picture
-from babylon_rl.types import RowOutcomeCounts
-from babylon_rl.words import REASONS, RowReason, RowStatus
+from babylon_rl.types import REASONS, RowOutcomeCounts, RowReason, RowStatus
 
 MOST_BARS: Final = 96
 # Colour-blind readers can tell these apart, on light and dark backgrounds.

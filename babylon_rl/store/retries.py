@@ -15,8 +15,8 @@ from babylon_rl.common.backoff import backoff
 from babylon_rl.database import tables as t
 from babylon_rl.database.upsert import upsert
 from babylon_rl.store.window_lock import lock_window
+from babylon_rl.types import RetryKind
 from babylon_rl.windows import HourWindow
-from babylon_rl.words import RetryKind
 
 # The first wait, and the longest. Asking a judge again costs money; looking for outcomes does not.
 _WAITS: Final[Mapping[RetryKind, tuple[timedelta, timedelta]]] = {

@@ -8,9 +8,8 @@ import sqlalchemy as sa
 
 from babylon_rl.database import tables as t
 from babylon_rl.database.upsert import insert_missing, upsert
-from babylon_rl.types import Json, RowOutcome, RowOutcomeCounts
+from babylon_rl.types import Json, RowOutcome, RowOutcomeCounts, RowReason, RowStatus
 from babylon_rl.windows import HOUR_ID_LENGTH, HourWindow
-from babylon_rl.words import RowReason, RowStatus
 
 _CHUNK: Final = 2_000
 

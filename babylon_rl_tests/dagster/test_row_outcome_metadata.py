@@ -11,9 +11,8 @@ from dagster_factories import FIRST, spawn_windows
 from babylon_rl.cli.runner import Runner
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.report.row_outcomes import MOST_BARS, picture, table
-from babylon_rl.types import RowOutcomeCounts
+from babylon_rl.types import RowOutcomeCounts, RowReason, RowStatus
 from babylon_rl.windows import HourWindow
-from babylon_rl.words import RowReason, RowStatus
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -22,8 +22,8 @@ from babylon_rl.ingest.window_summary import refresh
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.eligibility import State
 from babylon_rl.store.row_outcomes import find_row_outcome
+from babylon_rl.types import RowReason, RowStatus
 from babylon_rl.windows import HourWindow
-from babylon_rl.words import RowReason, RowStatus
 from babylon_rl_tests.factories import insert_row
 
 

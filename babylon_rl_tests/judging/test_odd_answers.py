@@ -17,8 +17,7 @@ from babylon_rl.judging.ruler.completion import MAX_REPLY_CHARS, NoCompletionErr
 from babylon_rl.judging.ruler.endpoint import LiteLlmEndpoint
 from babylon_rl.judging.score import ScoreReport, score_groups
 from babylon_rl.store.judge_calls import PostgresCallLog
-from babylon_rl.types import Judgment
-from babylon_rl.words import RetryKind
+from babylon_rl.types import Judgment, RetryKind
 
 SCRIPT = Path(__file__).with_name("judge_memory.py")
 HOURS = [f"2025-01-15T{h:02}:00" for h in range(3)]

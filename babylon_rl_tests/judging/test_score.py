@@ -12,8 +12,7 @@ from babylon_rl.judging.hindsight_judge import HindsightJudge
 from babylon_rl.judging.judge import BudgetSpentError, ConnectionlessJudge, Judge, NoOutcomesError
 from babylon_rl.judging.ruler.retry import RetryPolicy
 from babylon_rl.judging.score import Item, ScoreReport, score_groups
-from babylon_rl.types import Hindsight, Judgment, TrajectoryGroup
-from babylon_rl.words import RetryKind
+from babylon_rl.types import Hindsight, Judgment, RetryKind, TrajectoryGroup
 
 HOURS = [f"2025-01-15T{h:02}:00" for h in range(10)]
 

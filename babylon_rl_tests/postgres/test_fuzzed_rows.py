@@ -16,9 +16,8 @@ from babylon_rl.database import tables as t
 from babylon_rl.pipeline.group import group_window
 from babylon_rl.pipeline.ingest import ingest_window
 from babylon_rl.store.windows import Store
-from babylon_rl.types import Json
+from babylon_rl.types import REASONS, Json, RowStatus
 from babylon_rl.windows import HourWindow
-from babylon_rl.words import REASONS, RowStatus
 from babylon_rl_tests.factories import WINDOW, a_json_call, a_json_step, a_row, insert_call_log, insert_rows
 
 ROWS = 10_400

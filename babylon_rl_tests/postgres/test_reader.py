@@ -15,8 +15,9 @@ from babylon_rl.common.canonical import to_json
 from babylon_rl.ingest.columns import find_column_names
 from babylon_rl.ingest.queries import select_window, window_expression, window_of, window_parameters
 from babylon_rl.ingest.reader import logged_messages
+from babylon_rl.ingest.rows import EnvironmentState, SourceRow
 from babylon_rl.ingest.stitching import stitch
-from babylon_rl.types import EnvironmentState, RowOutcome, SourceRow
+from babylon_rl.types import RowOutcome
 from babylon_rl_tests.factories import (
     WINDOW,
     a_json_call,

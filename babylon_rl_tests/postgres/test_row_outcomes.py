@@ -11,8 +11,7 @@ from babylon_rl.pipeline.ingest import ingest_window
 from babylon_rl.report.row_outcomes import meanings_table, picture
 from babylon_rl.store.row_outcomes import count_row_outcomes, row_outcomes_of
 from babylon_rl.store.windows import Store
-from babylon_rl.types import RowOutcomeCounts
-from babylon_rl.words import REASONS, RowReason, RowStatus
+from babylon_rl.types import REASONS, RowOutcomeCounts, RowReason, RowStatus
 from babylon_rl_tests.factories import WINDOW, insert_row
 
 DOCS = Path(babylon_rl.__file__).parent.parent / "docs" / "ingest.md"
