@@ -89,13 +89,25 @@ def test_a_scenarios_id_read_back_is_the_same_window(at: datetime, scenario: str
 
 @pytest.mark.parametrize(
     "scenario_id",
-    [None, "", "  ", "2025-01-13T14:00", "2025-01-13-14", "2025-01-13T14:00:00Z", "2025-01-13 14:00:00.000+00:00"],
+    [
+        None,
+        "",
+        "  ",
+        "2025-01-13T14:00",
+        "2025-01-13-14",
+        "2025-01-13T14:00:00Z",
+        "2025-01-13 14:00:00.000+00:00",
+        "autonomous-tick-7",
+        "tick_12",
+    ],
 )
-def test_an_hour_or_nothing_is_no_scenario(scenario_id: str | None) -> None:
+def test_what_agents_cannot_share_is_no_scenario(scenario_id: str | None) -> None:
     assert scenario_of(scenario_id) == ""
 
 
-@pytest.mark.parametrize("scenario_id", ["trust-attack-01", "2025-01-13T14:00-trust", "benchmark-1", "14"])
+@pytest.mark.parametrize(
+    "scenario_id", ["trust-attack-01", "2025-01-13T14:00-trust", "benchmark-1", "14", "tick-storm-2"]
+)
 def test_any_other_text_is_a_scenario(scenario_id: str) -> None:
     assert scenario_of(f" {scenario_id} ") == scenario_id
 

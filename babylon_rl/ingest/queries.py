@@ -8,7 +8,8 @@ A row's window is:
     1. its `window_id`, where that is a real hour: `2025-01-15T10:00`, or a successor's `2025-01-15-10`;
     2. else the UTC hour of `start_time`.
 Never `scenario_id` (it may name a benchmark), never the hour of the end. Inside that hour it belongs to the scenario that
-its `scenario_id` names; one that is an hour, in whatever spelling, or blank names none.
+its `scenario_id` names; one that is an hour, in whatever spelling, a count of an agent's ticks (`autonomous-tick-7`), or
+blank names none: it tells nothing that agents could share.
 """
 
 import re
@@ -37,6 +38,9 @@ _HOUR_LIKE: Final = re.compile(
 )
 
 
+_TICK_COUNT: Final = re.compile(r"(.*[-_ ])?tick[-_ ]?[0-9]+", re.IGNORECASE)
+
+
 def window_of(window_id: str | None, start_at: datetime) -> HourWindow:
     """The window that a row belongs to: see the module's rule.
 
@@ -53,7 +57,7 @@ def window_of(window_id: str | None, start_at: datetime) -> HourWindow:
 def scenario_of(scenario_id: str | None) -> str:
     """The scenario that a row's `scenario_id` names, or empty text for none: see the module's rule."""
     name = (scenario_id or "").strip()
-    return "" if _HOUR_LIKE.fullmatch(name) else name
+    return "" if _HOUR_LIKE.fullmatch(name) or _TICK_COUNT.fullmatch(name) else name
 
 
 def _select_list(table: str, columns: Mapping[str, str]) -> str:
