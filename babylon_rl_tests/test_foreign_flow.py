@@ -165,3 +165,19 @@ def test_our_own_game_without_play_is_told_to_play(environment: dict[str, str]) 
     output = run(environment, "sync-outcomes", status=1)
     assert "Nothing synced: no market has a price or a resolution in the last 24 closed hours" in output
     assert "babylon-rl spawn-test-agents" in output
+
+
+def test_a_game_played_by_another_model_leads_on_too(game: ForeignGame, theirs: dict[str, str]) -> None:
+    """As a new game is: every command names the setting that learns from its agents, and with it the flow ends well."""
+    game.run("""UPDATE trajectories SET "stepsJson" = replace("stepsJson", 'babylon-mmo@0', 'gpt-4o')""")
+    run(theirs, "sync-outcomes")
+    assert "0 of 36 turns were answered" in run(theirs, "check-windows", status=1)
+    refused = run(theirs, "train", "--iterations", "1", "--no-evaluate", status=2)
+    assert "set BABYLON_MIN_OWN_SHARE=0 to learn from others' answers" in refused
+    told = run(theirs, "check-windows", status=1)
+    assert "Not ready: training would refuse" in told
+    assert "run: babylon-rl train" not in told, "it would be refused again"
+
+    warm = theirs | {"BABYLON_MIN_OWN_SHARE": "0"}
+    output = run(warm, "train", "--iterations", "1", "--no-evaluate")
+    assert "Iteration 1 complete! Checkpoint: step 1" in output

@@ -32,7 +32,17 @@ _LOOKED_AT: Final = 2  # oldest windows, and as many of the newest
 
 def is_of_training(stage: str | None) -> bool:
     """Whether it is training that refused a window, so that its judgment stands."""
-    return stage == "trained_checkpoint" or (stage or "").startswith(f"{_PREFIX}/")
+    return stage == "trained_checkpoint" or is_foreign_play(stage)
+
+
+def is_foreign_play(stage: str | None) -> bool:
+    """Whether it is other models' turns that a window was set aside for."""
+    return (stage or "").startswith(f"{_PREFIX}/")
+
+
+def find_set_aside(workspace: Workspace) -> list[HourWindow]:
+    """The windows that are set aside now, in time order."""
+    return sorted(find_stages(workspace.store.engine, f"{_PREFIX}/"))
 
 
 def set_aside_foreign_windows(workspace: Workspace, reason: str) -> list[HourWindow]:

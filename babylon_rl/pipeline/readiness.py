@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Final
 
 from babylon_rl.pipeline.discover import discover
-from babylon_rl.pipeline.foreign_windows import explain_foreign_play
+from babylon_rl.pipeline.foreign_windows import explain_foreign_play, find_set_aside, is_foreign_play
 from babylon_rl.pipeline.outcomes import explain_uncomputable
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.eligibility import Reason, State, UnpreparedWindow, WindowState
@@ -122,6 +122,8 @@ def _describe(r: RecordedWindow, state: WindowState) -> WindowLine:
             text = "dropped out"
         case State.PLANNED if state.reason is None:
             text = f"planned for @{state.planned_step}"
+        case _ if state.reason is Reason.ERROR and is_foreign_play(state.stage):
+            text = f"kept out: {(state.explanation or '').partition(';')[0]}"
         case _:
             text = _STATES[state.reason].format(
                 why=state.explanation or ", ".join(state.failed_checks),
@@ -146,6 +148,8 @@ def _explain_wait(state: WindowState) -> str | None:
     times = f"{state.failures} time{'s' * (state.failures > 1)}"
     tried = f"tried {times}; again after {state.not_before:%Y-%m-%d %H:%M} UTC"
     # What is a window's own stands in its line; what is the same for many is explained once below.
+    if is_foreign_play(state.stage):
+        return f"{state.explanation.partition(';')[2].strip()} ({tried})"
     return tried if "{why}" in _STATES[state.reason] else f"{state.explanation} ({tried})"
 
 
@@ -194,6 +198,8 @@ def _choose_next_step(
     if oldest is None or counts.unused + tried < min_windows:
         if counts.unused + counts.waiting >= min_windows:
             kept_back = {r: n for r, n in counts.left_out.items() if r is not Reason.CHECK_FAILED}
+            if (refusal := explain_foreign_play(workspace, find_set_aside(workspace))) is not None:
+                return refusal  # by trying again alone nothing changes
             kinds = ", ".join(f"{n} {_STATES[r].partition(':')[0]}" for r, n in kept_back.items())
             return (
                 f"enough windows have {min_agents}+ agents, and {counts.waiting} of them wait ({kinds}); `babylon-rl up` tries "

@@ -42,7 +42,8 @@ def test_foreign_windows_never_starve_later_own_ones(workspace: Workspace) -> No
     assert [s.state for s in states] == [State.KEPT_OUT] * 3 + [State.TRAINED] * 3
     assert all("0 of its 18 turns are own" in (s.explanation or "") for s in states[:3])
     lines = readiness(workspace, min_agents=5, min_windows=3, now=workspace.now()).lines
-    assert "BABYLON_MIN_OWN_SHARE=0" in lines[0].state
+    assert lines[0].state == "kept out: 0 of its 18 turns are own"
+    assert "BABYLON_MIN_OWN_SHARE=0" in str(lines[0].explanation)
 
 
 @pytest.mark.usefixtures("judged")
