@@ -63,6 +63,8 @@ def test_the_guides_quick_start_leads_to_a_checkpoint(environment: dict[str, str
     output = run(environment, "check-windows", status=1)
     assert "trained @1" in output
     assert "3 are used or kept out" in output
+    output = run(environment, "train", "--iterations", "1", "--no-evaluate", status=1)
+    assert "Checkpoints trained: 0" in output, "and the status says so"
     with engine.connect() as conn:
         assert conn.scalar(sa.text("SELECT count(*) FROM babylon_rl.consumed_windows")) == 3
 

@@ -81,7 +81,7 @@ def train(
     windows_per_iteration: Annotated[int | None, typer.Option(min=1, help="Default BABYLON_MIN_WINDOWS.")] = None,
     evaluate: Annotated[bool, typer.Option(help="Play held-out windows with each checkpoint.")] = True,
 ) -> None:
-    """Judge the recorded windows and train on them, oldest first. Exit status 1: nothing could be trained yet."""
+    """Judge the recorded windows and train on them, oldest first. Exit status 1: nothing could be trained or evaluated yet."""
     from babylon_rl.cli.services import prepare_dagster
     from babylon_rl.cli.train import TrainOptions
     from babylon_rl.cli.train import train as run
@@ -92,7 +92,7 @@ def train(
     upgrade(settings.database)
     prepare_dagster(settings)
     with open_workspace(settings) as workspace:
-        made = run(
+        achieved = run(
             workspace,
             TrainOptions(
                 iterations=iterations,
@@ -103,7 +103,7 @@ def train(
             ),
             console,
         )
-    if not made:
+    if not achieved:
         raise typer.Exit(1)
 
 

@@ -34,13 +34,13 @@ class TrainOptions:
     evaluate: bool
 
 
-def train(workspace: Workspace, options: TrainOptions, console: Console) -> list[Checkpoint]:
+def train(workspace: Workspace, options: TrainOptions, console: Console) -> bool:
     """Train up to `iterations` checkpoints from what is recorded, oldest windows first.
 
     A batch that an interrupted training had planned is trained first, with the windows planned for it.
 
     Returns:
-        The checkpoints made in this call; fewer than asked for when the windows ran out.
+        Whether anything was trained, or evaluated that a kill had left without an evaluation.
 
     Raises:
         DataError: Not even one checkpoint could be trained; the message says what is missing.
@@ -48,6 +48,7 @@ def train(workspace: Workspace, options: TrainOptions, console: Console) -> list
     from babylon_rl.cli.runner import open_runner
 
     made: list[Checkpoint] = []
+    evaluated = False
     with open_runner() as runner:
         for iteration in range(1, options.iterations + 1):
             checkpoint = _iterate(workspace, options, console, runner, iteration)
@@ -55,7 +56,7 @@ def train(workspace: Workspace, options: TrainOptions, console: Console) -> list
                 break
             made.append(checkpoint)
         if options.evaluate:
-            _evaluate_newest_missing(workspace, console, runner, tried={c.step for c in made})
+            evaluated = _evaluate_newest_missing(workspace, console, runner, tried={c.step for c in made})
     latest = workspace.ledger.latest()
     if not made and latest is None:
         raise DataError(_explain_missing(workspace, options))
@@ -66,7 +67,7 @@ def train(workspace: Workspace, options: TrainOptions, console: Console) -> list
     console.print(f"Checkpoints trained: {len(made)}\n", highlight=False)
     if latest is not None:
         _print_endpoint(workspace, latest, console)
-    return made
+    return bool(made) or evaluated
 
 
 def _print_endpoint(workspace: Workspace, latest: Checkpoint, console: Console) -> None:
@@ -154,20 +155,22 @@ def _evaluate(workspace: Workspace, checkpoint: Checkpoint, *, run: RunProgress,
 
 def _evaluate_newest_missing(
     workspace: Workspace, console: Console, runner: "Runner", *, tried: Collection[int]
-) -> None:
+) -> bool:
     """Evaluate the newest checkpoint that a kill, or a run without evaluation, left without a result: one a call.
 
-    `tried` are the steps that this call has evaluated already, whether anything could be said of them or not.
+    `tried` are the steps that this call has evaluated already, whether anything could be said of them or not. Returns
+    whether something was said of it.
     """
     missing = [step for step in unevaluated(workspace, even_if_refused=True) if step not in tried]
     if not missing:
-        return
+        return False
     checkpoint = next(c for c in workspace.ledger.checkpoints() if c.step == missing[0])
     console.print(f"\nEvaluating {checkpoint.name}, which has no evaluation yet", highlight=False)
     with run_progress(console) as run:
         said = _evaluate(workspace, checkpoint, run=run, runner=runner)
     if said is not None:
         console.print(f"Evaluation: {said}", highlight=False, markup=False, soft_wrap=True)
+    return checkpoint.step not in unevaluated(workspace, even_if_refused=True)
 
 
 def _prepare(
