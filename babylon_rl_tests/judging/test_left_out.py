@@ -10,30 +10,23 @@ import pytest
 import sqlalchemy as sa
 from judge_server import JudgeServer
 from judging_factories import PNLS, a_pair, a_ruler
+from one_hour import WINDOW, judge_window, prepare, state, write_outcome
 
 from babylon_rl.export.dataframe import window_frame
 from babylon_rl.export.dataset import export, schema
 from babylon_rl.export.explain import explain
 from babylon_rl.judging.hindsight_judge import HindsightJudge, attained_shares
-from babylon_rl.judging.judge import Judge, TooFewRankedError
+from babylon_rl.judging.judge import TooFewRankedError
 from babylon_rl.pipeline.check_rules import one_score_per_member
 from babylon_rl.pipeline.foreign_windows import set_aside_foreign_windows
-from babylon_rl.pipeline.group import group_window
-from babylon_rl.pipeline.ingest import ingest_window
-from babylon_rl.pipeline.outcomes import snapshot_outcomes
 from babylon_rl.pipeline.rejudge import rejudge
-from babylon_rl.pipeline.score import score_windows
 from babylon_rl.pipeline.train import load_rewarded_group
-from babylon_rl.pipeline.window_result import WindowResult
 from babylon_rl.pipeline.workspace import Workspace
-from babylon_rl.store.eligibility import Reason, WindowState
+from babylon_rl.store.eligibility import Reason
 from babylon_rl.training.trainer import TrainingBatch, check_batch
-from babylon_rl.types import Json, Judgment
-from babylon_rl.windows import HourWindow
+from babylon_rl.types import Json
 from babylon_rl_tests.factories import a_json_call, a_json_step, a_row, a_workspace, insert_rows, read_check_results
-from babylon_rl_tests.played import verify
 
-WINDOW = HourWindow.parse("2025-01-15T10:00")
 NOW = WINDOW.end_at + timedelta(hours=1)
 UNKNOWN = f"{WINDOW}/agent-1"
 EARNED = (120.0, None, 0.0, 610.25, -300.0)
@@ -51,35 +44,7 @@ def record(workspace: Workspace, earned: tuple[float | None, ...], steps: dict[i
         for i, pnl in enumerate(earned)
     ]
     insert_rows(workspace.game, rows)
-    with workspace.game.begin() as conn:
-        conn.execute(
-            sa.text("""INSERT INTO market_outcomes (id, window_id, stock_ticker, start_price, end_price, created_at)
-                       VALUES ('1', :w, 'BTC', 100, 110, :at)"""),
-            {"w": str(WINDOW), "at": (WINDOW.end_at + timedelta(minutes=5)).replace(tzinfo=None)},
-        )
-
-
-def prepare(workspace: Workspace, *, min_agents: int = 5) -> None:
-    ingest_window(WINDOW, workspace.game, workspace.store)
-    snapshot_outcomes(WINDOW, workspace.game, workspace.store, now=NOW, sync=False)
-    group_window(WINDOW, workspace.store, min_agents=min_agents)
-
-
-def judge_window(workspace: Workspace, judge: Judge | None = None, *, unattended: bool = False) -> WindowResult:
-    scored = asyncio.run(score_windows(workspace, judge or HindsightJudge(), [WINDOW], unattended=unattended))
-    verify(workspace, WINDOW)
-    return scored[WINDOW]
-
-
-def state(workspace: Workspace) -> WindowState:
-    [found] = workspace.ledger.eligibility.states([WINDOW])
-    return found
-
-
-def current(workspace: Workspace) -> Judgment:
-    judgment = workspace.store.judgment(WINDOW)
-    assert judgment is not None
-    return judgment
+    write_outcome(workspace, WINDOW.end_at + timedelta(minutes=5))
 
 
 def test_siblings_score_as_if_the_unknown_one_were_not_there() -> None:
@@ -116,7 +81,7 @@ def test_a_judgment_that_leaves_nobody_out_is_stored_as_before() -> None:
 def test_a_window_with_one_unknown_pnl_trains_on_the_others(workspace: Workspace) -> None:
     record(workspace, EARNED)
     prepare(workspace)
-    result = judge_window(workspace)
+    result = judge_window(workspace, HindsightJudge())
     assert (result.count, result.facts["left_out"]) == (4, {UNKNOWN: "its P&L inside the hour is unknown"})
     assert all(r.passed for r in read_check_results(workspace.store.engine, WINDOW).values())
     [ready] = workspace.ledger.ready()
@@ -129,7 +94,7 @@ def test_a_window_with_one_unknown_pnl_trains_on_the_others(workspace: Workspace
 def test_export_has_no_reward_for_it_and_says_why(workspace: Workspace, tmp_path: Path) -> None:
     record(workspace, EARNED)
     prepare(workspace)
-    judge_window(workspace)
+    judge_window(workspace, HindsightJudge())
     export(workspace, str(tmp_path / "turns.jsonl"), format="jsonl", with_hindsight=True)
     rows = [json.loads(line) for line in (tmp_path / "turns.jsonl").read_text().splitlines()]
     by_agent = {r["agent_id"]: r for r in rows}
@@ -148,7 +113,7 @@ def test_export_has_no_reward_for_it_and_says_why(workspace: Workspace, tmp_path
 def test_its_row_says_that_it_was_left_out(workspace: Workspace) -> None:
     record(workspace, EARNED)
     prepare(workspace)
-    judge_window(workspace)
+    judge_window(workspace, HindsightJudge())
     told = " ".join(explain(workspace, UNKNOWN))
     assert "1 grouped (has_turn)" in told
     assert "left it out of the ranking: its P&L inside the hour is unknown. So nothing trains on it" in told
@@ -165,7 +130,7 @@ def test_its_row_says_that_it_was_left_out(workspace: Workspace) -> None:
 def test_an_llm_still_scores_it_and_the_two_are_compared(workspace: Workspace, server: JudgeServer) -> None:
     record(workspace, EARNED)
     prepare(workspace)
-    judge_window(workspace)
+    judge_window(workspace, HindsightJudge())
     [again] = rejudge(workspace, a_ruler(server.url), [WINDOW]).windows
     assert again.new is not None
     assert (len(again.new.scores), again.new.left_out, again.tau) == (5, {}, 1.0)
@@ -177,7 +142,7 @@ def test_its_turns_are_no_own_turns_of_the_batch(workspace: Workspace) -> None:
     other = [a_json_step(llmCalls=[a_json_call(model="gpt-4o", modelVersion="gpt-4o")])]
     record(workspace, (5.0, None, 7.0), steps={0: other, 2: other})
     prepare(workspace, min_agents=3)
-    judge_window(workspace)
+    judge_window(workspace, HindsightJudge())
     assert [r.window_id for r in workspace.ledger.ready()] == [str(WINDOW)]
     rules = {"min_own_share": 0.3}  # one turn of three is own, none of those that train
     strict = replace(workspace, settings=workspace.settings.changed(training=rules))
@@ -187,19 +152,19 @@ def test_its_turns_are_no_own_turns_of_the_batch(workspace: Workspace) -> None:
 def test_too_few_known_are_tried_again_when_rows_change(workspace: Workspace) -> None:
     record(workspace, (5.0, None, None, None, None))
     prepare(workspace)
-    judge_window(workspace)
+    judge_window(workspace, HindsightJudge())
     waits = state(workspace)
     assert waits.reason is Reason.JUDGE_FAILED
     assert "the P&L of agent-1, agent-2, agent-3, agent-4 inside the window is unknown" in (waits.explanation or "")
     assert waits.not_before is not None
     assert waits.not_before > NOW + timedelta(days=300)
     month = replace(workspace, now=lambda: NOW + timedelta(days=30))
-    assert judge_window(month, unattended=True).facts["waits"] is True
+    assert judge_window(month, HindsightJudge(), unattended=True).facts["waits"] is True
 
     insert_rows(workspace.game, [a_row("agent-1", window=WINDOW, tick=1, final_pnl=40.0)])
     prepare(workspace)
     assert state(workspace).not_before is None
-    assert judge_window(month, unattended=True).count == 2
+    assert judge_window(month, HindsightJudge(), unattended=True).count == 2
     assert state(workspace).trainable
 
 

@@ -10,28 +10,21 @@ import pytest
 import sqlalchemy as sa
 from judge_server import JudgeServer
 from judging_factories import a_pair, a_ruler
+from one_hour import WINDOW, current, judge_window, prepare, state, write_outcome
 
 from babylon_rl.errors import ConfigError
 from babylon_rl.export.dataset import export
 from babylon_rl.export.explain import explain
 from babylon_rl.judging.hindsight_judge import HindsightJudge
-from babylon_rl.judging.judge import Judge, NoOutcomesError
-from babylon_rl.pipeline.group import group_window
-from babylon_rl.pipeline.ingest import ingest_window
-from babylon_rl.pipeline.outcomes import snapshot_outcomes
+from babylon_rl.judging.judge import NoOutcomesError
 from babylon_rl.pipeline.readiness import readiness
 from babylon_rl.pipeline.rejudge import rejudge
-from babylon_rl.pipeline.score import score_windows
-from babylon_rl.pipeline.window_result import WindowResult
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.settings import Settings
-from babylon_rl.store.eligibility import Reason, WindowState
+from babylon_rl.store.eligibility import Reason
 from babylon_rl.types import Judgment, WindowOutcomes
-from babylon_rl.windows import HourWindow
 from babylon_rl_tests.factories import a_row, a_workspace, insert_rows
-from babylon_rl_tests.played import verify
 
-WINDOW = HourWindow.parse("2025-01-15T10:00")
 END = WINDOW.end_at + timedelta(hours=24)
 EARNED = (120.0, -80.5, 0.0, 610.25, None)
 
@@ -48,38 +41,6 @@ def workspace(engine: sa.Engine) -> Workspace:
 def at(workspace: Workspace, now: datetime, **settings: object) -> Workspace:
     """The workspace with its clock set to `now`, and with other settings of the judge."""
     return replace(workspace, now=lambda: now, settings=workspace.settings.changed(judge=settings))
-
-
-def prepare(workspace: Workspace) -> None:
-    ingest_window(WINDOW, workspace.game, workspace.store)
-    snapshot_outcomes(WINDOW, workspace.game, workspace.store, now=workspace.now(), sync=False)
-    group_window(WINDOW, workspace.store, min_agents=5)
-
-
-def judge_window(workspace: Workspace, judge: Judge, *, unattended: bool = False) -> WindowResult:
-    scored = asyncio.run(score_windows(workspace, judge, [WINDOW], unattended=unattended))
-    verify(workspace, WINDOW)
-    return scored[WINDOW]
-
-
-def state(workspace: Workspace) -> WindowState:
-    [found] = workspace.ledger.eligibility.states([WINDOW])
-    return found
-
-
-def current(workspace: Workspace) -> Judgment:
-    judgment = workspace.store.judgment(WINDOW)
-    assert judgment is not None
-    return judgment
-
-
-def write_outcome(workspace: Workspace) -> None:
-    with workspace.game.begin() as conn:
-        conn.execute(
-            sa.text("""INSERT INTO market_outcomes (id, window_id, stock_ticker, start_price, end_price, created_at)
-                       VALUES ('1', :w, 'BTC', 100, 110, :at)"""),
-            {"w": str(WINDOW), "at": (END + timedelta(hours=2)).replace(tzinfo=None)},
-        )
 
 
 def test_a_window_without_outcomes_waits_while_there_is_patience(workspace: Workspace, server: JudgeServer) -> None:
@@ -139,7 +100,7 @@ def test_outcomes_that_come_later_make_another_judgment(workspace: Workspace, se
     late = at(workspace, END)
     judge_window(late, a_ruler(server.url))
     alone, version = current(late), state(late).version
-    write_outcome(late)
+    write_outcome(late, END + timedelta(hours=2))
     later = at(workspace, END + timedelta(hours=3))
     prepare(later)
     assert state(later).version != version
