@@ -23,12 +23,12 @@ from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.settings import Settings
 from babylon_rl.store.log_evaluations import LogEvaluation, NotEvaluated, held_out_windows
 from babylon_rl.types import Checkpoint
-from babylon_rl_tests.foreign_game import FIRST, add_window, foreign_game
+from babylon_rl_tests.another_game import FIRST, add_window, another_game
 
 
 @pytest.fixture
 def game_url(server_url: str) -> Iterator[str]:
-    with foreign_game(server_url, f"babylon_test_{os.getpid()}_log", windows=5) as url:
+    with another_game(server_url, f"babylon_test_{os.getpid()}_log", windows=5) as url:
         yield url
 
 

@@ -15,7 +15,7 @@ from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.policy.shipped import shipped_base
 from babylon_rl.settings import Settings
 from babylon_rl.store.log_evaluations import LogEvaluation, NotEvaluated, read_log_rows
-from babylon_rl_tests.foreign_game import SYSTEM_PROMPT, foreign_game
+from babylon_rl_tests.another_game import SYSTEM_PROMPT, another_game
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def server() -> Iterator[ServerlessServer]:
 
 @pytest.fixture
 def game_url(server_url: str) -> Iterator[str]:
-    with foreign_game(server_url, f"babylon_test_{os.getpid()}_foreign", windows=8) as url:
+    with another_game(server_url, f"babylon_test_{os.getpid()}_foreign", windows=8) as url:
         yield url
 
 

@@ -9,25 +9,11 @@ import psycopg
 from babylon_rl.database.embedded import ensure_database
 from babylon_rl.windows import HourWindow
 from babylon_rl_tests.conftest import drop_database
+from babylon_rl_tests.prisma_tables import PRISMA
 
 FIRST = HourWindow.parse("2025-01-15T00:00")
 SYSTEM_PROMPT = "You are Ada, a trader of another game. Answer with JSON."
 ACTIONS = ("open_long", "open_short", "hold")
-_TABLES = """
-CREATE TABLE trajectories (id text PRIMARY KEY, "trajectoryId" text UNIQUE NOT NULL, "agentId" text NOT NULL,
-  "startTime" timestamp(3) NOT NULL, "endTime" timestamp(3), "windowId" varchar(50), "scenarioId" varchar(100),
-  "stepsJson" text NOT NULL, "metadataJson" text NOT NULL, "finalBalance" double precision,
-  "finalPnL" double precision, "isTrainingData" boolean NOT NULL DEFAULT true,
-  "isEvaluation" boolean NOT NULL DEFAULT false);
-CREATE TABLE llm_call_logs (id text PRIMARY KEY, "trajectoryId" text NOT NULL, "stepId" text NOT NULL,
-  "callId" text UNIQUE NOT NULL, timestamp timestamp(3) NOT NULL, model text, purpose text, "actionType" text,
-  "systemPrompt" text NOT NULL, "userPrompt" text NOT NULL, response text NOT NULL, reasoning text,
-  temperature double precision, "maxTokens" int, metadata text);
-CREATE TABLE market_outcomes (id text PRIMARY KEY, "windowId" varchar(50) NOT NULL, "stockTicker" varchar(20),
-  "startPrice" numeric(10,2), "endPrice" numeric(10,2), "changePercent" numeric(5,2), sentiment varchar(20),
-  "newsEvents" json, "predictionMarketId" text, question text, outcome varchar(20),
-  "finalProbability" numeric(5,4), "createdAt" timestamp(3) NOT NULL DEFAULT now());
-"""
 
 
 def action_of(agent: int, hour: int) -> str:
@@ -35,11 +21,11 @@ def action_of(agent: int, hour: int) -> str:
 
 
 @contextmanager
-def foreign_game(server_url: str, name: str, *, windows: int, agents: int = 5) -> Iterator[str]:
+def another_game(server_url: str, name: str, *, windows: int, agents: int = 5) -> Iterator[str]:
     """URL of a game with so many windows, each with agents that earned different money; agent 4 the most."""
     url = ensure_database(server_url, name)
     with psycopg.connect(url) as conn:
-        conn.execute(_TABLES)
+        conn.execute(PRISMA)
         for hour in range(windows):
             add_window(conn, FIRST.next(hour), hour, agents)
     try:
