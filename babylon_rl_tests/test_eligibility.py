@@ -290,9 +290,9 @@ def test_agents_are_counted_as_usable_once_they_were_read(workspace: Workspace) 
 @pytest.mark.parametrize(
     ("reason", "said"),
     [
-        (Reason.JUDGE_DOWN, "1 of them wait (1 judge down)"),
-        (Reason.ERROR, "1 of them wait (1 kept out)"),
-        (Reason.CHECK_FAILED, "1 more window with 5+ agents needed (1 are used or kept out)"),
+        (Reason.JUDGE_DOWN, "1 of them waits (1 judge down)"),
+        (Reason.ERROR, "1 of them waits (1 kept out)"),
+        (Reason.CHECK_FAILED, "1 more window with 5+ agents needed (1 is used or kept out)"),
     ],
 )
 def test_the_next_step_tells_waiting_from_missing(workspace: Workspace, reason: Reason, said: str) -> None:

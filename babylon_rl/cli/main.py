@@ -203,7 +203,7 @@ def _print_row_outcomes(settings: Settings, start: HourWindow, end: HourWindow) 
         outcomes = count_row_outcomes(workspace.store.engine, windows)
         each = [w for of_hour in windows_of(workspace.store.engine, windows).values() for w in of_hour]
         judged = sum(workspace.store.judgment(w) is not None for w in each)
-        why = explain_unjudged(workspace, each) if not judged else []
+        why = explain_unjudged(workspace, windows) if not judged else []
     rows = row_outcomes.table(outcomes)
     counts = ", ".join(f"{r['rows']:,} {r['status']} ({r['reason']})" for r in rows) or "none"
     console.print(

@@ -1,6 +1,7 @@
 """The guide's commands about windows: play them, compute their outcomes, show which can train."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -107,7 +108,8 @@ def sync_outcomes(
     upgrade(settings.database)
     with open_workspace(settings) as workspace:
         done = sync_hours(workspace, hours=hours)
-    console.print(f"Synced {hours} hours: {done.report}", highlight=False)
+    counts = " ".join(f"{status}={windows}" for status, windows in asdict(done.report).items())
+    console.print(f"Synced {formatting.count(hours, 'hour')}: {counts}", highlight=False, soft_wrap=True)
     if done.advice is not None:
         console.print(f"Nothing synced: {done.advice}", style="yellow", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(1)
@@ -159,7 +161,7 @@ def check_windows(
         )
     if report.waiting:
         console.print(
-            f"{formatting.count(report.waiting, 'window')} wait for outcomes, a judge, or another try; the others are "
+            f"{formatting.count(report.waiting, 'window')} wait{'s' * (report.waiting == 1)} for outcomes, a judge, or another try; the others are "
             f"{report.unused} that can train or be prepared now",
             highlight=False,
             soft_wrap=True,

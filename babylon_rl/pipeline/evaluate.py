@@ -278,10 +278,14 @@ def describe_evaluation(workspace: Workspace, lineage: str, step: int) -> str | 
     base, policy = (read_evaluation(engine, lineage, s, suite) for s in (0, step))
     if base is not None and policy is not None:
         return (
-            f"in the simulator, on {len(policy.pnl_usd)} held-out windows: mean P&L ${policy.mean_pnl_usd:,.2f} a window, "
-            f"its base's ${base.mean_pnl_usd:,.2f}"
+            f"in the simulator, on {len(policy.pnl_usd)} held-out windows: mean P&L {_dollars(policy.mean_pnl_usd)} a window, "
+            f"its base's {_dollars(base.mean_pnl_usd)}"
         )
     return None if row is None else row.result.sentence()
+
+
+def _dollars(value: float) -> str:
+    return f"{'−' * (value < 0)}${abs(value):,.2f}"
 
 
 def _digest_base(workspace: Workspace) -> str:

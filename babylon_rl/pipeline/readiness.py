@@ -202,12 +202,13 @@ def _choose_next_step(
                 return refusal  # by trying again alone nothing changes
             kinds = ", ".join(f"{n} {_STATES[r].partition(':')[0]}" for r, n in kept_back.items())
             return (
-                f"enough windows have {min_agents}+ agents, and {counts.waiting} of them wait ({kinds}); `babylon-rl up` tries "
+                f"enough windows have {min_agents}+ agents, and {counts.waiting} of them wait{'s' * (counts.waiting == 1)} ({kinds}); `babylon-rl up` tries "
                 f"them again at their time; to try at once, run: babylon-rl train --min-agents {min_agents} --iterations 1"
             )
         missing = min_windows - counts.unused - counts.waiting
         spent = counts.with_enough_agents - counts.unused - counts.waiting
-        notes = [f"{spent} are used or kept out"] * bool(spent) + [f"{counts.waiting} wait"] * bool(counts.waiting)
+        notes = [f"{spent} {'is' if spent == 1 else 'are'} used or kept out"] * bool(spent)
+        notes += [f"{counts.waiting} wait{'s' * (counts.waiting == 1)}"] * bool(counts.waiting)
         used = f" ({', '.join(notes)})" if notes else ""
         needed = f"{missing} more window{'s' * (missing > 1)} with {min_agents}+ agents needed{used}"
         if workspace.owns_game:

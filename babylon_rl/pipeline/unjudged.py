@@ -16,7 +16,7 @@ _WORDS = {
 
 
 def explain_unjudged(workspace: Workspace, windows: Sequence[HourWindow]) -> list[str]:
-    """One sentence for each reason why windows have no judgment, with the first of them and how many there are."""
+    """One sentence for each reason why windows of some hours have no judgment, with the first and how many there are."""
     groups: defaultdict[str, list[str]] = defaultdict(list)
     states = workspace.ledger.eligibility.states(windows)
     known = {s.hour_id for s in states if s.agents or workspace.store.rows_read(HourWindow.parse(s.hour_id))}

@@ -11,12 +11,14 @@ from babylon_rl.database import migrate
 from babylon_rl.export.dataframe import window_frame
 from babylon_rl.export.explain import explain
 from babylon_rl.pipeline.readiness import readiness, unprepared_windows
+from babylon_rl.pipeline.unjudged import explain_unjudged
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.eligibility import State
 from babylon_rl.store.row_outcomes import row_outcomes_of
 from babylon_rl_tests.factories import insert_row
 
 ATTACK, LEGIT = FIRST.of_scenario("trust-attack-01"), FIRST.of_scenario("trust/legit #1")
+WITHOUT_SCORES = ["raw_trajectories", "market_outcomes", "contextualized_groups"]
 BOTH = sorted([str(ATTACK), str(LEGIT)])
 
 
@@ -145,3 +147,13 @@ def test_an_hour_trained_as_a_whole_before_trains_no_scenario(
     states = played.ledger.eligibility.states([FIRST])
     assert [(s.window_id, s.consumed_step) for s in states] == [(w, 1) for w in BOTH]
     assert played.ledger.ready() == []
+
+
+def test_why_a_scenario_is_not_judged_is_said_by_its_name(
+    played: Workspace, runner: Runner, resources: dict[str, object]
+) -> None:
+    runner.materialize("windows", FIRST, FIRST, assets=WITHOUT_SCORES, resources=resources)
+    assert explain_unjudged(played, [FIRST, FIRST.next()]) == [
+        f"{FIRST.next()}: no row is recorded in it; `babylon-rl check-windows` lists the windows that have some",
+        f"{BOTH[0]} and 1 more: grouped and not judged; materialize ruler_scores",
+    ]
