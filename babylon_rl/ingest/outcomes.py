@@ -7,7 +7,6 @@ Which source is believed where they disagree is `ingest/order_of_trust.py`.
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -91,17 +90,6 @@ class OutcomeFaults:
     def facts(self) -> Json:
         """The faults that occurred, for metadata."""
         return {f: list(v) if isinstance(v, tuple) else v for f in self.__slots__ if (v := getattr(self, f))}
-
-
-def sync_recent(conn: sa.Connection, *, hours: int = 24, now: datetime) -> SyncReport:
-    """Sync the `hours` last closed windows before `now`; the window of `now` itself is counted as open."""
-    current = HourWindow.containing(now)
-    counts = Counter(sync_window_outcomes(conn, w, now=now) for w in current.next(-hours).until(current))
-    report = SyncReport(
-        written=counts["written"], unchanged=counts["unchanged"], open=counts["open"], no_facts=counts["no_facts"]
-    )
-    logger.info("synced outcomes hours=%d written=%d unchanged=%d", hours, report.written, report.unchanged)
-    return report
 
 
 def sync_window_outcomes(conn: sa.Connection, window: HourWindow, *, now: datetime) -> SyncStatus:

@@ -1,6 +1,7 @@
 """Outcomes are the truth about closed hours, written once and read by one rule."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -11,9 +12,10 @@ import sqlalchemy as sa
 from babylon_rl.database import game_tables, tables
 from babylon_rl.errors import DataError
 from babylon_rl.ingest.facts import write_facts
-from babylon_rl.ingest.outcomes import SyncReport, examine_outcomes, sync_recent, sync_window_outcomes
+from babylon_rl.ingest.outcomes import SyncReport, examine_outcomes, sync_window_outcomes
+from babylon_rl.pipeline.outcomes import OutcomesSync, sync_hours
 from babylon_rl.types import StockOutcome, WindowOutcomes
-from babylon_rl_tests.factories import WINDOW
+from babylon_rl_tests.factories import WINDOW, a_workspace
 
 START, END = WINDOW.start_at, WINDOW.end_at
 NOW = END + timedelta(minutes=5)
@@ -170,10 +172,11 @@ def test_without_facts_the_games_own_rows_stay_as_they_are(engine: sa.Engine) ->
 
 def test_recent_windows_are_all_accounted_for(engine: sa.Engine) -> None:
     facts(engine, prices=[("BTC", at(0), 1.0), ("BTC", at(70), 2.0), ("BTC", at(-60 * 30), 3.0)])
-    with engine.begin() as conn:
-        now = at(65)
-        assert sync_recent(conn, hours=24, now=now) == SyncReport(written=1, unchanged=0, open=1, no_facts=23)
-        assert sync_recent(conn, hours=24, now=now) == SyncReport(written=0, unchanged=1, open=1, no_facts=23)
+    workspace = replace(a_workspace(engine), now=lambda: at(65))
+    assert workspace.owns_game
+    for written in (1, 0):
+        report = SyncReport(written=written, unchanged=1 - written, open=1, no_facts=23)
+        assert sync_hours(workspace, hours=24) == OutcomesSync(report=report, advice=None)
 
 
 def test_a_fact_written_again_replaces_itself(engine: sa.Engine) -> None:
