@@ -1,5 +1,7 @@
 """`contextualized_groups`: the groups of an hour and, stored apart, the hindsight for the judge."""
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Final
 
 from babylon_rl.grouping.groups import decide_row_outcomes, make_groups
@@ -47,7 +49,14 @@ def _group_once(window: HourWindow, store: Store, min_agents: int) -> WindowResu
         "outcomes_known": bool(groups) and sources.outcomes.known,
     }
     if not groups and sources.row_outcomes:
-        facts["left_out"] = f"too few usable agents: {facts['agents_seen']}, and a group needs {min_agents}"
+        facts["left_out"] = _explain_too_few([t.window_id for t in sources.trajectories], min_agents)
     if len({t.window_id for t in sources.trajectories}) > 1:  # the usual hour has no scenarios
         facts["members_of_scenario"] = {g.window_id: len(g.members) for g in groups}
     return WindowResult(data_version=version, changed=changed, count=members, facts=facts)
+
+
+def _explain_too_few(window_ids: Sequence[str], min_agents: int) -> str:
+    """Why an hour has no group, from the window of each of its trajectories, which are one per agent and window."""
+    agents = Counter(window_ids)
+    where = f" in any of its {len(agents)} scenarios" if len(agents) > 1 else ""
+    return f"too few usable agents{where}: {max(agents.values(), default=0)}, and a group needs {min_agents}"

@@ -10,6 +10,8 @@ from babylon_rl.cli.runner import Runner
 from babylon_rl.database import migrate
 from babylon_rl.export.dataframe import window_frame
 from babylon_rl.export.explain import explain
+from babylon_rl.pipeline.group import group_window
+from babylon_rl.pipeline.ingest import ingest_window
 from babylon_rl.pipeline.readiness import readiness, unprepared_windows
 from babylon_rl.pipeline.unjudged import explain_unjudged
 from babylon_rl.pipeline.workspace import Workspace
@@ -157,3 +159,11 @@ def test_why_a_scenario_is_not_judged_is_said_by_its_name(
         f"{FIRST.next()}: no row is recorded in it; `babylon-rl check-windows` lists the windows that have some",
         f"{BOTH[0]} and 1 more: grouped and not judged; materialize ruler_scores",
     ]
+
+
+def test_an_hour_with_too_few_in_each_scenario_says_so(workspace: Workspace) -> None:
+    for i in range(6):
+        insert_row(workspace.game, f"agent-{i}", window=FIRST, scenario_id="even" if i % 3 else "odd")
+    ingest_window(FIRST, workspace.game, workspace.store)
+    said = group_window(FIRST, workspace.store, min_agents=5).facts["left_out"]
+    assert said == "too few usable agents in any of its 2 scenarios: 4, and a group needs 5"
