@@ -17,7 +17,8 @@ from babylon_rl.errors import ConfigError, TransientError
 from babylon_rl.policy.shipped import shipped_base
 
 if TYPE_CHECKING:
-    from babylon_rl.settings import DatabaseSettings, ServingSettings, TrainingSettings
+    from babylon_rl.settings import DatabaseSettings, TrainingSettings
+    from babylon_rl.settings.live import ServingSettings
 
 logger = logging.getLogger(__name__)
 

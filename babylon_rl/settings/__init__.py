@@ -11,22 +11,16 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from babylon_rl.errors import ConfigError
+from babylon_rl.settings.live import DeploymentSettings, GatewaySettings, Part, ServingSettings
 from babylon_rl.windows import HourWindow
 
 ForeignTurns = Literal["own_only", "positive_only", "all"]
 """Which turns of models that are not ours train: none, those of trajectories above their group's mean, or all."""
 
 
-class _Part(BaseSettings):
-    """One part of the settings; each field is read from the environment variable that is its alias."""
-
-    model_config = SettingsConfigDict(extra="ignore", frozen=True)
-
-
-class DatabaseSettings(_Part):
+class DatabaseSettings(Part):
     """Where rows, results and Dagster's events are kept."""
 
     home: Path = Field(
@@ -56,7 +50,7 @@ class DatabaseSettings(_Part):
         return v.expanduser().absolute()
 
 
-class JudgeSettings(_Part):
+class JudgeSettings(Part):
     """Who judges, how often it is asked, and what that may cost."""
 
     model: str | None = Field(
@@ -129,7 +123,7 @@ class JudgeSettings(_Part):
     )
 
 
-class TrainingSettings(_Part):
+class TrainingSettings(Part):
     """Which windows train, and which trainer trains on them."""
 
     trainer: Literal["cpu", "local", "serverless"] = Field(
@@ -213,35 +207,7 @@ class TrainingSettings(_Part):
     )
 
 
-class ServingSettings(_Part):
-    """How a policy is served to agents, and evaluated."""
-
-    inference_url: str | None = Field(
-        default=None,
-        validation_alias="BABYLON_INFERENCE_URL",
-        description="OpenAI-compatible endpoint that serves the checkpoints. Unset: one is started on loopback.",
-    )
-    explore_temperature: float = Field(
-        default=1.0,
-        ge=0,
-        validation_alias="BABYLON_EXPLORE_TEMPERATURE",
-        description="Temperature at which agents play the windows that train.",
-    )
-    serve_temperature: float = Field(
-        default=0.5,
-        ge=0,
-        validation_alias="BABYLON_SERVE_TEMPERATURE",
-        description="Temperature of every evaluation, and of served agents that ask for none (why 0.5: docs/adr/0007).",
-    )
-    evaluation_windows: int = Field(
-        default=100,
-        ge=2,
-        validation_alias="BABYLON_EVALUATION_WINDOWS",
-        description="Held-out windows that each new checkpoint plays beside its base; of another game than ours, most held-out windows of the log that it is asked about.",
-    )
-
-
-class Settings(_Part):
+class Settings(Part):
     """The process as a whole: which hours, which lineage, which seed.
 
     `Settings.load(BABYLON_SEED=7)` overrides one variable.
@@ -269,6 +235,8 @@ class Settings(_Part):
     judge: JudgeSettings
     training: TrainingSettings
     serving: ServingSettings
+    gateway: GatewaySettings
+    deployment: DeploymentSettings
 
     @field_validator("start")
     @classmethod
@@ -308,11 +276,13 @@ class Settings(_Part):
         return self.home / "checkpoints"
 
 
-PARTS: dict[str, type[_Part]] = {
+PARTS: dict[str, type[Part]] = {
     "database": DatabaseSettings,
     "judge": JudgeSettings,
     "training": TrainingSettings,
     "serving": ServingSettings,
+    "gateway": GatewaySettings,
+    "deployment": DeploymentSettings,
 }
 
 
@@ -345,7 +315,7 @@ class Variable:
 
 def variables(settings: Settings) -> Iterator[Variable]:
     """Every environment variable that the project reads, part by part, with the value in force."""
-    parts: dict[str, _Part] = {"database": settings.database, "run": settings}
+    parts: dict[str, Part] = {"database": settings.database, "run": settings}
     parts |= {name: getattr(settings, name) for name in PARTS}
     for part, values in parts.items():
         for name, field in type(values).model_fields.items():
