@@ -18,7 +18,6 @@ from babylon_rl.gateway.errors import Failure, UpstreamError
 from babylon_rl.gateway.heard import Heard
 from babylon_rl.gateway.reading import Asked
 from babylon_rl.gateway.sse import DONE, EventReader
-
 from babylon_rl.policy.wire import RequestError, build_chunk
 from babylon_rl.types import Json
 
@@ -130,16 +129,17 @@ class OpenAIUpstream:
         """The response with status 200, after at most two more tries; closed at the end, also in its middle."""
         body = msgspec.json.encode(fields)
         async with AsyncExitStack() as stack:
-            for wait_s in (*RETRY_WAITS_S, None):
+            waits_s = list(RETRY_WAITS_S)
+            while True:
                 try:
                     response = await self._post(body)
                     stack.callback(response.close)
                     await self._check(response)
                     break
                 except UpstreamError as e:
-                    if not e.passing or wait_s is None:
+                    if not e.passing or not waits_s:
                         raise
-                await asyncio.sleep(wait_s * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
+                await asyncio.sleep(waits_s.pop(0) * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
             yield response
 
     async def _post(self, body: bytes) -> "aiohttp.ClientResponse":
@@ -210,7 +210,6 @@ class OpenAIUpstream:
             raise UpstreamError(Failure.TIMED_OUT, type(e).__name__) from e
         except (aiohttp.ClientError, OSError, ValueError) as e:
             raise UpstreamError(Failure.BROKEN, type(e).__name__) from e
-
 
 
 def _read_object(data: bytes) -> Json:
