@@ -21,7 +21,16 @@ from babylon_rl.ingest.steps import make_storable
 from babylon_rl.types import Json
 
 _TABLE: Final = "llm_call_logs"
-_REQUIRED: Final = ("id", "trajectory_id", "step_id", "call_id", "timestamp", "system_prompt", "user_prompt", "response")
+_REQUIRED: Final = (
+    "id",
+    "trajectory_id",
+    "step_id",
+    "call_id",
+    "timestamp",
+    "system_prompt",
+    "user_prompt",
+    "response",
+)
 _SYSTEM: Final = ("system", "developer")
 
 
@@ -47,8 +56,10 @@ class AnsweredCall:
     purpose: str
     messages: Sequence[Json]
     response: str
+    reasoning: str | None
     temperature: float | None
     max_tokens: int | None
+    top_p: float | None
     finish_reason: str | None
     latency_ms: float | None
     prompt_tokens: int | None
@@ -108,7 +119,9 @@ def _find_columns(conn: sa.Connection, *, into_foreign_game: bool) -> Mapping[st
             f"calls of agents are not logged in table {_TABLE!r}: our migrations did not create it, so it is another game's "
             "to write; that game logs its agents' calls itself, or give the gateway --into-foreign-game"
         )
-    query = sa.text("SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(:name) AND attnum > 0 AND NOT attisdropped")
+    query = sa.text(
+        "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(:name) AND attnum > 0 AND NOT attisdropped"
+    )
     found = {ignore_case(name): name for name in conn.scalars(query, {"name": _TABLE})}
     columns = {c.name: found[key] for c in game_tables.llm_call_logs.columns if (key := ignore_case(c.name)) in found}
     missing = [name for name in _REQUIRED if name not in columns]
@@ -146,8 +159,10 @@ def _make_row(c: AnsweredCall) -> Json:
         "user_prompt": make_storable(user),
         "messages_json": None if prompts else make_storable(msgspec.json.encode(c.messages).decode()),
         "response": make_storable(c.response),
+        "reasoning": None if c.reasoning is None else make_storable(c.reasoning),
         "temperature": c.temperature,
         "max_tokens": c.max_tokens,
+        "top_p": c.top_p,
         "prompt_tokens": c.prompt_tokens,
         "completion_tokens": c.completion_tokens,
         "total_tokens": (c.prompt_tokens or 0) + (c.completion_tokens or 0) if known else None,
