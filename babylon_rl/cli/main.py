@@ -262,6 +262,27 @@ def serve(
 
 
 @app.command()
+def gateway(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 chooses a free one.")] = 8080,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but loopback needs BABYLON_GATEWAY_KEY.")
+    ] = "127.0.0.1",
+    into_foreign_game: IntoForeignGame = False,
+) -> None:
+    """Answer live agents with the policy that is deployed for them, at an OpenAI-compatible /v1/chat/completions."""
+    from babylon_rl.database.migrate import upgrade
+    from babylon_rl.gateway.access import check_address
+    from babylon_rl.gateway.server import serve as run
+
+    settings = _settings()
+    check_address(host, settings.gateway.key)
+    upgrade(settings.database)
+    if port:
+        console.print(f"agents call http://{host}:{port}/v1 with model={settings.lineage}   (Ctrl-C stops it)", highlight=False)
+    run(settings, host=host, port=port, into_foreign_game=into_foreign_game)
+
+
+@app.command()
 def up(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Dagster's UI.")] = 3000,
     host: Annotated[str, typer.Option(help="Address to listen on; loopback by default.")] = "127.0.0.1",
