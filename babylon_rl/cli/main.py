@@ -278,7 +278,9 @@ def gateway(
     check_address(host, settings.gateway.key)
     upgrade(settings.database)
     if port:
-        console.print(f"agents call http://{host}:{port}/v1 with model={settings.lineage}   (Ctrl-C stops it)", highlight=False)
+        console.print(
+            f"agents call http://{host}:{port}/v1 with model={settings.lineage}   (Ctrl-C stops it)", highlight=False
+        )
     run(settings, host=host, port=port, into_foreign_game=into_foreign_game)
 
 

@@ -30,7 +30,9 @@ class Access:
         scheme, _, key = given.partition(b" ")
         if not hmac.compare_digest(key.strip(), self._key) or scheme.lower() != b"bearer":
             raise RequestError(
-                401, "the key is missing or wrong; send the gateway's key as Authorization: Bearer …", code="invalid_api_key"
+                401,
+                "the key is missing or wrong; send the gateway's key as Authorization: Bearer …",
+                code="invalid_api_key",
             )
 
 

@@ -104,9 +104,7 @@ class Answerer:
         except UpstreamError as e:
             raise self._tell(call, e) from e
 
-    async def _ask(
-        self, call: Call, ask: Callable[[Target], Awaitable[T]], *, only_if_healthy: bool = False
-    ) -> T:
+    async def _ask(self, call: Call, ask: Callable[[Target], Awaitable[T]], *, only_if_healthy: bool = False) -> T:
         call.target = target = self._upstreams.find(call.state, call.step)
         breaker = self._breakers.of(target.key)
         if only_if_healthy and not breaker.lets_through():
@@ -138,7 +136,12 @@ class Answerer:
         self._sink.record(record)
         self._metrics.count(record)
         d = call.state.deployment
-        if d.stage is Stage.SHADOW and d.candidate is not None and call.route.arm is Arm.INCUMBENT and call.status == 200:
+        if (
+            d.stage is Stage.SHADOW
+            and d.candidate is not None
+            and call.route.arm is Arm.INCUMBENT
+            and call.status == 200
+        ):
             self._mirror(call, d.candidate)
 
     def _mirror(self, call: Call, candidate: int) -> None:

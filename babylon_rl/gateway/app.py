@@ -53,7 +53,10 @@ def create_gateway(settings: "Settings", follower: DeploymentFollower, recorder:
 
     metrics.watch(
         {
-            "deployment_number": ("Number of the deployment answered by.", lambda: follower.current().deployment.number),
+            "deployment_number": (
+                "Number of the deployment answered by.",
+                lambda: follower.current().deployment.number,
+            ),
             "state_age_seconds": ("Since the database last said what is deployed.", age_s),
             "calls_unwritten": ("Calls recorded and not yet in the database.", lambda: recorder.waiting),
             "engine_waiting": ("Requests at our own engine.", lambda: upstreams.waiting),

@@ -104,7 +104,9 @@ class EngineUpstream:
 
         def piece(delta: Json, logprobs: list[tuple[int, float]] | None = None, reason: str | None = None) -> Json:
             kept = logprobs if prepared.logprobs else None
-            chunk = build_piece(model=self._policy.name, created=created, delta=delta, logprobs=kept, finish_reason=reason)
+            chunk = build_piece(
+                model=self._policy.name, created=created, delta=delta, logprobs=kept, finish_reason=reason
+            )
             heard.take_chunk(chunk)
             return chunk
 

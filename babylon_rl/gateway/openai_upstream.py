@@ -18,7 +18,6 @@ from babylon_rl.gateway.errors import Failure, UpstreamError
 from babylon_rl.gateway.heard import Heard
 from babylon_rl.gateway.reading import Asked
 from babylon_rl.gateway.sse import DONE, EventReader
-
 from babylon_rl.policy.wire import RequestError, build_chunk
 from babylon_rl.types import Json
 
@@ -210,7 +209,6 @@ class OpenAIUpstream:
             raise UpstreamError(Failure.TIMED_OUT, type(e).__name__) from e
         except (aiohttp.ClientError, OSError, ValueError) as e:
             raise UpstreamError(Failure.BROKEN, type(e).__name__) from e
-
 
 
 def _read_object(data: bytes) -> Json:

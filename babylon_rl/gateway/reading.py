@@ -77,7 +77,9 @@ class Asked:
     def mirrored(self, at: datetime) -> "Asked":
         """The same question, asked of a shadow: whole, and part of no trajectory."""
         fields = {k: v for k, v in self.fields.items() if k not in ("stream", "stream_options")}
-        return replace(self, fields=fields, stream=False, include_usage=False, trajectory_id=None, step_number=None, at=at)
+        return replace(
+            self, fields=fields, stream=False, include_usage=False, trajectory_id=None, step_number=None, at=at
+        )
 
     def fields_for(self, model: str, *, temperature: float, most_tokens: int) -> Json:
         """The body for an upstream: as it was sent, but for the model, and what the caller left to us.
@@ -117,7 +119,9 @@ def _read_object(body: bytes) -> Json:
     try:
         fields = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise RequestError(400, f"the body is not JSON ({str(e)[:100]}); correct it and send the request again") from None
+        raise RequestError(
+            400, f"the body is not JSON ({str(e)[:100]}); correct it and send the request again"
+        ) from None
     if not isinstance(fields, dict):
         raise RequestError(400, "the body is JSON, but no object; send an object with model and messages")
     return fields

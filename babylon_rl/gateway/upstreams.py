@@ -141,9 +141,7 @@ class Upstreams:
             judgment_keys=(),
             metrics={},
         )
-        served = locate_policy(
-            self._settings.training, checkpoint, inference_url=self._settings.serving.inference_url
-        )
+        served = locate_policy(self._settings.training, checkpoint, inference_url=self._settings.serving.inference_url)
         return self._over_http(name, served, served.model, self._key_of(served))
 
     def _key_of(self, served: ServedPolicy) -> "SecretStr | None":
@@ -153,9 +151,7 @@ class Upstreams:
         from babylon_rl.gateway.engine_upstream import EngineUpstream
 
         upstream = EngineUpstream(self._engines, policy, self._settings)
-        return Target(
-            name=policy.name, kind=ENGINE, key=(ENGINE, policy.name), digest=policy.digest, upstream=upstream
-        )
+        return Target(name=policy.name, kind=ENGINE, key=(ENGINE, policy.name), digest=policy.digest, upstream=upstream)
 
     def _over_http(self, name: str, served: ServedPolicy, model: str, key: "SecretStr | None") -> Target:
         from babylon_rl.gateway.openai_upstream import OpenAIUpstream

@@ -3,14 +3,20 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import sqlalchemy as sa
 
-from babylon_rl.deployment.stages import Arm
+from babylon_rl.common.canonical import to_json
+from babylon_rl.common.files import hash_file
+from babylon_rl.database import tables as t
+from babylon_rl.deployment.stages import Arm, Deployment, MoveKind, Stage
 from babylon_rl.gateway.calls import ServedCall, new_call_id
+from babylon_rl.store.deployments import Move, read_deployment, write_move
 from babylon_rl.store.served_calls import RecordedCall, read_calls
 from babylon_rl_tests.factories import WINDOW
 
@@ -73,3 +79,35 @@ def database_away(server_url: str, database_url: str) -> Iterator[None]:
             yield
         finally:
             conn.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+
+
+def move(engine: sa.Engine, kind: MoveKind, subject: int) -> Deployment:
+    """Make one move of the lineage, whatever the rules say."""
+    d = read_deployment(engine, LINEAGE)
+    d = replace(d, number=d.number + 1)
+    if kind is MoveKind.CANARY:
+        d = replace(d, stage=Stage.CANARY, candidate=subject, rollout=f"r{d.number}", threshold=0.1, test_threshold=0.5)
+    elif kind is MoveKind.PROMOTED:
+        d = Deployment(lineage=LINEAGE, number=d.number, incumbent=subject)
+    else:
+        d = Deployment(lineage=LINEAGE, number=d.number, incumbent=d.incumbent)
+    assert write_move(engine, Move(kind=kind, after=d, subject=subject, reason="a test", made_by="operator"))
+    return d
+
+
+def record_checkpoint(engine: sa.Engine, step: int, directory: Path | None = None) -> None:
+    """Record what lies in a folder as the ledger does; without one, a checkpoint that nobody can load."""
+    files = {} if directory is None else {p.name: hash_file(p) for p in directory.iterdir()}
+    row = {
+        "lineage": LINEAGE,
+        "step": step,
+        "window_id": str(WINDOW),
+        "trainer": "cpu",
+        "base_model": "shipped",
+        "path": str(directory or f"/c/{step}"),
+        "manifest": to_json(files or {"f": "00"}).decode(),
+        "judgment_keys": [],
+        "metrics": "{}",
+    }
+    with engine.begin() as conn:
+        conn.execute(sa.insert(t.checkpoints), [row])

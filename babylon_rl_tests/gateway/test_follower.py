@@ -3,50 +3,17 @@
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from recording_factories import LINEAGE, database_away
+from recording_factories import LINEAGE, database_away, move, record_checkpoint
 
-from babylon_rl.database import tables as t
-from babylon_rl.deployment.stages import Deployment, MoveKind, Stage
+from babylon_rl.deployment.stages import Deployment, MoveKind
 from babylon_rl.errors import ConfigError
 from babylon_rl.gateway.follower import DeploymentFollower
 from babylon_rl.gateway.state import ServedState
-from babylon_rl.store.deployments import Move, read_deployment, write_move
-
-
-def move(engine: sa.Engine, kind: MoveKind, subject: int) -> Deployment:
-    """Make one move of the lineage, whatever the rules say."""
-    d = read_deployment(engine, LINEAGE)
-    d = replace(d, number=d.number + 1)
-    if kind is MoveKind.CANARY:
-        d = replace(d, stage=Stage.CANARY, candidate=subject, rollout=f"r{d.number}", threshold=0.1, test_threshold=0.5)
-    elif kind is MoveKind.PROMOTED:
-        d = Deployment(lineage=LINEAGE, number=d.number, incumbent=subject)
-    else:
-        d = Deployment(lineage=LINEAGE, number=d.number, incumbent=d.incumbent)
-    assert write_move(engine, Move(kind=kind, after=d, subject=subject, reason="a test", made_by="operator"))
-    return d
-
-
-def record_checkpoint(engine: sa.Engine, step: int) -> None:
-    row = {
-        "lineage": LINEAGE,
-        "step": step,
-        "window_id": "w",
-        "trainer": "cpu",
-        "base_model": "b",
-        "path": f"/c/{step}",
-        "manifest": '{"f":"00"}',
-        "judgment_keys": [],
-        "metrics": "{}",
-    }
-    with engine.begin() as conn:
-        conn.execute(sa.insert(t.checkpoints), [row])
 
 
 async def time_until(condition: Callable[[], bool], timeout_s: float = 10) -> float:

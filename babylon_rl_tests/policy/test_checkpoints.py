@@ -56,7 +56,9 @@ def snapshot(tmp_path: Path) -> Snapshot:
         RecordedCheckpoint(lineage="mmo", step=s, trainer="cpu", path="p", manifest={"a": f"hash {s}"}, trained_at=at)
         for s in (1, 2, 10)
     ]
-    remote = RecordedCheckpoint(lineage="far", step=1, trainer="serverless", path="team/p/far:step1", manifest={}, trained_at=at)
+    remote = RecordedCheckpoint(
+        lineage="far", step=1, trainer="serverless", path="team/p/far:step1", manifest={}, trained_at=at
+    )
     return Snapshot(tmp_path, "fresh", [remote, *recorded])
 
 
