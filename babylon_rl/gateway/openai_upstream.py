@@ -129,16 +129,17 @@ class OpenAIUpstream:
         """The response with status 200, after at most two more tries; closed at the end, also in its middle."""
         body = msgspec.json.encode(fields)
         async with AsyncExitStack() as stack:
-            for wait_s in (*RETRY_WAITS_S, None):
+            waits_s = list(RETRY_WAITS_S)
+            while True:
                 try:
                     response = await self._post(body)
                     stack.callback(response.close)
                     await self._check(response)
                     break
                 except UpstreamError as e:
-                    if not e.passing or wait_s is None:
+                    if not e.passing or not waits_s:
                         raise
-                await asyncio.sleep(wait_s * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
+                await asyncio.sleep(waits_s.pop(0) * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
             yield response
 
     async def _post(self, body: bytes) -> "aiohttp.ClientResponse":
