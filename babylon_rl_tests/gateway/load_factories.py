@@ -18,7 +18,8 @@ import aiohttp
 import httpx
 import psutil
 import sqlalchemy as sa
-from recording_factories import LINEAGE, move, record_checkpoint
+from gateway_factories import LINEAGE
+from recording_factories import move, record_checkpoint
 
 from babylon_rl.base_policy.corpus import draw_markets
 from babylon_rl.database.connection import connect, platform_url
@@ -115,7 +116,10 @@ def opened_site(steps: Sequence[int]) -> Iterator[Site]:
     with tempfile.TemporaryDirectory(prefix="babylon-test-", ignore_cleanup_errors=True) as folder:
         home = Path(folder)
         settings = Settings.load(
-            BABYLON_HOME=folder, DATABASE_URL=None, BABYLON_PLATFORM_URL=None, BABYLON_LINEAGE=LINEAGE
+            BABYLON_HOME=folder,
+            DATABASE_URL=ensure_server(home),  # named, so that a gateway cannot start it by itself
+            BABYLON_PLATFORM_URL=None,
+            BABYLON_LINEAGE=LINEAGE,
         )
         try:
             upgrade(settings.database)
@@ -152,6 +156,18 @@ class Clients:
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     answers: list[Answered] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+
+    @property
+    def as_rows(self) -> dict[str, tuple[str, str, int]]:
+        """What `Site.rows` gives where each answer is a row."""
+        return {a.call_id: (a.policy, a.arm, 200) for a in self.answers}
+
+    async def play_for(self, seconds: float) -> None:
+        """Ask for some time, and be answered to the end."""
+        playing = asyncio.create_task(self.play())
+        await asyncio.sleep(seconds)
+        self.stop.set()
+        await playing
 
     async def play(self) -> None:
         """Ask until `stop`; every fourth call is streamed, every sixteenth names the base."""
@@ -249,7 +265,7 @@ def _names(d: Deployment) -> set[str]:
 def describe(clients: Clients, history: History, rows: dict[str, tuple[str, str, int]]) -> dict[str, Any]:
     """What a run under load has shown."""
     took = sorted(a.ended_at - a.asked_at for a in clients.answers)
-    answers = {a.call_id: (a.policy, a.arm, 200) for a in clients.answers}
+    answers = clients.as_rows
     return {
         "answers": len(answers),
         "streamed": sum(a.streamed for a in clients.answers),

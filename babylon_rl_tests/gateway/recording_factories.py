@@ -3,24 +3,24 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import sqlalchemy as sa
+from gateway_factories import LINEAGE
+from gateway_factories import move as make_move
 
 from babylon_rl.common.canonical import to_json
 from babylon_rl.common.files import hash_file
 from babylon_rl.database import tables as t
 from babylon_rl.deployment.stages import Arm, Deployment, MoveKind, Stage
 from babylon_rl.gateway.calls import ServedCall, new_call_id
-from babylon_rl.store.deployments import Move, read_deployment, write_move
+from babylon_rl.store.deployments import read_deployment
 from babylon_rl.store.served_calls import RecordedCall, read_calls
 from babylon_rl_tests.factories import WINDOW
 
-LINEAGE = "babylon-mmo"
 MESSAGES = [{"role": "system", "content": "You trade."}, {"role": "user", "content": "Markets: …"}]
 
 
@@ -81,18 +81,13 @@ def database_away(server_url: str, database_url: str) -> Iterator[None]:
             conn.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
 
 
-def move(engine: sa.Engine, kind: MoveKind, subject: int) -> Deployment:
-    """Make one move of the lineage, whatever the rules say."""
+def move(engine: sa.Engine, kind: MoveKind, step: int) -> Deployment:
+    """Make a step the canary of a tenth, or the incumbent, or end its rollout, whatever the rules say."""
     d = read_deployment(engine, LINEAGE)
-    d = replace(d, number=d.number + 1)
     if kind is MoveKind.CANARY:
-        d = replace(d, stage=Stage.CANARY, candidate=subject, rollout=f"r{d.number}", threshold=0.1, test_threshold=0.5)
-    elif kind is MoveKind.PROMOTED:
-        d = Deployment(lineage=LINEAGE, number=d.number, incumbent=subject)
-    else:
-        d = Deployment(lineage=LINEAGE, number=d.number, incumbent=d.incumbent)
-    assert write_move(engine, Move(kind=kind, after=d, subject=subject, reason="a test", made_by="operator"))
-    return d
+        trial = {"stage": Stage.CANARY, "candidate": step, "rollout": f"r{d.number}", "threshold": 0.1}
+        return make_move(engine, kind, step, incumbent=d.incumbent, test_threshold=0.5, **trial)
+    return make_move(engine, kind, step, incumbent=step if kind is MoveKind.PROMOTED else d.incumbent)
 
 
 def record_checkpoint(engine: sa.Engine, step: int, directory: Path | None = None) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from recording_factories import LINEAGE, database_away, move, record_checkpoint
+from gateway_factories import LINEAGE
+from recording_factories import database_away, move, record_checkpoint
 
 from babylon_rl.deployment.stages import Deployment, MoveKind
 from babylon_rl.errors import ConfigError
@@ -52,7 +53,7 @@ def test_without_notifications_the_poll_tells(engine: sa.Engine, database_url: s
         conn.exec_driver_sql("DROP TRIGGER tell_of_move ON babylon_rl.deployment_events")
 
     async def follow() -> tuple[float, float]:
-        follower = DeploymentFollower(database_url, LINEAGE, tmp_path)
+        follower = DeploymentFollower(database_url, LINEAGE, tmp_path, poll_s=0.3)
         async with follower.running():
             made = move(engine, MoveKind.CANARY, 1)
             moved = await time_until(lambda: follower.current().deployment == made)

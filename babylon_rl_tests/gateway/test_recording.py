@@ -133,13 +133,11 @@ def test_a_stop_without_the_database_leaves_them_for_the_next(
 def test_a_sigkill_loses_no_recorded_call(engine: sa.Engine, database_url: str, tmp_path: Path) -> None:
     """Killed while batches are written: what was said to be recorded is there afterwards, once."""
     arguments = [sys.executable, "-c", RECORD_FOR_EVER, database_url, str(tmp_path), str(Path(__file__).parent)]
-    said: set[str] = set()
-    for _ in range(2):
-        with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            own = [process.stdout.readline().strip() for _ in range(700)]
-            os.kill(process.pid, signal.SIGKILL)
-            said |= {*own, *process.stdout.read().split()}
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        own = [process.stdout.readline().strip() for _ in range(700)]
+        os.kill(process.pid, signal.SIGKILL)
+        said = {*own, *process.stdout.read().split()}
 
     async def take_over() -> None:
         async with CallRecorder(database_url, tmp_path).running():
@@ -149,7 +147,7 @@ def test_a_sigkill_loses_no_recorded_call(engine: sa.Engine, database_url: str, 
     rows = [c.call_id for c in served(engine)]
     assert len(rows) == len(set(rows))
     assert said <= set(rows)
-    assert len(rows) - len(said) <= 2, "each kill may find one call recorded and not said"
+    assert len(rows) - len(said) <= 1, "a kill may find one call recorded and not said"
     assert list(tmp_path.glob("*.jsonl")) == []
 
 
