@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES: Final = 1 << 20
 _DRAIN_S: Final = 2.0
+_DRAIN_BYTES: Final = 16 << 20
 
 
 async def read_body(receive: "Receive") -> bytes:
@@ -65,10 +66,11 @@ class _UnreadResponse(JSONResponse):
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
         with suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_S):
-                while True:
+                left, more = _DRAIN_BYTES, True
+                while more and left > 0:
                     message = await receive()
-                    if message["type"] == "http.disconnect" or not message.get("more_body"):
-                        break
+                    left -= len(message.get("body", b""))
+                    more = message.get("more_body", False)  # there is none once the caller has gone
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
