@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NoReturn
 
@@ -61,6 +62,15 @@ def create_gateway(settings: "Settings", follower: DeploymentFollower, recorder:
             "calls_unwritten": ("Calls recorded and not yet in the database.", lambda: recorder.waiting),
             "engine_waiting": ("Requests at our own engine.", lambda: upstreams.waiting),
             "breakers_open": ("Upstreams left alone for a while.", breakers.open_count),
+            "calls_written": ("Rows of served_calls written.", lambda: recorder.stats.written),
+            "calls_spilled": ("Calls that waited on disk: the database was away.", lambda: recorder.stats.spilled),
+            "calls_lost": ("Calls recorded nowhere.", lambda: recorder.stats.lost),
+            "calls_rejected": (
+                "Calls that the database refuses, kept in rejected.txt.",
+                lambda: recorder.stats.rejected,
+            ),
+            "game_calls_logged": ("Rows of the game's llm_call_logs written.", lambda: recorder.stats.logged),
+            "game_calls_refused": ("Calls that may not be logged for the game.", lambda: recorder.stats.refused),
         }
     )
 
@@ -86,7 +96,9 @@ def create_gateway(settings: "Settings", follower: DeploymentFollower, recorder:
                 "incumbent": d.incumbent_name,
                 "candidate": d.candidate_name,
                 "state_age_s": round(age_s(), 3),
+                "deployment_error": follower.error,
                 "calls_unwritten": recorder.waiting,
+                "recording": asdict(recorder.stats),
                 "engine_waiting": upstreams.waiting,
             }
         )

@@ -334,7 +334,8 @@ def _encode(call: ServedCall) -> bytes:
 
 def _make_storable(call: ServedCall) -> ServedCall:
     values: dict[str, Any] = {f.name: getattr(call, f.name) for f in fields(call)}
-    return replace(call, **{k: make_storable(v) for k, v in values.items() if type(v) is str})
+    storable: dict[str, Any] = {k: make_storable(v) for k, v in values.items() if type(v) is str}
+    return replace(call, **storable)
 
 
 def _make_row(call: ServedCall) -> Json:

@@ -56,7 +56,7 @@ def open_gateway(settings: Settings, *, into_foreign_game: bool = False) -> "Fas
     return create_gateway(
         settings,
         DeploymentFollower(url, settings.lineage, folder),
-        CallRecorder(url, folder, game_url=game_url(settings.database), into_foreign_game=into_foreign_game),
+        CallRecorder(url, folder / "spill", game_url=game_url(settings.database), into_foreign_game=into_foreign_game),
     )
 
 

@@ -20,9 +20,10 @@ MESSAGES: list[Any] = [{"role": "system", "content": "You trade."}, {"role": "us
 
 
 @contextmanager
-def gateway_in_thread(settings: Settings) -> Iterator[str]:
+def gateway_in_thread(settings: Settings, *, into_foreign_game: bool = False) -> Iterator[str]:
     """The base URL, ending in `/v1`, of a gateway that needs no engine."""
-    config = uvicorn.Config(open_gateway(settings), port=0, log_config=None, lifespan="on", timeout_graceful_shutdown=2)
+    app = open_gateway(settings, into_foreign_game=into_foreign_game)
+    config = uvicorn.Config(app, port=0, log_config=None, lifespan="on", timeout_graceful_shutdown=2)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
