@@ -15,12 +15,14 @@ class RecordedCheckpoint:
     """One checkpoint of any lineage, as it was recorded.
 
     Attributes:
+        trainer: That made it, which need not be the one that the settings choose now.
         path: Its folder, or the trainer's own name for it.
         manifest: File → SHA-256; empty where the weights are remote.
     """
 
     lineage: str
     step: int
+    trainer: str
     path: str
     manifest: Mapping[str, str]
     trained_at: datetime
@@ -35,7 +37,7 @@ def read_ledger_id(engine: sa.Engine) -> str:
 def read_recorded(engine: sa.Engine) -> list[RecordedCheckpoint]:
     """Every recorded checkpoint, by lineage and step."""
     c = t.checkpoints.c
-    query = sa.select(c.lineage, c.step, c.path, c.manifest, c.trained_at).order_by(c.lineage, c.step)
+    query = sa.select(c.lineage, c.step, c.trainer, c.path, c.manifest, c.trained_at).order_by(c.lineage, c.step)
     with engine.connect() as conn:
         return [
             RecordedCheckpoint(**{**r, "manifest": from_json(r["manifest"], dict[str, str])})
