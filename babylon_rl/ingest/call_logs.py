@@ -21,7 +21,16 @@ from babylon_rl.ingest.steps import make_storable
 from babylon_rl.types import Json
 
 _TABLE: Final = "llm_call_logs"
-_REQUIRED: Final = ("id", "trajectory_id", "step_id", "call_id", "timestamp", "system_prompt", "user_prompt", "response")
+_REQUIRED: Final = (
+    "id",
+    "trajectory_id",
+    "step_id",
+    "call_id",
+    "timestamp",
+    "system_prompt",
+    "user_prompt",
+    "response",
+)
 _SYSTEM: Final = ("system", "developer")
 
 
@@ -108,7 +117,9 @@ def _find_columns(conn: sa.Connection, *, into_foreign_game: bool) -> Mapping[st
             f"calls of agents are not logged in table {_TABLE!r}: our migrations did not create it, so it is another game's "
             "to write; that game logs its agents' calls itself, or give the gateway --into-foreign-game"
         )
-    query = sa.text("SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(:name) AND attnum > 0 AND NOT attisdropped")
+    query = sa.text(
+        "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(:name) AND attnum > 0 AND NOT attisdropped"
+    )
     found = {ignore_case(name): name for name in conn.scalars(query, {"name": _TABLE})}
     columns = {c.name: found[key] for c in game_tables.llm_call_logs.columns if (key := ignore_case(c.name)) in found}
     missing = [name for name in _REQUIRED if name not in columns]

@@ -1,48 +1,16 @@
-"""Reads `served_calls` as the record of who answered whom: the hours of a rollout, the agents that ask, the calls of an hour.
+"""What is known of a rollout's hours before their calls are read: which there are, which are prepared, who asks.
 
-Writing them is `store/served_calls.py`. Every query here goes by an index, whatever the number of calls.
+The calls themselves are `store/served_calls.py`. Every query here goes by an index, whatever the number of calls.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
 
 import sqlalchemy as sa
 
 from babylon_rl.database import tables as t
-from babylon_rl.deployment.stages import Arm
 from babylon_rl.windows import HourWindow
 
 RECENT_HOURS = 24
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LiveCall:
-    """One call of an hour; what each column means stands in `database/tables.py`."""
-
-    agent_id: str | None
-    step: int
-    arm: Arm
-    deployment: int
-    rollout: str | None
-    fell_back_from: int | None
-    status: int
-    asked_at: datetime
-    latency_ms: float
-
-    @property
-    def is_answered(self) -> bool:
-        """Whether the caller got words of the policy; one that left may have read some."""
-        return self.status in (200, 499)
-
-
-def read_calls(engine: sa.Engine, lineage: str, window: HourWindow) -> list[LiveCall]:
-    """The calls of one hour, in the order in which they were asked."""
-    c = t.served_calls.c
-    columns = [c[name] for name in LiveCall.__dataclass_fields__]
-    query = sa.select(*columns).where(c.window_id == str(window), c.lineage == lineage).order_by(c.asked_at, c.call_id)
-    with engine.connect() as conn:
-        return [LiveCall(**{**r, "arm": Arm(r["arm"])}) for r in conn.execute(query).mappings()]
 
 
 def count_calls_by_hour(engine: sa.Engine, rollout: str, *, up_to: HourWindow) -> dict[str, int]:
@@ -60,9 +28,7 @@ def next_hours(engine: sa.Engine, rollout: str, *, after: HourWindow | None, lim
     """The first hours of a rollout after one; None: from its beginning. One index probe each."""
     found: list[HourWindow] = []
     last = "" if after is None else str(after)
-    query = sa.text(
-        "SELECT min(window_id) FROM babylon_rl.served_calls WHERE rollout = :rollout AND window_id > :last"
-    )
+    query = sa.text("SELECT min(window_id) FROM babylon_rl.served_calls WHERE rollout = :rollout AND window_id > :last")
     with engine.connect() as conn:
         while len(found) < limit and (hour := conn.scalar(query, {"rollout": rollout, "last": last})) is not None:
             found.append(HourWindow.parse(hour))
@@ -78,11 +44,15 @@ def recent_agents(engine: sa.Engine, lineage: str) -> list[str]:
         if newest is None:
             return []
         since = str(HourWindow.parse(newest).next(1 - RECENT_HOURS))
-        query = sa.select(c.agent_id).distinct().where(c.lineage == lineage, c.window_id >= since, c.agent_id.is_not(None))
+        query = (
+            sa.select(c.agent_id).distinct().where(c.lineage == lineage, c.window_id >= since, c.agent_id.is_not(None))
+        )
         return sorted(conn.scalars(query))
 
 
-def earlier_pnl_usd(engine: sa.Engine, agents: Sequence[str], *, before: HourWindow, hours: int = 50) -> dict[str, float]:
+def earlier_pnl_usd(
+    engine: sa.Engine, agents: Sequence[str], *, before: HourWindow, hours: int = 50
+) -> dict[str, float]:
     """Each agent's mean P&L an hour, over the newest `hours` hours before one; agents without a known one are left out."""
     query = sa.text(
         """
