@@ -71,7 +71,7 @@ def t_quantile(probability: float, degrees: int) -> float:
         return math.tan(math.pi * (probability - 0.5))
     if degrees == 2:
         return (2 * probability - 1) * math.sqrt(2 / (4 * probability * (1 - probability)))
-    z = NormalDist().inv_cdf(probability)
+    z: float = NormalDist().inv_cdf(probability)
     terms = (
         (z**3 + z) / 4,
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,
