@@ -6,13 +6,15 @@ going on. Margins and where they come from: docs/deployment.md.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from babylon_rl.deployment.evidence import ArmCalls, WindowEvidence
+from babylon_rl.deployment.evidence import AgentResult, ArmCalls, WindowEvidence
 from babylon_rl.deployment.sequence import bound_rate, choose_rho2, mixture_boundary
+from babylon_rl.deployment.spread import split_spread
 from babylon_rl.deployment.stages import Arm
 
 RATE_MARGIN = 0.05
@@ -27,8 +29,8 @@ SLOW_SHARE = 0.25
 """An equally fast candidate has at most such a share of slow hours."""
 DRAWDOWN_FACTOR = 1.5
 """For heavy tails: what the boundary of a normal walk is multiplied by."""
-DRAWDOWN_WINDOWS, DRAWDOWN_DEGREES = 3, 12
-"""Windows, and degrees of freedom of the incumbent's spread, before a drawdown is judged by that spread."""
+DRAWDOWN_WINDOWS, DRAWDOWN_HOURS = 3, 12
+"""Windows, and agent-hours (less one for each arm and hour), before a drawdown is judged by their spread."""
 DRAWDOWN_SHARPEST = 30
 """Windows about which the drawdown's boundary is narrowest."""
 
@@ -157,50 +159,73 @@ class Latency:
 class Drawdown:
     """How far the candidate's mean running P&L lies behind the incumbent's, in US dollars an agent.
 
-    Without a limit it may lie as far behind as an equally good arm of its size would, by the spread of the incumbent's
-    agents: a candidate's own crash cannot widen what is allowed, and no burn-in has to pass.
+    Without a limit it may lie as far behind as an equally good arm of its size would, by the spread of agents within their
+    arm, and its worst window is left out: a loss that the candidate's agents share cannot widen what is allowed, one hour
+    decides nothing, and no burn-in has to pass.
     """
 
     alpha: float
     limit_usd: float | None = None
     behind: float = 0.0
+    worst: float = 0.0
     windows: int = 0
     arms: float = 0.0
-    squares: float = 0.0
-    degrees: int = 0
+    hours: int = 0
+    spread_arms: set[Arm] = field(default_factory=set)
+    agents: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0, 0.0, 0.0]))
 
     def add(self, window: WindowEvidence) -> None:
         candidate, incumbent = (
-            [a.pnl_usd for a in window.agents if a.arm is arm and math.isfinite(a.pnl_usd)]
+            sorted((a for a in window.agents if a.arm is arm and math.isfinite(a.pnl_usd)), key=lambda a: a.agent_id)
             for arm in (Arm.CANDIDATE, Arm.INCUMBENT)
         )
         if not candidate or not incumbent:
             return
-        mean = math.fsum(incumbent) / len(incumbent)
+        behind = self._add_arm(incumbent) - self._add_arm(candidate)
         self.windows += 1
-        self.behind += mean - math.fsum(candidate) / len(candidate)
-        self.arms += 1 / len(candidate) + 1 / len(incumbent)
-        self.squares += math.fsum((y - mean) ** 2 for y in incumbent)
-        self.degrees += len(incumbent) - 1
+        self.behind += behind
+        self.worst = max(self.worst, behind)
+
+    def _add_arm(self, agents: list[AgentResult]) -> float:
+        """The arm's mean P&L."""
+        n = len(agents)
+        mean = math.fsum(a.pnl_usd for a in agents) / n
+        self.arms += 1 / n
+        if n > 1:
+            self.hours += n - 1
+            self.spread_arms.add(agents[0].arm)
+            for a in agents:
+                u = (a.pnl_usd - mean) / math.sqrt(1 - 1 / n)
+                sums = self.agents[a.agent_id]
+                sums[0] += 1
+                sums[1] += u
+                sums[2] += u * u
+        return mean
 
     def judge(self) -> Verdict:
-        limit = self._choose_limit()
         behind = f"the candidate's mean running P&L is {max(self.behind, 0):,.0f} USD an agent behind the incumbent's"
-        if limit is None:
+        if self.limit_usd is not None:
+            limit, measured = self.limit_usd, self.behind
+        elif (chosen := self._choose_limit()) is not None:
+            limit, measured = chosen, self.behind - self.worst
+            behind += f", {max(measured, 0):,.0f} without its worst window"
+        else:
             return Verdict(name="drawdown", state=State.FINE, sentence=f"{behind}, after too few windows for a limit")
-        state = State.BREACHED if self.behind > limit else State.FINE
+        state = State.BREACHED if measured > limit else State.FINE
         return Verdict(name="drawdown", state=state, sentence=f"{behind}; {limit:,.0f} are allowed")
 
     def _choose_limit(self) -> float | None:
-        if self.limit_usd is not None:
-            return self.limit_usd
-        if self.windows < DRAWDOWN_WINDOWS or self.degrees < DRAWDOWN_DEGREES or self.squares <= 0:
+        if self.windows < DRAWDOWN_WINDOWS or self.hours < DRAWDOWN_HOURS:
             return None
-        step = math.sqrt(
-            self.squares / self.degrees * self.arms / self.windows
-        )  # of a window's difference, equally good
+        degrees = len(self.agents) - len(self.spread_arms)
+        spread = split_spread(((int(n), u, uu) for n, u, uu in self.agents.values()), degrees=degrees)
+        if spread is None:
+            return None
+        # variance of a window's difference of equally good arms, as the running sum has it
+        step = (spread.chance + spread.lasting_upper * self.windows) * self.arms / self.windows
         alpha = 2 * self.alpha  # one side of it
-        return DRAWDOWN_FACTOR * step * mixture_boundary(self.windows, alpha, choose_rho2(alpha, DRAWDOWN_SHARPEST))
+        walk = mixture_boundary(self.windows, alpha, choose_rho2(alpha, DRAWDOWN_SHARPEST))
+        return DRAWDOWN_FACTOR * math.sqrt(step) * walk
 
 
 def candidate_calls(window: WindowEvidence) -> ArmCalls | None:

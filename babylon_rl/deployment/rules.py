@@ -137,8 +137,10 @@ class Rollout:
             )
         self._newest = window.window_id
         compared = self._comparison.add(window)
-        for part in (*self._guards, *self._totals):
-            part.add(window)
+        for guard in self._guards:
+            guard.add(window)
+        for totals in self._totals:
+            totals.add(window)
         calls = candidate_calls(window)
         self._excluded += len(window.excluded)
         self._hours.append(
