@@ -6,7 +6,7 @@ three sources of error are told apart:
 
 - chance from window to window: the confidence sequence of `sequence.py` on the weighted differences;
 - agents that earn more than others whatever answers them: an agent keeps its arm, so no number of windows averages this
-  out. Its variance is estimated within the arms and counted by how unevenly the agents stand in the estimate;
+  out. Its variance is estimated within the arms (`spread.py`) and counted by how unevenly the agents stand in the estimate;
 - CUPED: what agents earned in earlier windows is subtracted as far as it predicts, and the doubt about that is counted too.
 
 The whole is incremental: a window costs its agents, a look costs all agents once.
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from babylon_rl.deployment.evidence import AgentResult, WindowEvidence
 from babylon_rl.deployment.sequence import choose_rho2, mixture_boundary, t_quantile
+from babylon_rl.deployment.spread import Spread, split_spread
 from babylon_rl.deployment.stages import Arm
 
 BURN_IN_WINDOWS = 12
@@ -87,6 +88,7 @@ class Comparison:
     _wwyy: float = 0.0
     _wwyx: float = 0.0
     _wwxx: float = 0.0
+    _wwn: float = 0.0  # Σ weight² (1/n + 1/m): of the weighted sum's variance, the part that arm sizes give
 
     def add(self, window: WindowEvidence) -> bool:
         """Take a window in; False: no stratum had an agent in both arms, so nothing was compared."""
@@ -123,6 +125,7 @@ class Comparison:
         if self._unit is None:  # a window of half against half of the first window's agents weighs 1
             self._unit = (n_candidate + n_incumbent) / 4
         weight = n_candidate * n_incumbent / (n_candidate + n_incumbent) / self._unit
+        self._wwn += weight**2 * (1 / n_candidate + 1 / n_incumbent)
         earlier = {
             a.agent_id: a.earlier_pnl_usd
             for a in stratum
@@ -166,16 +169,14 @@ class Comparison:
         mean_x = self._wx / self._w
         mean = self._wy / self._w - theta * mean_x
         effective = self._w**2 / self._ww
-        lasting2 = self._lasting_variance(theta)
+        spread = self._split(theta, degrees)
         lo = hi = None
-        if self.windows >= self.burn_in and effective > 1 and lasting2 is not None:
-            chance = self._chance_radius(theta, mean, effective)
+        if self.windows >= self.burn_in and effective > 1 and spread is not None:
+            chance = self._chance_radius(theta, mean, effective, spread)
             uneven = math.fsum(a.standing**2 for a in self._agents.values()) / self._w**2
-            lasting = lasting2 * uneven + (theta_error * mean_x) ** 2
-            spread = t_quantile(1 - self.alpha / 2, degrees) * math.sqrt(lasting) if lasting > 0 else 0.0
-            radius = math.hypot(chance, spread)
-            if math.isfinite(radius):
-                lo, hi = mean - radius, mean + radius
+            lasting = spread.lasting_upper * uneven + (theta_error * mean_x) ** 2
+            radius = math.hypot(chance, t_quantile(1 - self.alpha / 2, degrees) * math.sqrt(lasting))
+            lo, hi = mean - radius, mean + radius
         return Interval(
             mean=mean,
             lo=lo,
@@ -183,16 +184,21 @@ class Comparison:
             windows=self.windows,
             effective_windows=effective,
             theta=theta,
-            lasting_usd=None if lasting2 is None else math.sqrt(lasting2),
+            lasting_usd=None if spread is None else math.sqrt(spread.lasting),
         )
 
-    def _chance_radius(self, theta: float, mean: float, effective: float) -> float:
-        """The confidence sequence's half-width: theorem 2.2 with Σ weights as information."""
+    def _chance_radius(self, theta: float, mean: float, effective: float, spread: Spread) -> float:
+        """The confidence sequence's half-width: theorem 2.2 with Σ weights as information.
+
+        The variance is the differences' own, or what the spread within arms gives if that is more: with one agent against
+        many, the differences may not yet have shown a rare gain that the many have.
+        """
         squares = self._wwyy - 2 * theta * self._wwyx + theta**2 * self._wwxx  # Σ w²d²
         crossed = self._wwy - theta * self._wwx  # Σ w²d
-        about_mean = max(squares - 2 * mean * crossed + mean**2 * self._ww, 0.0) * effective / (effective - 1)
-        per_information = math.sqrt(about_mean / self._w)
-        return per_information * mixture_boundary(self._w, self.alpha, choose_rho2(self.alpha, self.sharpest)) / self._w
+        seen = max(squares - 2 * mean * crossed + mean**2 * self._ww, 0.0) * effective / (effective - 1)
+        variance = max(seen, spread.chance * self._wwn)
+        rho2 = choose_rho2(self.alpha, self.sharpest)
+        return math.sqrt(variance / self._w) * mixture_boundary(self._w, self.alpha, rho2) / self._w
 
     def _choose_theta(self, degrees: int) -> tuple[float, float]:
         """CUPED's coefficient and its standard error, both from distances within arms, where no policy's effect is.
@@ -211,11 +217,13 @@ class Comparison:
         shrink = 1 - error2 / theta**2
         return min(theta * shrink, 1.0), math.sqrt(error2) * shrink
 
-    def _lasting_variance(self, theta: float) -> float | None:
-        """Between agents, of what lasts: from products of one agent's distances in different windows. None: no arm of two."""
-        pairs = products = 0.0
-        for a in self._agents.values():
-            u = a.u_y - theta * a.u_x
-            pairs += a.windows * (a.windows - 1)
-            products += u * u - (a.u_yy - 2 * theta * a.u_yx + theta**2 * a.u_xx)
-        return max(products / pairs, 0.0) if pairs else None
+    def _split(self, theta: float, degrees: int) -> Spread | None:
+        """The spread within arms of P&L less `theta` of the earlier P&L; None: agents are too few."""
+        return split_spread(
+            (
+                (a.windows, a.u_y - theta * a.u_x, a.u_yy - 2 * theta * a.u_yx + theta**2 * a.u_xx)
+                for a in self._agents.values()
+            ),
+            degrees=degrees,
+            fitted=int(theta > 0),
+        )

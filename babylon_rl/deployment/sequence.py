@@ -71,11 +71,11 @@ def t_quantile(probability: float, degrees: int) -> float:
         return math.tan(math.pi * (probability - 0.5))
     if degrees == 2:
         return (2 * probability - 1) * math.sqrt(2 / (4 * probability * (1 - probability)))
-    z = NormalDist().inv_cdf(probability)
+    z = float(NormalDist().inv_cdf(probability))
     terms = (
         (z**3 + z) / 4,
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
-    return z + sum(term / degrees**k for k, term in enumerate(terms, start=1))
+    return z + math.fsum(term / degrees**k for k, term in enumerate(terms, start=1))
