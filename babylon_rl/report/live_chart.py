@@ -1,7 +1,7 @@
 """The interval of a rollout, window by window: one drawing for the page and one for Dagster's metadata."""
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from markupsafe import Markup
 
@@ -13,6 +13,31 @@ from babylon_rl.report.pictures import markdown_picture
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 30, 40
 _DAGSTER: Final = Size(name="rollout", width=640, height=300)
 _STAGES: Final = ".stage{stroke:#999;stroke-dasharray:3 3}.stage-name{font-size:11px}"
+
+
+class Look(Protocol):
+    """What a point needs of one look at a rollout (`store/looks.py`)."""
+
+    @property
+    def window_id(self) -> str: ...
+    @property
+    def stage(self) -> str: ...
+    @property
+    def mean_usd(self) -> float | None: ...
+    @property
+    def lo_usd(self) -> float | None: ...
+    @property
+    def hi_usd(self) -> float | None: ...
+
+
+def make_points(looks: Sequence[Look]) -> list[LivePoint]:
+    """The interval after each look; a mean that has no interval yet is not drawn."""
+    points = []
+    for look in looks:
+        known = None not in (look.mean_usd, look.lo_usd, look.hi_usd)
+        mean, lo, hi = (look.mean_usd, look.lo_usd, look.hi_usd) if known else (None, None, None)
+        points.append(LivePoint(window_id=look.window_id, stage=str(look.stage), mean=mean, lo=lo, hi=hi))
+    return points
 
 
 def draw_interval(points: Sequence[LivePoint], size: Size) -> Markup:
