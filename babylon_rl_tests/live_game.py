@@ -18,6 +18,7 @@ from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.deployments import read_deployment, read_moves
 from babylon_rl.store.evaluations import PolicyResult, write_evaluation
 from babylon_rl.store.ledger import PlannedBatch
+from babylon_rl.store.looks import Look, read_looks
 from babylon_rl.store.served_calls import write_calls
 from babylon_rl.types import Json, Trajectory, Turn, policy_name
 from babylon_rl.windows import HourWindow
@@ -74,6 +75,12 @@ class LiveGame:
         """Kind, subject and hour of each move."""
         moves = read_moves(self.workspace.store.engine, self.workspace.settings.lineage)
         return [(m.kind.value, m.subject, m.window_id) for m in moves]
+
+    @property
+    def looks(self) -> list[Look]:
+        """Every look at the first rollout."""
+        lineage = self.workspace.settings.lineage
+        return read_looks(self.workspace.store.engine, lineage, f"{lineage}@1#1")
 
     def play_next(self, *, prepare: bool = True, bypass: Sequence[str] = ()) -> HourWindow:
         """All agents play the next hour; `bypass` names those that ask no gateway."""

@@ -13,7 +13,6 @@ from babylon_rl.pipeline import operate
 from babylon_rl.pipeline.deploy import PATIENCE, LookResult, find_due_hours, look_at_hour
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.log_evaluations import Change, LogEvaluation, LogFigures, NotEvaluated, write_log_evaluation
-from babylon_rl.store.looks import read_looks
 from babylon_rl.store.windows import Store
 from babylon_rl_tests.live_game import AGENTS, FIRST, LiveGame
 
@@ -41,7 +40,7 @@ def test_a_better_checkpoint_goes_from_canary_to_everybody(game: LiveGame) -> No
     ]
     assert (last.after.incumbent, last.after.candidate, last.after.stage) == (1, None, Stage.NONE)
     assert last.reason.startswith("better than the incumbent: +10")
-    looks = read_looks(game.workspace.store.engine, "babylon-mmo", "babylon-mmo@1#1")
+    looks = game.looks
     assert [look.window_id for look in looks] == [str(FIRST.next(i)) for i in range(1, 13)]
     assert looks[-1].lo_usd is not None
     assert looks[-1].lo_usd > 0
