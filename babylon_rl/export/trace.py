@@ -31,7 +31,7 @@ from babylon_rl.store.ledger import TrainedWindow, find_trainings
 from babylon_rl.store.row_outcomes import find_row_outcome
 from babylon_rl.store.service_times import find_placing_move
 from babylon_rl.types import Json, policy_name
-from babylon_rl.windows import HourWindow
+from babylon_rl.windows import HOUR_ID_LENGTH, HourWindow
 
 _SHOWN: Final = 3
 _AGENTS_SHOWN: Final = 5
@@ -168,7 +168,9 @@ def _describe_learning(
         )
     yield f"Checkpoint {call.policy} was trained on {_instant(own.trained_at)} by trainer {own.trainer} on {own.base_model}; {check}."
     per_step = Counter(w.step for w in windows)
-    steps = ", ".join(f"{policy_name(call.lineage, s.step)} ({per_step[s.step]} windows)" for s in descent[:_SHOWN])
+    steps = ", ".join(
+        f"{policy_name(call.lineage, s.step)} ({_count(per_step[s.step], 'window')})" for s in descent[:_SHOWN]
+    )
     more = f" and {len(descent) - _SHOWN:,} before" if len(descent) > _SHOWN else ""
     yield f"It is the result of {_count(len(descent), 'iteration')}, each trained on top of the one before: {steps}{more}."
     ids = [w.window_id for w in windows]
@@ -211,12 +213,15 @@ class _Learner:
 def _trace_row(workspace: Workspace, id_: str) -> Trace:
     told = explain(workspace, id_)
     window_id, own, is_row = _find_place(workspace, id_)
+    of_hour = (
+        f"{(window_id or '')[:HOUR_ID_LENGTH]}/{own.rpartition('/')[2]}"  # of before an hour was split into scenarios
+    )
     trainings = [] if window_id is None else find_trainings(workspace.store.engine, [HourWindow.parse(window_id)])
     learned: list[TrainedWindow] = []
     before: list[TrainedWindow] = []
     for training in trainings:
         judgment = workspace.store.find_judgment(training.judgment_key)
-        if judgment is None or all(s.trajectory_id != own for s in judgment.scores):
+        if judgment is None or all(s.trajectory_id not in (own, of_hour) for s in judgment.scores):
             continue
         is_as_trained = not is_row or judgment.group_id == _group_of(workspace, id_)
         (learned if is_as_trained else before).append(training)

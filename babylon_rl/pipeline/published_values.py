@@ -42,6 +42,7 @@ class Measured:
         service: What is deployed.
         answers: Calls that a step answered.
         answered: The step of the newest answer of each agent.
+        wandb_run_id: Of the lineage's metrics; None: they are not sent.
     """
 
     lineage: str
@@ -51,6 +52,7 @@ class Measured:
     service: Mapping[int, Service]
     answers: Mapping[int, int]
     answered: tuple[int, ...]
+    wandb_run_id: str | None
 
     def improvement_of(self, step: int) -> float | None:
         """Mean P&L of a step less its parent's, in US dollars an agent and window on the same windows; None: not measured."""
@@ -111,6 +113,7 @@ def read_measured(workspace: Workspace, *, is_ours: bool) -> Measured:
         service=read_service(moves),
         answers=count_answers(engine, lineage),
         answered=tuple(a.step for a in read_answered_agents(engine, lineage, workspace.now() - ANSWERED_WITHIN)),
+        wandb_run_id=lineage if workspace.settings.training.wandb_logging == "on" else None,
     )
 
 
@@ -182,7 +185,7 @@ def make_model_row(batch: TrainedBatch, made: BatchRow, measured: Measured, *, n
         "storage_path": batch.path,
         "avg_reward": made.mean_score,
         "eval_metrics": measured.metrics_of(step),
-        "wandb_run_id": measured.lineage if batch.wandb_artifact else None,
+        "wandb_run_id": measured.wandb_run_id,
         "wandb_artifact_id": batch.wandb_artifact,
         "agents_using": measured.answered.count(step) if is_answering else 0,
         "total_inferences": measured.answers.get(step, 0),

@@ -412,6 +412,46 @@ def test_rows_that_the_game_deleted_are_counted(foreign: Workspace, game_url: st
     assert all(c.unchanged == 0 for c in done.tables)
 
 
+def test_the_games_automation_finds_the_incumbent_only(foreign: Workspace, game_url: str) -> None:
+    """The two questions that both generations ask: which model all agents take up, and which one to deploy."""
+    record_step(foreign, FIRST.next(2), 1)
+    latest = "SELECT \"modelId\" FROM trained_models WHERE status IN ('ready', 'deployed') ORDER BY \"createdAt\" DESC LIMIT 1"
+    deployable = """SELECT m."modelId" FROM training_batches b LEFT JOIN trained_models m ON m."trainingBatch" = b.id
+                    WHERE b.status = 'completed' AND m.status = 'ready' AND m."deployedAt" IS NULL"""
+    pending = "SELECT id FROM training_batches WHERE status = 'pending' AND id <> 'own'"
+
+    def ask(query: str) -> list[tuple[str, ...]]:
+        with psycopg.connect(game_url) as conn:
+            return conn.execute(query.encode()).fetchall()
+
+    publish(foreign, into_foreign_game=True)
+    assert ask(latest) == ask(deployable) == ask(pending) == []
+    move(foreign, MoveKind.PROMOTED, 1, incumbent=1)
+    move(foreign, MoveKind.CANARY, 2, incumbent=1, candidate=2, stage=Stage.CANARY)
+    publish(foreign, into_foreign_game=True)
+    assert ask(latest) == [("babylon-mmo@1",)]
+    assert ask(deployable) == ask(pending) == []
+
+
+def test_instants_are_utc_whatever_the_games_zone(foreign: Workspace, game_url: str) -> None:
+    judged_at = foreign.store.engine.connect()
+    with psycopg.connect(game_url, autocommit=True) as conn, judged_at as own:
+        conn.execute('ALTER TABLE reward_judgments ALTER "judgedAt" TYPE timestamptz')
+        conn.execute("ALTER DATABASE " + conn.info.dbname + " SET timezone TO 'America/New_York'")
+        foreign.game.dispose()
+        publish(foreign, into_foreign_game=True)
+        assert publish(foreign, into_foreign_game=True).is_unchanged
+        newest = own.scalar(sa.select(sa.func.max(t.judgments.c.judged_at)))
+        assert newest is not None
+        (naive, aware) = (
+            conn.execute("""SELECT max(x."judgedAt"), max(j."judgedAt") FROM trajectories x
+                                         JOIN reward_judgments j USING ("trajectoryId") WHERE j.id <> 'own'""").fetchone()
+            or ()
+        )
+    assert abs(naive.replace(tzinfo=UTC) - newest) < timedelta(milliseconds=1)
+    assert abs(aware - newest) < timedelta(milliseconds=1)
+
+
 # ── processes ──────────────────────────────────────────────────────────────────────────────────────
 
 
