@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from babylon_rl.cli.data import app as data_commands
+from babylon_rl.cli.deployment import app as deployment_commands
 from babylon_rl.cli.judging import app as judging_commands
 from babylon_rl.cli.publish import app as publish_commands
 from babylon_rl.cli.settings import app as settings_commands
@@ -28,6 +29,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.add_typer(window_commands)
 app.add_typer(data_commands)
 app.add_typer(judging_commands)
+app.add_typer(deployment_commands)
 app.add_typer(publish_commands)
 app.add_typer(settings_commands)
 console = Console()
@@ -165,21 +167,21 @@ def materialize(
     from babylon_rl.cli.runner import open_runner
     from babylon_rl.cli.services import prepare_dagster
     from babylon_rl.database.migrate import upgrade
-    from babylon_rl.defs.assets import ASSETS, WINDOW_ASSETS
+    from babylon_rl.defs.automation import ASSETS_OF_JOBS
     from babylon_rl.errors import ConfigError
 
     settings = _settings()
     upgrade(settings.database)
     prepare_dagster(settings)
     start, end = HourWindow.parse(first).hour, HourWindow.parse(last).hour
-    names = [a.key.to_user_string() for a in WINDOW_ASSETS]
-    wanted = names if assets is None else [a.strip() for a in assets.split(",")]
-    known = [a.key.to_user_string() for a in ASSETS]
+    members = {job: [a.key.to_user_string() for a in assets_of] for job, assets_of in ASSETS_OF_JOBS.items()}
+    known = [a for of_job in members.values() for a in of_job]
+    wanted = members["windows"] if assets is None else [a.strip() for a in assets.split(",")]
     if unknown := [a for a in wanted if a not in known]:
         raise ConfigError(f"asset {unknown[0]!r} is unknown; expected some of {', '.join(known)}")
     with open_runner() as runner:
-        for job, members in (("windows", names), ("policy", known[len(names) :])):
-            if chosen := [a for a in wanted if a in members]:
+        for job, of_job in members.items():
+            if chosen := [a for a in wanted if a in of_job]:
                 run = runner.materialize(job, start, end, assets=chosen)
                 console.print(
                     f"{', '.join(chosen)}: {run.materializations} materializations, {run.failed_checks} failed checks, "
@@ -261,6 +263,29 @@ def serve(
         port=port,
         lineage=settings.lineage,
     )
+
+
+@app.command()
+def gateway(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 chooses a free one.")] = 8080,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but loopback needs BABYLON_GATEWAY_KEY.")
+    ] = "127.0.0.1",
+    into_foreign_game: IntoForeignGame = False,
+) -> None:
+    """Answer live agents with the policy that is deployed for them, at an OpenAI-compatible /v1/chat/completions."""
+    from babylon_rl.database.migrate import upgrade
+    from babylon_rl.gateway.access import check_address
+    from babylon_rl.gateway.server import serve as run
+
+    settings = _settings()
+    check_address(host, settings.gateway.key)
+    upgrade(settings.database)
+    if port:
+        console.print(
+            f"agents call http://{host}:{port}/v1 with model={settings.lineage}   (Ctrl-C stops it)", highlight=False
+        )
+    run(settings, host=host, port=port, into_foreign_game=into_foreign_game)
 
 
 @app.command()

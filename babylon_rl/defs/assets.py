@@ -1,7 +1,7 @@
 """The whole flow in one file, an asset per step. Each body serves one window or a range; the partition key is the windowId.
 
 raw_trajectories ─┐
-market_outcomes ──┴─► contextualized_groups ─► ruler_scores ─► trained_checkpoint ─► policy_evaluation
+market_outcomes ──┴─► contextualized_groups ─► ruler_scores ─► trained_checkpoint ─► policy_evaluation ─► deployment
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from babylon_rl.defs.partitions import HOURLY
 from babylon_rl.ingest.game_facts import find_game_facts
 from babylon_rl.judging.judge import Judge
 from babylon_rl.pipeline import evaluate
+from babylon_rl.pipeline.deploy import look_at_hour
 from babylon_rl.pipeline.each_window import for_each_window
 from babylon_rl.pipeline.group import group_window
 from babylon_rl.pipeline.ingest import ingest_window, note_changes
@@ -25,8 +26,10 @@ from babylon_rl.pipeline.train import train_range
 from babylon_rl.pipeline.window_result import WindowResult
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.report import row_outcomes
+from babylon_rl.report.live_chart import interval_picture, make_points
 from babylon_rl.report.pictures import lift_curve
 from babylon_rl.store.log_evaluations import NotEvaluated
+from babylon_rl.store.looks import read_looks
 from babylon_rl.store.row_outcomes import count_row_outcomes
 from babylon_rl.types import Json
 from babylon_rl.windows import HourWindow
@@ -201,8 +204,34 @@ def policy_evaluation(
     return dg.MaterializeResult()
 
 
-ASSETS = [raw_trajectories, market_outcomes, contextualized_groups, ruler_scores, trained_checkpoint, policy_evaluation]
-WINDOW_ASSETS = ASSETS[:4]
+@dg.asset(
+    partitions_def=HOURLY,
+    deps=[raw_trajectories, policy_evaluation],
+    backfill_policy=RANGE,
+    group_name="policy",
+    kinds={"postgres"},
+    code_version="1",
+)
+def deployment(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult[None]:
+    """Which checkpoint answers the game's agents: after each closed hour a rollout begins, moves on, is held, is rolled back
+    or promoted, with the reason. An hour that was looked at before moves nothing again.
+    """
+    with dagster_failures():
+        rollout = None
+        for window in HourWindow.parse_all(context.partition_keys):
+            result = look_at_hour(workspace, window)
+            rollout = result.look.rollout if result.look is not None else rollout
+            _add_metadata(context, window, result.facts())
+        if rollout is not None:  # once a run, on its last window
+            looks = read_looks(workspace.store.engine, workspace.settings.lineage, rollout)
+            picture = dg.MetadataValue.md(interval_picture(make_points(looks)))
+            context.add_asset_metadata({"interval": picture}, partition_key=max(context.partition_keys))
+    return dg.MaterializeResult()
+
+
+WINDOW_ASSETS = [raw_trajectories, market_outcomes, contextualized_groups, ruler_scores]
+POLICY_ASSETS = [trained_checkpoint, policy_evaluation]
+ASSETS = [*WINDOW_ASSETS, *POLICY_ASSETS, deployment]
 
 
 def _prepare_each(

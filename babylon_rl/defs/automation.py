@@ -1,5 +1,5 @@
 """Schedules and sensors: a schedule prepares each hour once it has closed; sensors prepare the hours that it missed or that
-wait for another try, request trainings, and evaluate checkpoints whose evaluation is missing.
+wait for another try, request trainings, evaluate checkpoints whose evaluation is missing, and look at what is deployed.
 
 What is due is read from the database: the view and function of `store/eligibility.py` say of each window how far it has
 come and before which time it is not tried again. So a sensor may be killed at any time, and a repeated tick requests the
@@ -17,8 +17,9 @@ import dagster as dg
 
 from babylon_rl.common.backoff import backoff
 from babylon_rl.common.canonical import digest
-from babylon_rl.defs.assets import ASSETS, WINDOW_ASSETS
+from babylon_rl.defs.assets import POLICY_ASSETS, WINDOW_ASSETS, deployment
 from babylon_rl.defs.dead_runs import end_dead_runs
+from babylon_rl.pipeline.deploy import find_due_hours
 from babylon_rl.pipeline.evaluate import unevaluated
 from babylon_rl.pipeline.foreign_windows import release_foreign_windows
 from babylon_rl.pipeline.readiness import contiguous, unprepared_windows
@@ -29,6 +30,7 @@ from babylon_rl.windows import HourWindow
 STEP_TAG: Final = "babylon_rl/step"
 MISSED_TAG: Final = "babylon_rl/missed_windows"
 EVALUATION_TAG: Final = "babylon_rl/evaluation"
+LOOK_TAG: Final = "babylon_rl/look"
 REQUEST_KEY_TAG: Final = "babylon_rl/asked_for"  # as in stored runs: attempts made before are counted
 ASKED_AT_TAG: Final = "babylon_rl/asked_at"
 RANGE_START: Final = "dagster/asset_partition_range_start"
@@ -56,9 +58,16 @@ windows_job = dg.define_asset_job(
 
 policy_job = dg.define_asset_job(
     "policy",
-    selection=dg.AssetSelection.assets(*ASSETS[4:]),
+    selection=dg.AssetSelection.assets(*POLICY_ASSETS),
     executor_def=dg.in_process_executor,
     description="Train when enough windows are ready, then evaluate the new checkpoint.",
+)
+
+deployment_job = dg.define_asset_job(
+    "deploy",  # the asset has the other name, and Dagster keeps both in one list
+    selection=dg.AssetSelection.assets(deployment),
+    executor_def=dg.in_process_executor,
+    description="Look at what is deployed after a closed hour or a range of them, and move it, with its checks.",
 )
 
 hourly_windows = dg.build_schedule_from_partitioned_job(
@@ -187,9 +196,40 @@ def evaluate_checkpoints(
     )
 
 
-JOBS = [windows_job, policy_job]
+@dg.sensor(
+    name="watch_deployment",
+    job=deployment_job,
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Looks at closed, prepared hours of a rollout, and begins one for a checkpoint that passed its evaluation.",
+)
+def watch_deployment(
+    context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]
+) -> dg.RunRequest | dg.SkipReason:
+    """Requests one range run over the hours that are due; while nothing is deployed or on trial, a few small queries."""
+    end_dead_runs(context.instance)
+    now, start = workspace.now(), HourWindow.parse(workspace.settings.start)
+    hours, why = find_due_hours(workspace, limit=WINDOWS_PER_RUN)
+    hours = [w for w in hours if w >= start]
+    if not hours:
+        return dg.SkipReason(why)
+    if any(r.tags.get(LOOK_TAG) for r in context.instance.get_runs(filters=dg.RunsFilter(statuses=_UNFINISHED))):
+        return dg.SkipReason("a run that looks at the deployment is under way")
+    first, last = hours[0], min(hours[-1], hours[0].next(WINDOWS_PER_RUN - 1))
+    key = f"{workspace.settings.lineage}/{first}/{last}"
+    return _ask(
+        context.instance, now, {LOOK_TAG: key, RANGE_START: str(first), RANGE_END: str(last)}, f"look/{key}", None
+    )
+
+
+JOBS = [windows_job, policy_job, deployment_job]
+ASSETS_OF_JOBS: Final = {
+    windows_job.name: WINDOW_ASSETS,
+    policy_job.name: POLICY_ASSETS,
+    deployment_job.name: [deployment],
+}
 SCHEDULES = [hourly_windows]
-SENSORS = [prepare_missed_windows, train_when_ready, evaluate_checkpoints]
+SENSORS = [prepare_missed_windows, train_when_ready, evaluate_checkpoints, watch_deployment]
 
 
 def _split_into_runs(due: Sequence[UnpreparedWindow]) -> Iterator[list[UnpreparedWindow]]:
@@ -223,11 +263,11 @@ def _ask(
     now: datetime,
     tags: dict[str, str],
     key: str,
-    partition: HourWindow,
+    partition: HourWindow | None,
     *,
     assets: Sequence[str] | None = None,
 ) -> dg.RunRequest | dg.SkipReason:
-    """Ask for a run of one partition, unless its last attempt was too short a while ago."""
+    """Ask for a run of one partition, or of the range that its tags name, unless its last attempt was too short a while ago."""
     attempts = _count_attempts(instance, tags)
     if attempts.again_at is not None and attempts.again_at > now:
         return dg.SkipReason(
@@ -236,7 +276,7 @@ def _ask(
         )
     return dg.RunRequest(
         run_key=f"{key}/{attempts.runs}",
-        partition_key=str(partition),
+        partition_key=None if partition is None else str(partition),
         asset_selection=None if assets is None else [dg.AssetKey(a) for a in assets],
         tags={**tags, ASKED_AT_TAG: now.isoformat()},
     )

@@ -1,32 +1,40 @@
 """Dagster's asset checks, made of the registry in `pipeline/checks.py`: one result per window, in any run.
 
+Those of `deployment` (`pipeline/deployment_checks.py`) tell people, and keep no window from training.
+
 In a range run a plain `AssetCheckResult` writes one row without a partition, which counts for every window. So
 a check here yields one `AssetCheckEvaluation` per partition, aimed at that partition's materialization
 (without the target Dagster takes the check for not run), and stores the result, which decides whether the window trains.
 The evaluation does not block the run, but the spec blocks automation: one bad window stops only itself.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluationTargetMaterializationData,
 )
 
-from babylon_rl.defs.assets import contextualized_groups, ruler_scores
+from babylon_rl.defs.assets import contextualized_groups, deployment, ruler_scores
 from babylon_rl.defs.failures import dagster_failures
 from babylon_rl.pipeline import checks
+from babylon_rl.pipeline.deployment_checks import DEPLOYMENT_CHECKS, DeploymentCheck
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.windows import HourWindow
 
+RunCheck = Callable[[list[HourWindow], Workspace], Mapping[HourWindow, checks.CheckedWindow]]
 
-def asset_check(check: checks.Check, asset: dg.AssetsDefinition) -> dg.AssetChecksDefinition:
-    """The asset check of one declared check."""
+
+def asset_check(
+    asset: dg.AssetsDefinition, name: str, description: str, run: RunCheck, *, blocking: bool
+) -> dg.AssetChecksDefinition:
+    """The asset check of one declared check; `run` gives a result for each window of a run."""
     spec = dg.AssetCheckSpec(
-        check.name, asset=asset.key, partitions_def=asset.partitions_def, blocking=True, description=check.description
+        name, asset=asset.key, partitions_def=asset.partitions_def, blocking=blocking, description=description
     )
 
-    @dg.multi_asset_check(specs=[spec], name=f"check_{check.name}")
+    @dg.multi_asset_check(specs=[spec], name=f"check_{name}")
     def run_check(
         context: dg.AssetCheckExecutionContext, workspace: dg.ResourceParam[Workspace]
     ) -> Iterator[dg.Output[None] | dg.AssetCheckEvaluation]:
@@ -36,7 +44,7 @@ def asset_check(check: checks.Check, asset: dg.AssetsDefinition) -> dg.AssetChec
             asset.key, dg.DagsterEventType.ASSET_MATERIALIZATION, set(keys)
         )
         with dagster_failures():
-            for window, checked in checks.run_check(check, HourWindow.parse_all(keys), workspace).items():
+            for window, checked in run(HourWindow.parse_all(keys), workspace).items():
                 key, result = str(window), checked.result
                 target = None
                 if key in latest:
@@ -45,7 +53,7 @@ def asset_check(check: checks.Check, asset: dg.AssetsDefinition) -> dg.AssetChec
                     )
                 yield dg.AssetCheckEvaluation(
                     asset_key=asset.key,
-                    check_name=check.name,
+                    check_name=name,
                     passed=result.passed,
                     partition=key,
                     metadata={k: _metadata_value(v) for k, v in result.facts.items()},
@@ -56,6 +64,18 @@ def asset_check(check: checks.Check, asset: dg.AssetsDefinition) -> dg.AssetChec
                 )
 
     return run_check
+
+
+def _check_window(check: checks.Check) -> dg.AssetChecksDefinition:
+    run = partial(checks.run_check, check)
+    return asset_check(_ASSETS[check.asset], check.name, check.description, run, blocking=True)
+
+
+def _check_deployment(check: DeploymentCheck) -> dg.AssetChecksDefinition:
+    def run(windows: list[HourWindow], workspace: Workspace) -> dict[HourWindow, checks.CheckedWindow]:
+        return {w: checks.CheckedWindow(result=check(w, workspace), kept=True) for w in windows}
+
+    return asset_check(deployment, check.__name__, (check.__doc__ or "").strip(), run, blocking=False)
 
 
 def _metadata_value(value: object) -> dg.MetadataValue:
@@ -78,4 +98,5 @@ def _metadata_value(value: object) -> dg.MetadataValue:
 
 
 _ASSETS = {"contextualized_groups": contextualized_groups, "ruler_scores": ruler_scores}
-CHECKS = [asset_check(check, _ASSETS[check.asset]) for check in checks.CHECKS]
+WINDOW_CHECKS = [_check_window(check) for check in checks.CHECKS]
+CHECKS = [*WINDOW_CHECKS, *map(_check_deployment, DEPLOYMENT_CHECKS)]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from babylon_rl.deployment.stages import Arm
+from babylon_rl.deployment.stages import Arm, Stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +55,16 @@ class WindowEvidence:
     """One closed hour of a rollout.
 
     Attributes:
+        stage: The rollout's when the hour closed.
+        number: Of the deployment then (`Deployment.number`); a widened threshold gives a new one.
         agents: Those whose hour counts, by id.
         calls: `INCUMBENT` and `CANDIDATE`; in the stage of a shadow, `SHADOW` in the candidate's place.
         excluded: Agent → why its hour does not count: answered by both arms, bypassed the gateway, unknown P&L, …
     """
 
     window_id: str
+    stage: Stage
+    number: int
     agents: tuple[AgentResult, ...]
     calls: Mapping[Arm, ArmCalls] = field(default_factory=dict)
     excluded: Mapping[str, str] = field(default_factory=dict)

@@ -116,7 +116,7 @@ def _trace_call(workspace: Workspace, call: TracedCall, *, with_ids: bool) -> Tr
             "made_by": move.made_by,
         },
         "checkpoints": [{n: getattr(s, n) for n in TrainedStep.__dataclass_fields__} for s in descent],
-        "digest_is_recorded": bool(descent) and call.digest == descent[0].digest,
+        "digest_is_recorded": call.digest == descent[0].digest if call.digest and descent else None,
         "counts": {
             "windows": len(windows),
             "groups": len({w.group_id for w in windows if w.group_id}),
@@ -155,16 +155,14 @@ def _describe_learning(
     call: TracedCall, descent: Sequence[TrainedStep], windows: Sequence[LearnedWindow], rows: Sequence[str]
 ) -> Iterator[str]:
     own = descent[0]
-    if own.digest == call.digest:
-        check = (
-            "its weights are kept elsewhere, so no digest is known"
-            if not own.digest
-            else (f"the digest that answered, {call.digest[:12]}, is the recorded one")
-        )
+    if not call.digest:
+        check = "the server that answered names no digest, so its files were not compared with the recorded ones"
+    elif call.digest == own.digest:
+        check = f"the digest that answered, {call.digest[:12]}, is the recorded one"
     else:
         check = (
-            f"THE DIGEST DIFFERS: {call.digest[:12] or 'none'} answered, {own.digest[:12] or 'none'} is recorded; "
-            "its files were not those that were trained"
+            f"THE DIGEST DIFFERS: {call.digest[:12]} answered, {own.digest[:12] or 'none'} is recorded; it was not this training "
+            "that answered"
         )
     yield f"Checkpoint {call.policy} was trained on {_instant(own.trained_at)} by trainer {own.trainer} on {own.base_model}; {check}."
     per_step = Counter(w.step for w in windows)

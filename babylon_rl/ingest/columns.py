@@ -131,9 +131,9 @@ def _map_catalog(catalog: str) -> ColumnNames:
         if not is_readable:
             denied.setdefault(table, []).append(column)
             continue
-        readable[_without_case(column)] = column
+        readable[ignore_case(column)] = column
         if table == "market_outcomes" and is_in_utc:
-            in_utc.add(_without_case(column))
+            in_utc.add(ignore_case(column))
     if "trajectories" not in columns:
         raise ConfigError(
             "the game's database has no table 'trajectories' on its search path; check DATABASE_URL (and its ?schema=), "
@@ -148,21 +148,21 @@ def _map_catalog(catalog: str) -> ColumnNames:
             unreadable.append(sentence)
             logger.warning("%s", sentence)
         mapped[table] = {} if sentence is not None or table not in columns else _map_columns(table, columns[table])
-    created_at = columns["trajectories"].get(_without_case("created_at"))
+    created_at = columns["trajectories"].get(ignore_case("created_at"))
     return ColumnNames(
         trajectories=mapped["trajectories"],
         llm_call_logs=mapped["llm_call_logs"],
         market_outcomes=mapped["market_outcomes"],
         trajectory_created_at=None if created_at is None else _quote(created_at),
-        outcomes_in_utc=_without_case("created_at") in in_utc,
+        outcomes_in_utc=ignore_case("created_at") in in_utc,
         unreadable=tuple(unreadable),
     )
 
 
 def _explain_denial(table: str, denied: Sequence[str], name_in_sql: str, role: str) -> str | None:
     """Why a table cannot be read by `role`, and the cure; None where all that we read of it is readable."""
-    wanted = {_without_case(c) for c in COLUMN_TYPES[table]}
-    missing = [c for c in denied if _without_case(c) in wanted]
+    wanted = {ignore_case(c) for c in COLUMN_TYPES[table]}
+    missing = [c for c in denied if ignore_case(c) in wanted]
     if not missing:
         return None
     return (
@@ -176,14 +176,15 @@ def _quote(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _without_case(column: str) -> str:
+def ignore_case(column: str) -> str:
+    """A column's name as it is compared: every spelling of one name gives the same."""
     return column.replace("_", "").lower()
 
 
 def _map_columns(table: str, columns: Mapping[str, str]) -> dict[str, str]:
     mapped = {}
     for ours, kind in COLUMN_TYPES[table].items():
-        column = columns.get(_without_case(ours))
+        column = columns.get(ignore_case(ours))
         if column is None and kind.endswith("!"):
             raise ConfigError(
                 f"table {table!r} of the game's database has no column {ours!r} in any spelling; found "

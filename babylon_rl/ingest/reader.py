@@ -247,17 +247,23 @@ def _read_logged_calls(
 
 
 def _assign_calls(row: _Row, steps: tuple[Step, ...], logs: Sequence[Mapping[str, Any]]) -> tuple[Step, ...]:
-    """Give each logged call to its step: by the step's own `stepId`, else to the last step begun before it."""
-    by_id = {s.get("stepId", s.get("step_id")): i for i, s in enumerate(parse_json(row.steps_json))}
+    """Give each logged call to its step: by the step's own `stepId`, else by its number, which our recorders put after the
+    trajectory's id, else to the last step begun before the call.
+    """
+    raw = list(enumerate(parse_json(row.steps_json)))
+    by_id = {f"{row.trajectory_id}-{s.get('stepNumber', s.get('step_number', i))}": i for i, s in raw}
+    by_id |= {s.get("stepId", s.get("step_id")): i for i, s in raw}
     calls: list[list[LlmCall]] = [[] for _ in steps]
     for log in logs:
+        metadata = parse_metadata(log["metadata"])
         call = make_call(
             {
                 "systemPrompt": log["system_prompt"],
                 "userPrompt": log["user_prompt"],
                 "response": log["response"],
                 "purpose": log["purpose"],
-                "modelVersion": parse_metadata(log["metadata"]).get("modelVersion"),
+                "modelVersion": metadata.get("modelVersion"),
+                "finishReason": metadata.get("finishReason"),
                 "temperature": log["temperature"],
                 "maxTokens": log["max_tokens"],
                 "completionTokens": log["completion_tokens"],

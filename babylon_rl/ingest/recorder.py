@@ -20,7 +20,7 @@ from babylon_rl.database.bulk_copy import insert_new
 from babylon_rl.database.ownership import refuse_foreign_game
 from babylon_rl.errors import DataError
 from babylon_rl.ingest.snowflakes import SnowflakeIds
-from babylon_rl.ingest.steps import has_lone_surrogate, replace_lone_surrogates
+from babylon_rl.ingest.steps import make_storable
 from babylon_rl.types import Json
 from babylon_rl.windows import HourWindow
 
@@ -172,8 +172,8 @@ class TrajectoryRecorder:
             metadata: More for the log row.
         """
         t, step = self._find_open_trajectory(trajectory_id), self._find_open_step(trajectory_id)
-        system_prompt, user_prompt, response = map(_make_storable, (system_prompt, user_prompt, response))
-        reasoning = None if reasoning is None else _make_storable(reasoning)
+        system_prompt, user_prompt, response = map(make_storable, (system_prompt, user_prompt, response))
+        reasoning = None if reasoning is None else make_storable(reasoning)
         step.llm_calls.append(
             {
                 "model": model,
@@ -363,14 +363,6 @@ class TrajectoryRecorder:
 def _to_column(at: datetime) -> datetime:
     """As the game's `timestamp` columns keep it: UTC, without a zone."""
     return at.replace(tzinfo=None)
-
-
-def _make_storable(text: str) -> str:
-    """`text` without what PostgreSQL cannot hold: lone surrogates and NUL become U+FFFD."""
-    if "\x00" not in text and not has_lone_surrogate(text):
-        return text
-    sound: str = replace_lone_surrogates(text)
-    return sound.replace("\x00", "\ufffd")
 
 
 def _to_json(value: Any) -> str:

@@ -151,6 +151,14 @@ def replace_lone_surrogates(value: Any) -> Any:
     return value
 
 
+def make_storable(text: str) -> str:
+    """`text` without what PostgreSQL cannot hold: lone surrogates and NUL become U+FFFD."""
+    if "\x00" not in text and not has_lone_surrogate(text):
+        return text
+    sound: str = replace_lone_surrogates(text)
+    return sound.replace("\x00", "\ufffd")
+
+
 def _is_encoded(value: Any) -> bool:
     return isinstance(value, str) and value.lstrip().startswith("{")
 

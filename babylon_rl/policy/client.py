@@ -1,7 +1,7 @@
 """Asks a policy over HTTP, through the official OpenAI client. Works against any OpenAI-compatible endpoint."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -91,6 +91,7 @@ class PolicyClient:
         temperature: float | None,
         seed: int | None,
         max_tokens: int = 64,
+        headers: Mapping[str, str] | None = None,
     ) -> Completion:
         """Ask for one answer.
 
@@ -101,6 +102,7 @@ class PolicyClient:
             temperature: None takes the server's default.
             seed: None lets the server draw one.
             max_tokens: Length limit of the answer.
+            headers: Sent beside the client's own, such as the agent's id for the gateway.
 
         Raises:
             TransientError: No answer after all retries: connection, timeout, 408, 409, 429 or 5xx.
@@ -119,6 +121,7 @@ class PolicyClient:
                 temperature=openai.omit if temperature is None else temperature,
                 seed=openai.omit if seed is None else seed,
                 max_tokens=max_tokens,
+                extra_headers=headers,
             )
         text = answer.choices[0].message.content if answer.choices else None
         if text is None:

@@ -101,7 +101,7 @@ def learning_curve(report: DemoReport, size: Size) -> Markup:
         f"{points[0].step} to {_format_usd(points[-1].mean_pnl, digits)} at step {points[-1].step}. "
         f"Base {_format_usd(base, digits)}, oracle {_format_usd(oracle, digits)}."
     )
-    return _draw_svg("curve", size, "Learning curve", description, parts)
+    return draw_svg("curve", size, "Learning curve", description, parts)
 
 
 def differences(report: DemoReport, size: Size) -> Markup:
@@ -155,7 +155,7 @@ def differences(report: DemoReport, size: Size) -> Markup:
         f"Histogram of {len(values)} differences: final better in {better}, worse in {sum(v < 0 for v in values)}. "
         f"Mean {_format_usd(mean, digits)}, 95 % interval from {_format_usd(lo, digits)} to {_format_usd(hi, digits)}."
     )
-    return _draw_svg("differences", size, "Final less base, window by window", description, parts)
+    return draw_svg("differences", size, "Final less base, window by window", description, parts)
 
 
 def pnl_bar(value: float, every: Sequence[float]) -> Markup:
@@ -235,7 +235,8 @@ def _y_axis(levels: Sequence[float], y: Scale, size: Size) -> Markup:
     )
 
 
-def _draw_svg(name: str, size: Size, title: str, description: str, parts: Iterable[Markup]) -> Markup:
+def draw_svg(name: str, size: Size, title: str, description: str, parts: Iterable[Markup]) -> Markup:
+    """An SVG of the page with its accessible title and description."""
     own = f"{name}-{size.name}"
     return Markup(
         '<svg class="chart {}" viewBox="0 0 {} {}" role="img" aria-labelledby="{}-title {}-desc">'

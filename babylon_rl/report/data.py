@@ -105,6 +105,71 @@ class Leaderboard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LivePoint:
+    """What was known of a rollout after one window: candidate less incumbent, an agent and window.
+
+    Attributes:
+        mean: None until enough windows have been compared, as are its ends.
+    """
+
+    window_id: str
+    stage: str
+    mean: float | None
+    lo: float | None
+    hi: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveArm:
+    """One arm of a rollout, over all its windows.
+
+    Attributes:
+        agent_windows: Hours of agents that count: an agent of one window is one.
+        mean_pnl: Of such an hour; None where there is none.
+        win_rate: Share of them that ended above zero.
+        right_move_rate: Share of trades that the market then moved with.
+        invalid_rate: Share of its decisions that were no legal action.
+        volume_share: Of what both arms traded.
+    """
+
+    name: str
+    arm: str
+    agent_windows: int
+    mean_pnl: float | None
+    win_rate: float | None
+    right_move_rate: float | None
+    invalid_rate: float | None
+    volume_share: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveMove:
+    """One move of a rollout."""
+
+    window_id: str | None
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InTheGame:
+    """A rollout as live windows decided it.
+
+    Attributes:
+        decision: How it stands, in one sentence.
+        calls: Answered by the gateway in these windows.
+        level: Of the interval, whenever it is looked at.
+    """
+
+    decision: str
+    calls: int
+    level: float
+    arms: tuple[LiveArm, ...] = ()
+    points: tuple[LivePoint, ...] = ()
+    moves: tuple[LiveMove, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DemoReport:
     """Everything in a report.
 
@@ -121,6 +186,7 @@ class DemoReport:
         next_commands: A command and what it does.
         paired: Final less base for each held-out window, if known.
         exploring: The same comparison at the exploring temperature, if it was made.
+        in_the_game: The last checkpoint's rollout, if there was one.
     """
 
     windows: int
@@ -142,6 +208,7 @@ class DemoReport:
     currency: str = "USD"
     paired: tuple[float, ...] = ()
     exploring: Exploring | None = None
+    in_the_game: InTheGame | None = None
 
 
 def to_json(report: DemoReport) -> bytes:

@@ -11,7 +11,7 @@ from importlib.resources import files
 import jinja2
 from markupsafe import Markup
 
-from babylon_rl.report import charts, formatting
+from babylon_rl.report import charts, formatting, live_chart
 from babylon_rl.report.data import DemoReport
 
 
@@ -46,6 +46,9 @@ def render(report: DemoReport) -> str:
         curve=[charts.learning_curve(report, size) for size in (charts.WIDE, charts.NARROW)],
         points=sorted(report.curve, key=lambda p: p.step),
         differences=[charts.differences(report, size) for size in (charts.WIDE, charts.NARROW)],
+        rollout=[live_chart.draw_interval(report.in_the_game.points, size) for size in (charts.WIDE, charts.NARROW)]
+        if report.in_the_game
+        else [],
         better=sum(d > 0 for d in report.paired),
         worse=sum(d < 0 for d in report.paired),
         phases=[

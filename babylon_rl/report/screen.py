@@ -69,6 +69,8 @@ def show(
     facts.add_row("lift", put.text(Text(lift)))
     if sampled := formatting.exploring(report):
         facts.add_row("explored", put.text(Text(sampled)))
+    if report.in_the_game is not None:
+        facts.add_row("deployed", put.text(Text(report.in_the_game.decision)))
     by_phase = ", ".join(f"{name} {formatting.duration(s)}" for name, s in report.seconds.items())
     total = formatting.duration(sum(report.seconds.values()))
     facts.add_row("time", put.text(Text(f"{total} on {report.machine}: {by_phase}")))

@@ -81,7 +81,7 @@ async def play(
         for tick in range(market.decisions):
             observation = observe(market, portfolio, tick)
             answer = await slot.player.answer(
-                observation, seed=stable_seed("play", seed, market.window, slot.agent_id, tick)
+                observation, seed=stable_seed("play", seed, market.window, slot.agent_id, tick), window=market.window
             )
             order, error = parse_order(answer.text, market.tickers)
             result = portfolio.execute(market, tick, order) if order is not None else {}

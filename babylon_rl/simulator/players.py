@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from babylon_rl.simulator.observation import SYSTEM_PROMPT, Observation
 from babylon_rl.simulator.strategies import strategy
+from babylon_rl.windows import HourWindow
 
 if TYPE_CHECKING:
     from babylon_rl.policy.client import PolicyClient
@@ -35,8 +36,8 @@ class Player(Protocol):
     @property
     def name(self) -> str: ...
 
-    async def answer(self, observation: Observation, *, seed: int) -> PlayerAnswer:
-        """Decide; the same seed and observation give the same answer."""
+    async def answer(self, observation: Observation, *, seed: int, window: HourWindow) -> PlayerAnswer:
+        """Decide; the same seed and observation give the same answer. The window is not shown to a policy."""
         ...
 
 
@@ -52,7 +53,7 @@ class ScriptedPlayer:
     name: str
     is_stand_in: bool = False
 
-    async def answer(self, observation: Observation, *, seed: int) -> PlayerAnswer:
+    async def answer(self, observation: Observation, *, seed: int, window: HourWindow) -> PlayerAnswer:
         text = strategy(self.name)(observation, random.Random(seed))  # noqa: S311  a game, not a secret
         model = f"scripted/{self.name}"
         return PlayerAnswer(text=text, model=model, model_version=model if self.is_stand_in else None)
@@ -60,22 +61,25 @@ class ScriptedPlayer:
 
 @dataclass(frozen=True, slots=True)
 class PolicyPlayer:
-    """A served checkpoint.
+    """A served checkpoint, or whichever the gateway has answer an agent.
 
     Attributes:
-        model: Name to ask for, e.g. `babylon-mmo@3` or `babylon-mmo@latest`.
+        model: Name to ask for, e.g. `babylon-mmo@3` or `babylon-mmo@latest`; of the gateway: `babylon-mmo`.
         temperature: None takes the temperature that the server serves with.
+        agent_id: Told to the gateway with each call, as is the hour; None: neither is told.
     """
 
     client: "PolicyClient"
     model: str
     temperature: float | None = None
+    agent_id: str | None = None
 
     @property
     def name(self) -> str:
         return self.model
 
-    async def answer(self, observation: Observation, *, seed: int) -> PlayerAnswer:
+    async def answer(self, observation: Observation, *, seed: int, window: HourWindow) -> PlayerAnswer:
+        named = {} if self.agent_id is None else {"x-babylon-agent": self.agent_id, "x-babylon-window": str(window)}
         completion = await self.client.complete(
             model=self.model,
             system=SYSTEM_PROMPT,
@@ -83,6 +87,7 @@ class PolicyPlayer:
             temperature=self.temperature,
             seed=seed,
             max_tokens=MAX_TOKENS,
+            headers=named,
         )
         return PlayerAnswer(
             text=completion.text,

@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from time import monotonic
 
@@ -17,7 +17,7 @@ from babylon_rl.common.progress import Progress, ignore_progress
 from babylon_rl.errors import ConfigError
 from babylon_rl.simulator.market import make_market
 from babylon_rl.simulator.play import AgentSlot, Playthrough, play
-from babylon_rl.simulator.players import Player, PolicyPlayer, ScriptedPlayer
+from babylon_rl.simulator.players import PolicyPlayer, ScriptedPlayer
 from babylon_rl.simulator.recording import record_play, recorded_windows
 from babylon_rl.simulator.strategies import GUIDE_KINDS, strategy
 from babylon_rl.windows import HourWindow
@@ -34,9 +34,11 @@ class AgentLineup:
 
     Attributes:
         learners: Agents whose rows are training data.
-        policy: `guide` (the five kinds in turn), one strategy's name, or a served model such as `babylon-mmo@3`.
+        policy: `guide` (the five kinds in turn), one strategy's name, or a served model such as `babylon-mmo@3`; through the
+            gateway the lineage's name.
         rivals: Whether one agent of each kind of the game's guide plays too, without being trained on.
         temperature: Of a served model; None leaves it to the server.
+        through_gateway: Whether each agent tells the endpoint its id and hour, and is answered by the policy deployed for it.
         stand_in: Whether scripted learners stand in for the base policy (`ScriptedPlayer.is_stand_in`).
     """
 
@@ -44,12 +46,13 @@ class AgentLineup:
     policy: str
     rivals: bool = False
     temperature: float | None = None
+    through_gateway: bool = False
     stand_in: bool = False
 
     @property
     def needs_server(self) -> bool:
-        """A name with an @ is a served model; any other must be a strategy's."""
-        return "@" in self.policy
+        """A name with an @ is a served model; any other must be a strategy's, or goes to the gateway."""
+        return self.through_gateway or "@" in self.policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,16 +99,19 @@ def free_windows(engine: sa.Engine, count: int, *, now: datetime, start: HourWin
     return sorted(chosen)
 
 
-async def fill_slots(lineup: AgentLineup, stack: AsyncExitStack, inference_url: str | None) -> list[AgentSlot]:
+async def fill_slots(
+    lineup: AgentLineup, stack: AsyncExitStack, inference_url: str | None, *, api_key: str | None = None
+) -> list[AgentSlot]:
     """One slot per agent of the lineup; a client opened for a served model closes with `stack`."""
     if lineup.needs_server:
         from babylon_rl.policy.client import PolicyClient
 
         if inference_url is None:
             raise ConfigError(f"policy {lineup.policy!r} needs a served endpoint; none was given")
-        client = await stack.enter_async_context(PolicyClient(inference_url))
-        player: Player = PolicyPlayer(client, lineup.policy, lineup.temperature)
-        slots = [AgentSlot(f"agent-{i + 1}", player) for i in range(lineup.learners)]
+        client = await stack.enter_async_context(PolicyClient(inference_url, api_key=api_key or "none"))
+        player = PolicyPlayer(client, lineup.policy, lineup.temperature)
+        names = [f"agent-{i + 1}" for i in range(lineup.learners)]
+        slots = [AgentSlot(n, replace(player, agent_id=n) if lineup.through_gateway else player) for n in names]
     else:
         if lineup.policy != GUIDE_POLICY:
             strategy(lineup.policy)  # refuses an unknown name before anything is played
@@ -127,6 +133,7 @@ def spawn(
     seed: int,
     decisions: int = 3,
     inference_url: str | None = None,
+    api_key: str | None = None,
     duration_s: float | None = None,
     windows_at_once: int = 64,
     into_foreign_game: bool = False,
@@ -140,7 +147,8 @@ def spawn(
         lineup: Who plays.
         seed: Of the world and of the agents' own randomness.
         decisions: Times an agent acts in an hour.
-        inference_url: Endpoint of a served policy.
+        inference_url: Endpoint of a served policy, or the gateway's.
+        api_key: Of the gateway.
         duration_s: Wall time after which no further batch is started; at least one is played.
         windows_at_once: Windows of one batch; all its agents play at once.
         into_foreign_game: Write although our migrations did not create the game's tables.
@@ -153,7 +161,7 @@ def spawn(
         if played_windows and duration_s is not None and monotonic() - began > duration_s:
             break
         batch = windows[i : i + windows_at_once]
-        played = asyncio.run(_play_batch(batch, lineup, seed, decisions, inference_url, progress))
+        played = asyncio.run(_play_batch(batch, lineup, seed, decisions, inference_url, api_key, progress))
         rows += record_play(engine, played, seed=seed, into_foreign_game=into_foreign_game)
         pnls = [p.pnl_usd for p in played if p.slot.learner]
         total_pnl += sum(pnls)
@@ -169,9 +177,10 @@ async def _play_batch(
     seed: int,
     decisions: int,
     inference_url: str | None,
+    api_key: str | None,
     progress: Progress,
 ) -> list[Playthrough]:
     markets = [make_market(w, seed, decisions=decisions) for w in windows]
     async with AsyncExitStack() as stack:
-        slots = await fill_slots(lineup, stack, inference_url)
+        slots = await fill_slots(lineup, stack, inference_url, api_key=api_key)
         return await play(markets, slots, seed=seed, progress=progress)

@@ -110,7 +110,7 @@ def read_descent(engine: sa.Engine, lineage: str, step: int) -> list[TrainedStep
 
 
 def digest_manifest(manifest: dict[str, str]) -> str:
-    """One digest for a checkpoint's files, as `served_calls` names it; empty where there are none: its weights are remote."""
+    """One digest for a checkpoint's files, as the gateway records it; empty where there are none: its weights are remote."""
     return digest(manifest) if manifest else ""
 
 

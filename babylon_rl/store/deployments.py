@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from babylon_rl.common.canonical import from_json, to_json
 from babylon_rl.database import tables as t
 from babylon_rl.deployment.stages import Deployment, MoveKind, Stage
+from babylon_rl.store.looks import Look, replace_look
 from babylon_rl.types import Json
 
 _STATE = ("number", "stage", "incumbent", "candidate", "rollout", "threshold", "test_threshold", "paused")
@@ -49,8 +50,8 @@ def read_deployment(engine: sa.Engine, lineage: str) -> Deployment:
     return Deployment(lineage=lineage, **{**row, "stage": Stage(row["stage"])})
 
 
-def write_move(engine: sa.Engine, move: Move) -> bool:
-    """Append a move to the state that it was decided from.
+def write_move(engine: sa.Engine, move: Move, *, look: Look | None = None) -> bool:
+    """Append a move to the state that it was decided from, and in the same transaction the look that decided it.
 
     Returns:
         Whether it was written. False: another move came first, or its hour has made one; nothing was written, so read
@@ -75,6 +76,8 @@ def write_move(engine: sa.Engine, move: Move) -> bool:
             if (newest or 0) != d.number - 1:
                 return False
             conn.execute(sa.insert(t.deployment_events), [row])
+            if look is not None:
+                replace_look(conn, look)
     except sa.exc.IntegrityError:
         return False
     return True
@@ -82,11 +85,14 @@ def write_move(engine: sa.Engine, move: Move) -> bool:
 
 def read_moves(engine: sa.Engine, lineage: str) -> list[Move]:
     """Every move of a lineage, in order."""
-    c = t.deployment_events.c
     with engine.connect() as conn:
-        rows = (
-            conn.execute(sa.select(t.deployment_events).where(c.lineage == lineage).order_by(c.number)).mappings().all()
-        )
+        return read_moves_in(conn, lineage)
+
+
+def read_moves_in(conn: sa.Connection, lineage: str) -> list[Move]:
+    """`read_moves` within a transaction."""
+    c = t.deployment_events.c
+    rows = conn.execute(sa.select(t.deployment_events).where(c.lineage == lineage).order_by(c.number)).mappings()
     return [
         Move(
             kind=MoveKind(r["move"]),

@@ -78,6 +78,25 @@ def write_evaluation(
         insert_missing(conn, t.evaluations, [row])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lift:
+    """A checkpoint's P&L less its base's, in US dollars a held-out window, with its 95 % interval."""
+
+    mean: float
+    lo: float
+    hi: float
+
+
+def read_lifts(engine: sa.Engine, lineage: str, suite: str) -> dict[int, Lift]:
+    """Step → lift of each evaluated checkpoint of a lineage on a suite."""
+    c = t.evaluations.c
+    query = sa.select(c.step, c.lift_usd, c.lift_lo_usd, c.lift_hi_usd).where(
+        c.lineage == lineage, c.suite == suite, c.step > 0
+    )
+    with engine.connect() as conn:
+        return {r.step: Lift(mean=r.lift_usd, lo=r.lift_lo_usd, hi=r.lift_hi_usd) for r in conn.execute(query)}
+
+
 def read_curve(engine: sa.Engine, lineage: str, suite: str) -> list[CurveRow]:
     """Every evaluated checkpoint of a lineage on a suite, by step."""
     c = t.evaluations.c

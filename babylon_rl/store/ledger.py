@@ -125,6 +125,13 @@ class Ledger:
             for r in rows
         ]
 
+    def steps_after(self, step: int) -> list[int]:
+        """Steps of recorded checkpoints above one, ascending."""
+        c = t.checkpoints.c
+        query = sa.select(c.step).where(c.lineage == self.lineage, c.step > step).order_by(c.step)
+        with self.engine.connect() as conn:
+            return list(conn.scalars(query))
+
     def latest(self, as_of: HourWindow | None = None) -> Checkpoint | None:
         """The policy as of an hour: of the checkpoints trained in that partition or before, the one with the last step."""
         candidates = [c for c in self.checkpoints() if as_of is None or c.window_id <= str(as_of)]

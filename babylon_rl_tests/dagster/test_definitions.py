@@ -6,7 +6,7 @@ import dagster as dg
 import pytest
 
 from babylon_rl.definitions import build_defs
-from babylon_rl.defs.checks import CHECKS
+from babylon_rl.defs.checks import WINDOW_CHECKS
 from babylon_rl.pipeline.checks import REQUIRED_CHECKS
 
 HEAVY = ("art", "torch", "litellm", "wandb", "transformers", "peft", "matplotlib")
@@ -38,12 +38,12 @@ def test_the_definitions_load_with_any_resource_replaced() -> None:
 
 
 def test_training_requires_exactly_the_checks_that_run() -> None:
-    defined = [key.name for check in CHECKS for key in check.check_keys]
+    defined = [key.name for check in WINDOW_CHECKS for key in check.check_keys]
     assert defined == list(REQUIRED_CHECKS)
 
 
-@pytest.mark.parametrize("name", ["windows", "policy"])
-def test_both_jobs_are_hourly_and_keyed_by_window_id(name: str) -> None:
+@pytest.mark.parametrize("name", ["windows", "policy", "deploy"])
+def test_every_job_is_hourly_and_keyed_by_window_id(name: str) -> None:
     job = build_defs().resolve_job_def(name)
     assert job.partitions_def is not None
     assert job.partitions_def.get_first_partition_key() == "2025-01-01T00:00"

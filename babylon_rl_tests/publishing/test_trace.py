@@ -94,6 +94,7 @@ def test_each_way_an_answer_came_is_worded(deployed: Workspace) -> None:
     serve(deployed, "call-500", None, 1, Arm.UNNAMED, status=502)
     serve(deployed, "call-left", "a", 1, status=499)
     serve(deployed, "call-other", "a", 2, Arm.CANDIDATE, digest="ab" * 32)
+    serve(deployed, "call-vllm", "a", 1, digest="")
     serve(deployed, "call-lost", "a", 9, Arm.PINNED)
     base = story(deployed, "call-base")
     assert "before the first one the base answers everybody. It is the base, which learned from no row" in base
@@ -105,6 +106,8 @@ def test_each_way_an_answer_came_is_worded(deployed: Workspace) -> None:
     assert "when the caller left before the end" in story(deployed, "call-left")
     assert "THE DIGEST DIFFERS: abababababab answered" in story(deployed, "call-other")
     assert trace(deployed, "call-other").facts["digest_is_recorded"] is False
+    assert "the server that answered names no digest" in story(deployed, "call-vllm")
+    assert trace(deployed, "call-vllm").facts["digest_is_recorded"] is None
     assert "babylon-mmo@9 is not in the ledger of this database" in story(deployed, "call-lost")
 
 

@@ -6,7 +6,18 @@ from statistics import mean
 import pytest
 
 from babylon_rl.common.statistics import paired_bootstrap, share_of_gap, win_rate
-from babylon_rl.report.data import CurvePoint, DemoReport, Leaderboard, LeaderRow, Lift, PolicyFigures
+from babylon_rl.report.data import (
+    CurvePoint,
+    DemoReport,
+    InTheGame,
+    Leaderboard,
+    LeaderRow,
+    Lift,
+    LiveArm,
+    LiveMove,
+    LivePoint,
+    PolicyFigures,
+)
 
 MEANS = (-26.0, 18.0, 71.0, 128.0, 205.0, 262.0, 321.0, 388.0, 437.0)
 
@@ -88,6 +99,44 @@ def example(*, windows: int = 100) -> DemoReport:
             ('psql "$(babylon-rl db-url)"', "look at the tables yourself"),
         ),
         paired=tuple(f - b for b, f in zip(base, final, strict=True)),
+        in_the_game=rollout(),
+    )
+
+
+def rollout() -> InTheGame:
+    """A rollout of 30 windows that ends with a promotion."""
+    windows = [f"2025-02-{5 + i // 24:02d}T{i % 24:02d}:00" for i in range(30)]
+    points = tuple(
+        LivePoint(
+            window_id=w,
+            stage="canary" if i < 6 else "half",
+            mean=None if i < 9 else 380 + 40 / (i + 1),
+            lo=None if i < 9 else 380 - 4200 / (i + 1),
+            hi=None if i < 9 else 380 + 4200 / (i + 1),
+        )
+        for i, w in enumerate(windows)
+    )
+    figures = {"win_rate": 0.61, "right_move_rate": 0.58, "invalid_rate": 0.0, "volume_share": 0.44}
+    return InTheGame(
+        decision="babylon-mmo@8 answers all agents: +$381 an agent and window beside babylon-mmo@0 [+$241, +$521], 30 windows.",
+        calls=900,
+        level=0.95,
+        arms=(
+            LiveArm(name="babylon-mmo@8", arm="candidate", agent_windows=126, mean_pnl=352.0, **figures),
+            LiveArm(
+                name="babylon-mmo@0",
+                arm="incumbent",
+                agent_windows=174,
+                mean_pnl=-29.0,
+                **figures | {"right_move_rate": None},
+            ),
+        ),
+        points=points,
+        moves=(
+            LiveMove(window_id=windows[0], kind="canary", reason="It passed its evaluation on held-out windows."),
+            LiveMove(window_id=windows[6], kind="half", reason="Nothing speaks against it after 6 windows."),
+            LiveMove(window_id=windows[29], kind="promoted", reason="The interval lies above zero."),
+        ),
     )
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from babylon_rl.report import charts
 from babylon_rl.report.data import CurvePoint, DemoReport, LeaderRow, Lift
+from babylon_rl.report.live_chart import interval_picture
 from babylon_rl.report.page import render
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -96,11 +97,11 @@ def test_ids_are_unique_and_every_picture_has_a_description(report: DemoReport) 
     ids = Counter(attrs["id"] for _, attrs in page.seen if attrs.get("id"))
     assert max(ids.values()) == 1
     pictures = [svg for svg in page.tags("svg") if svg.get("aria-hidden") != "true"]
-    assert len(pictures) == 5  # curve and differences, each wide and narrow, and the seconds
+    assert len(pictures) == 7  # curve, differences and rollout, each wide and narrow, and the seconds
     for svg in pictures:
         assert svg["role"] == "img"
         assert set((svg["aria-labelledby"] or "").split()) <= ids.keys()
-    assert len(page.tags("desc")) == 5
+    assert len(page.tags("desc")) == 7
     for th in page.tags("th"):
         assert th.get("scope") in ("col", "row")
     assert page.tags("html")[0]["lang"] == "en"
@@ -147,6 +148,7 @@ def test_what_is_not_known_is_left_out_not_drawn_as_zero(report: DemoReport) -> 
         curve=(),
         seconds={},
         next_commands=(),
+        in_the_game=None,
         leaderboard=replace(report.leaderboard, rows=()),
         lift=replace(report.lift, share_of_oracle_gap=None),
     )
@@ -234,3 +236,23 @@ def test_ticks_are_round_few_and_enclose_the_data(lo: float, width: float) -> No
     assert lo + width <= levels[-1] + slack
     assert 2 <= len(levels) <= 9
     assert levels == sorted(set(levels))
+
+
+def test_the_rollout_is_told_and_drawn(report: DemoReport) -> None:
+    assert report.in_the_game is not None
+    page = render(report)
+    for part in ("In the game", "babylon-mmo@8 answers all agents", "3 moves, 900 answered calls", 'id="rollout-wide'):
+        assert part in page
+    without = render(replace(report, in_the_game=None))
+    assert "In the game" not in without
+    unknown = '<td class="num">–</td>'
+    assert page.count(unknown) == without.count(unknown) + 1  # the one figure that is not known
+
+
+def test_a_rollout_without_an_interval_has_no_drawing(report: DemoReport) -> None:
+    assert report.in_the_game is not None
+    early = replace(report.in_the_game, points=report.in_the_game.points[:9])
+    assert 'id="rollout-wide' not in render(replace(report, in_the_game=early))
+    assert interval_picture(early.points) == "no window has been compared yet"
+    drawn = interval_picture(report.in_the_game.points)
+    assert drawn.startswith("![interval over time](data:image/svg+xml;base64,")

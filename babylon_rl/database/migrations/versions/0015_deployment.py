@@ -119,6 +119,13 @@ def upgrade() -> None:
         postgresql_where=sa.text("trajectory_id IS NOT NULL"),
         schema=_S,
     )
+    op.create_index(
+        "ix_served_calls_rollout",
+        "served_calls",
+        ["rollout", "window_id"],
+        postgresql_where=sa.text("rollout IS NOT NULL"),
+        schema=_S,
+    )
     for statement in (_DEPLOYED, _KEEP, _KEEP_TRIGGER, _TELL, _TELL_TRIGGER):
         op.execute(statement)
 
