@@ -1,4 +1,4 @@
-"""The whole loop on one machine, through Dagster: play, judge, train, and evaluate against the base.
+"""The whole loop on one machine, through Dagster: play, judge, train, evaluate against the base, and deploy in the game.
 
 Each step first looks in the database for what is already done, so an interrupted demo resumes.
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import sqlalchemy as sa
 from rich.console import Console
 
+from babylon_rl.cli.demo_rollout import deploy_in_game
 from babylon_rl.common.progress import Progress
 from babylon_rl.common.statistics import paired_bootstrap, share_of_gap
 from babylon_rl.database.migrate import upgrade
@@ -50,7 +51,8 @@ DEMO_START: Final = HourWindow.parse("2025-01-15T00:00")
 NEXT_COMMANDS: Final = (
     ("make ui", "this run in Dagster's UI"),
     ("babylon-rl check-windows", "which windows are ready"),
-    ("babylon-rl spawn-test-agents --agents 8 --policy current", "the trained policy plays"),
+    ("babylon-rl deployment", "who answers the agents, and why"),
+    ("babylon-rl spawn-test-agents --agents 8 --policy deployed", "they play what is deployed"),
     ("babylon-rl train --iterations 1", "train one more checkpoint"),
     ("babylon-rl psql", "the game's tables and ours, in SQL"),
 )
@@ -105,11 +107,13 @@ def run_demo(
                     for iteration in range(1, plan.iterations + 1):
                         loop.iterate(iteration)
                     sampled = loop.evaluate_sampled()
+                    first = plan.window_range(plan.iterations)[1].next()
+                    in_the_game = deploy_in_game(workspace, runner, run, first, into_foreign_game=into_foreign_game)
                 with run.phase("report"):
                     report = build_report(workspace, plan, seconds=run.seconds, sampled=sampled)
         finally:
             server.__exit__(None, None, None)
-    report = replace(report, seconds={k: round(v, 2) for k, v in run.seconds.items()})
+    report = replace(report, in_the_game=in_the_game, seconds={k: round(v, 2) for k, v in run.seconds.items()})
     html, numbers = out / "report.html", out / "report.json"
     html.write_text(render(report), encoding="utf-8")
     numbers.write_bytes(to_json(report))

@@ -16,6 +16,7 @@ from rich.console import Console
 from babylon_rl.cli.data import app as data_commands
 from babylon_rl.cli.deployment import app as deployment_commands
 from babylon_rl.cli.judging import app as judging_commands
+from babylon_rl.cli.publish import app as publish_commands
 from babylon_rl.cli.settings import app as settings_commands
 from babylon_rl.cli.windows import IntoForeignGame
 from babylon_rl.cli.windows import app as window_commands
@@ -29,6 +30,7 @@ app.add_typer(window_commands)
 app.add_typer(data_commands)
 app.add_typer(judging_commands)
 app.add_typer(deployment_commands)
+app.add_typer(publish_commands)
 app.add_typer(settings_commands)
 console = Console()
 errors = Console(stderr=True)
@@ -261,6 +263,29 @@ def serve(
         port=port,
         lineage=settings.lineage,
     )
+
+
+@app.command()
+def gateway(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 chooses a free one.")] = 8080,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but loopback needs BABYLON_GATEWAY_KEY.")
+    ] = "127.0.0.1",
+    into_foreign_game: IntoForeignGame = False,
+) -> None:
+    """Answer live agents with the policy that is deployed for them, at an OpenAI-compatible /v1/chat/completions."""
+    from babylon_rl.database.migrate import upgrade
+    from babylon_rl.gateway.access import check_address
+    from babylon_rl.gateway.server import serve as run
+
+    settings = _settings()
+    check_address(host, settings.gateway.key)
+    upgrade(settings.database)
+    if port:
+        console.print(
+            f"agents call http://{host}:{port}/v1 with model={settings.lineage}   (Ctrl-C stops it)", highlight=False
+        )
+    run(settings, host=host, port=port, into_foreign_game=into_foreign_game)
 
 
 @app.command()

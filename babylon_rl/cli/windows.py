@@ -35,14 +35,18 @@ def spawn_test_agents(
     seed: Annotated[int | None, typer.Option(help="Seed of the market; default BABYLON_SEED or 1.")] = None,
     policy: Annotated[
         str,
-        typer.Option(help="guide (five kinds in turn), a strategy, current, or a checkpoint such as babylon-mmo@3."),
+        typer.Option(
+            help="guide (five kinds in turn), a strategy, current, a checkpoint such as babylon-mmo@3, or deployed: "
+            "through the gateway, each agent answered by the policy that is deployed for it."
+        ),
     ] = "guide",
     start: Annotated[
         str | None, typer.Option(help="First hour, e.g. 2025-01-15T10:00; default: free hours near now.")
     ] = None,
     decision_minutes: Annotated[int, typer.Option(min=1, max=60, help="Simulated minutes between decisions.")] = 20,
     temperature: Annotated[
-        float | None, typer.Option(help="Of a served policy; default BABYLON_EXPLORE_TEMPERATURE.")
+        float | None,
+        typer.Option(help="Of a served policy; default BABYLON_EXPLORE_TEMPERATURE, of a deployed one the gateway's."),
     ] = None,
     into_foreign_game: IntoForeignGame = False,
 ) -> None:
@@ -50,6 +54,7 @@ def spawn_test_agents(
     from contextlib import ExitStack
 
     from babylon_rl.database.migrate import upgrade
+    from babylon_rl.gateway.process import running_gateway
     from babylon_rl.pipeline.workspace import open_workspace, running_policy_server
     from babylon_rl.report.screen import run_progress
     from babylon_rl.simulator.spawn import AgentLineup, free_windows, spawn
@@ -59,19 +64,25 @@ def spawn_test_agents(
     upgrade(settings.database)
     with open_workspace(settings) as workspace, ExitStack() as stack:
         workspace.refuse_foreign_game("spawn-test-agents", into_foreign_game=into_foreign_game)
-        if policy == "current":
+        deployed = policy == "deployed"
+        if deployed:
+            policy = settings.lineage
+        elif policy == "current":
             latest = workspace.ledger.latest()
             policy = policy_name(settings.lineage, 0 if latest is None else latest.step)
-        sampled_at = settings.serving.explore_temperature if temperature is None else temperature
-        lineup = AgentLineup(learners=agents, policy=policy, temperature=sampled_at, stand_in=True)
+        if temperature is None and not deployed:
+            temperature = settings.serving.explore_temperature
+        lineup = AgentLineup(
+            learners=agents, policy=policy, temperature=temperature, through_gateway=deployed, stand_in=True
+        )
         first = None if start is None else HourWindow.parse(start)
         chosen = free_windows(workspace.game, windows, now=datetime.now(UTC), start=first)
         decisions = max(1, 60 // decision_minutes)
         run = stack.enter_context(run_progress(console))
         url = None
         if lineup.needs_server:
-            with run.phase("start", "policy server"):
-                url = stack.enter_context(running_policy_server(settings))
+            with run.phase("start", "gateway" if deployed else "policy server"):
+                url = stack.enter_context(running_gateway(settings) if deployed else running_policy_server(settings))
         with run.phase("play", f"{windows} windows", total=len(chosen) * agents * decisions) as phase:
             done = spawn(
                 workspace.game,
@@ -80,6 +91,7 @@ def spawn_test_agents(
                 seed=settings.seed,
                 decisions=decisions,
                 inference_url=url,
+                api_key=None if settings.gateway.key is None else settings.gateway.key.get_secret_value(),
                 duration_s=duration * 60,
                 into_foreign_game=into_foreign_game,
                 progress=phase,

@@ -8,6 +8,7 @@ taken over. `write()` without `fsync` survives the death of a process; `sync` is
 import fcntl
 import os
 import threading
+import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from uuid import uuid4
 
 SEGMENT_BYTES: Final = 4 << 20
 _SUFFIX: Final = ".jsonl"
+_UNBORN: Final = ".new"
+_UNBORN_S: Final = 60
 
 
 @dataclass(slots=True, eq=False)
@@ -108,6 +111,10 @@ class Journal:
         """Take over what dead processes have left; gives the number of lines."""
         lines = 0
         own = {s.path for s, _ in self._all_segments()}
+        for unborn in self._folder.glob(f"*{_UNBORN}"):  # a process died between two system calls
+            with suppress(OSError):
+                if time.time() - unborn.stat().st_mtime > _UNBORN_S:
+                    unborn.unlink()
         for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
             if path in own:
                 continue
@@ -138,7 +145,7 @@ class Journal:
         """A new segment takes its name when it is locked: without the lock it would look like a dead process's."""
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{uuid4().hex}{_SUFFIX}"
-        fresh = path.with_suffix(".new")
+        fresh = path.with_suffix(_UNBORN)
         descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         fresh.rename(path)

@@ -56,8 +56,10 @@ class AnsweredCall:
     purpose: str
     messages: Sequence[Json]
     response: str
+    reasoning: str | None
     temperature: float | None
     max_tokens: int | None
+    top_p: float | None
     finish_reason: str | None
     latency_ms: float | None
     prompt_tokens: int | None
@@ -157,8 +159,10 @@ def _make_row(c: AnsweredCall) -> Json:
         "user_prompt": make_storable(user),
         "messages_json": None if prompts else make_storable(msgspec.json.encode(c.messages).decode()),
         "response": make_storable(c.response),
+        "reasoning": None if c.reasoning is None else make_storable(c.reasoning),
         "temperature": c.temperature,
         "max_tokens": c.max_tokens,
+        "top_p": c.top_p,
         "prompt_tokens": c.prompt_tokens,
         "completion_tokens": c.completion_tokens,
         "total_tokens": (c.prompt_tokens or 0) + (c.completion_tokens or 0) if known else None,

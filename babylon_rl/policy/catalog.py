@@ -67,6 +67,16 @@ class ServablePolicy:
                 )
 
 
+def servable_policy(root: Path, recorded: RecordedCheckpoint) -> ServablePolicy:
+    """What is served of a recorded checkpoint whose weights are kept here. `root` is `Settings.checkpoints_dir`."""
+    return ServablePolicy(
+        name=policy_name(recorded.lineage, recorded.step),
+        directory=checkpoint_dir(root, recorded.lineage, recorded.step),
+        digest=digest(dict(recorded.manifest)),
+        files=tuple(sorted(recorded.manifest.items())),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """What the ledger had recorded at one moment, and the lineage that may be named before its first checkpoint."""
@@ -114,12 +124,7 @@ class Snapshot:
                 f"policy {name!r} is not served here: its trainer keeps the weights, under {found.path!r}; ask it there",
                 facts={"policy": name},
             )
-        return ServablePolicy(
-            name=policy_name(lineage, step),
-            directory=checkpoint_dir(self.root, lineage, step),
-            digest=digest(dict(found.manifest)),
-            files=tuple(sorted(found.manifest.items())),
-        )
+        return servable_policy(self.root, found)
 
     def names(self) -> list[tuple[str, datetime | None]]:
         """Every name that is served, with the instant its checkpoint was trained; the base has none."""

@@ -6,7 +6,7 @@ What belongs here: which checkpoints are loaded, and which requests share a batc
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ import torch
 
 from babylon_rl.policy.catalog import ServablePolicy
 from babylon_rl.policy.model import LoadedPolicy, load_policy
-from babylon_rl.policy.sampling import Sampled, SampleRequest, sample
+from babylon_rl.policy.sampling import Sampled, SampleRequest, TokenListener, sample
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ class EngineStats:
 class _PendingRequest:
     request: SampleRequest
     answer: asyncio.Future[Sampled]
+    on_token: Callable[[int, float], None] | None = None
 
 
 @dataclass(slots=True)
@@ -78,13 +79,25 @@ class SamplingEngine:
                 for waiting in [w for queue in self._queues.values() for w in queue]:
                     waiting.answer.cancel()
 
-    async def ask(self, policy: ServablePolicy, request: SampleRequest) -> Sampled:
-        """Answer one request by one policy.
+    async def ask(
+        self,
+        policy: ServablePolicy,
+        request: SampleRequest,
+        *,
+        on_token: Callable[[int, float], None] | None = None,
+    ) -> Sampled:
+        """Answer one request by one policy. A caller that is cancelled is not sampled for any longer.
+
+        Args:
+            policy: Who answers.
+            request: What is asked.
+            on_token: Called on the event loop with each token's id and log-prob soon after it is drawn, and with all of
+                them before this returns.
 
         Raises:
             DataError: Its files are not those recorded, it cannot be loaded, or the request does not fit it.
         """
-        waiting = _PendingRequest(request, asyncio.get_running_loop().create_future())
+        waiting = _PendingRequest(request, asyncio.get_running_loop().create_future(), on_token)
         self._queues.setdefault(policy, []).append(waiting)
         self._wake.set()
         self.stats.requests += 1
@@ -100,7 +113,7 @@ class SamplingEngine:
             if not batch:
                 continue
             try:
-                answers = await loop.run_in_executor(worker, self._sample, key, [w.request for w in batch])
+                answers = await loop.run_in_executor(worker, self._sample, key, batch, loop)
             except Exception as e:  # noqa: BLE001  # a failed batch is reported to its callers; the server keeps running
                 logger.warning("batch failed policy=%s requests=%d error=%s", key.name, len(batch), e)
                 for w in batch:
@@ -132,8 +145,12 @@ class SamplingEngine:
             torch.set_num_threads(threads)
         return policy
 
-    def _sample(self, policy: ServablePolicy, requests: list[SampleRequest]) -> list[Sampled]:
-        return sample(self._load(policy), requests)
+    def _sample(
+        self, policy: ServablePolicy, batch: list[_PendingRequest], loop: asyncio.AbstractEventLoop
+    ) -> list[Sampled]:
+        # A batch in which nobody streams is sampled without a word in between.
+        listener = _listen(batch, loop) if any(w.on_token for w in batch) else None
+        return sample(self._load(policy), [w.request for w in batch], on_tokens=listener)
 
     def _load(self, policy: ServablePolicy) -> LoadedPolicy:
         """The policy's weights, checked and loaded at first use; called on the worker thread only."""
@@ -150,3 +167,19 @@ class SamplingEngine:
             logger.info("loaded policy=%s digest=%s", policy.name, key[:12])
         self._loaded.move_to_end(key)
         return self._loaded[key]
+
+
+def _listen(batch: list[_PendingRequest], loop: asyncio.AbstractEventLoop) -> TokenListener:
+    """Hand what the worker thread draws to the event loop: one call a step, however many stream."""
+
+    def deliver(drawn: Mapping[int, tuple[int, float]]) -> None:
+        for i, (token, logprob) in drawn.items():
+            w = batch[i]
+            if w.on_token is not None and not w.answer.done():
+                w.on_token(token, logprob)
+
+    def on_tokens(drawn: Mapping[int, tuple[int, float]]) -> list[int]:
+        loop.call_soon_threadsafe(deliver, drawn)
+        return [i for i in drawn if batch[i].answer.done()]  # only cancelled ones are done before their batch
+
+    return on_tokens

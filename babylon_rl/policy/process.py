@@ -1,30 +1,17 @@
 """Runs a policy server for the duration of a `with` block."""
 
-import logging
-import os
-import socket
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from babylon_rl.common.child_server import running_child
 from babylon_rl.database.connection import platform_url
-from babylon_rl.errors import ConfigError, TransientError
 from babylon_rl.policy.shipped import shipped_base
 
 if TYPE_CHECKING:
     from babylon_rl.settings import DatabaseSettings, TrainingSettings
     from babylon_rl.settings.live import ServingSettings
-
-logger = logging.getLogger(__name__)
-
-START_TIMEOUT_S: Final = 120.0  # importing torch and transformers on a busy machine
-STOP_TIMEOUT_S: Final = 10.0
-_TAIL_CHARS: Final = 1500
 
 
 def base_of(settings: "TrainingSettings") -> Path:
@@ -55,77 +42,12 @@ def running_server(
     if settings.inference_url:
         yield settings.inference_url.rstrip("/")
         return
-    # Bound here and handed over, so that nobody takes the port between choosing and listening.
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener, tempfile.TemporaryFile() as log:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-        arguments = {
-            "--base": base,
-            "--root": checkpoints,
-            "--temperature": settings.serve_temperature,
-            "--lineage": lineage,
-        }
-        process = _start(arguments, platform_url(database), listener, log)
-        listener.close()
-        try:
-            _wait_until_ready(process, port, log)
-            logger.info("started policy server pid=%d port=%d", process.pid, port)
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            _stop(process)
-
-
-def _start(
-    arguments: dict[str, object], database_url: str, listener: socket.socket, log: IO[bytes]
-) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "babylon_rl.policy.server"]
-    for name, value in {**arguments, "--fd": listener.fileno(), "--parent": os.getpid()}.items():
-        command += [name, str(value)]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, pass_fds=[listener.fileno()]
-    )
-    if process.stdin is not None:
-        with suppress(BrokenPipeError):  # it has exited already; `_wait_until_ready` says why
-            process.stdin.write(f"{database_url}\n".encode())
-            process.stdin.flush()
-    return process
-
-
-def _wait_until_ready(process: "subprocess.Popen[bytes]", port: int, log: IO[bytes]) -> None:
-    import httpx
-
-    deadline = time.monotonic() + START_TIMEOUT_S
-    with httpx.Client(trust_env=False, timeout=5.0) as client:
-        while True:
-            if process.poll() is not None:
-                raise ConfigError(
-                    f"the policy server exited with status {process.returncode} before it was ready; "
-                    f"the end of its log: {_read_tail(log)}"
-                )
-            try:
-                if client.get(f"http://127.0.0.1:{port}/healthz").is_success:
-                    return
-            except httpx.TransportError:
-                pass
-            if time.monotonic() > deadline:
-                raise TransientError(
-                    f"the policy server was not ready after {START_TIMEOUT_S:.0f} s; try again on a less busy machine; "
-                    f"the end of its log: {_read_tail(log)}"
-                )
-            time.sleep(0.05)
-
-
-def _read_tail(log: IO[bytes]) -> str:
-    log.seek(0)
-    return log.read().decode(errors="replace")[-_TAIL_CHARS:].strip() or "(empty)"
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    if process.stdin is not None:
-        process.stdin.close()
-    process.terminate()
-    try:
-        process.wait(STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    arguments = {
+        "--base": base,
+        "--root": checkpoints,
+        "--temperature": settings.serve_temperature,
+        "--lineage": lineage,
+    }
+    told = platform_url(database)
+    with running_child("babylon_rl.policy.server", arguments, told=told, what="policy server") as port:
+        yield f"http://127.0.0.1:{port}/v1"

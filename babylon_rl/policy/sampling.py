@@ -7,7 +7,7 @@ A comment beside each tensor gives its axes and type: `rows` requests in the bat
 (padding, prompt, answer so far), `new` tokens fed at once, `vocab` token ids, `width` of the hidden state.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -59,12 +59,23 @@ class Sampled:
     finish_reason: Literal["stop", "length"]
 
 
-def sample(policy: LoadedPolicy, requests: Sequence[SampleRequest]) -> list[Sampled]:
+TokenListener = Callable[[Mapping[int, tuple[int, float]]], Collection[int]]
+"""Told of each step: request → (token id, log-prob) just drawn. Returns requests whose answers nobody waits for any more."""
+
+
+def sample(
+    policy: LoadedPolicy, requests: Sequence[SampleRequest], *, on_tokens: TokenListener | None = None
+) -> list[Sampled]:
     """Answer all requests, in their order.
 
     Prompts with a common prefix (agents of one window see the same market) share its prefill; the cache is then
     repeated for each. Tokens are drawn by inverse CDF from uniforms of a counter-based generator with the request's
     own seed, so an answer depends on its batch only through float rounding.
+
+    Args:
+        policy: Which model answers.
+        requests: By index; that is how `on_tokens` names them.
+        on_tokens: Told of each token as it is drawn. The answer of a request that it gives up has no meaning.
 
     Raises:
         DataError: A prompt is empty or leaves no room for an answer, or a limit or temperature is out of range.
@@ -80,7 +91,7 @@ def sample(policy: LoadedPolicy, requests: Sequence[SampleRequest]) -> list[Samp
     undo_art_patch()
     answers: dict[int, Sampled] = {}
     for chunk in _split_into_batches(_group_by_prefix([r.prompt_ids for r in requests])):
-        answers.update(_Batch(policy, requests, chunk).run())
+        answers.update(_Batch(policy, requests, chunk).run(on_tokens))
     return [answers[i] for i in range(len(requests))]
 
 
@@ -176,7 +187,7 @@ class _Batch:
         self._requests = [requests[i] for i in self._indices]
 
     @torch.inference_mode()
-    def run(self) -> dict[int, Sampled]:
+    def run(self, on_tokens: TokenListener | None = None) -> dict[int, Sampled]:
         """Answers by the request's index."""
         requests = self._requests
         longest = max(r.max_tokens for r in requests)
@@ -195,6 +206,8 @@ class _Batch:
             token, logprob = _draw_tokens(self._head(hidden).float(), temperatures, uniforms[:, step])
             tokens[rows[active], step] = token[active]
             logprobs[rows[active], step] = logprob[active]
+            if on_tokens is not None:
+                self._tell(on_tokens, rows, active, token, logprob)
             active &= (token != self._end) & (limits > step + 1)
             active_count = int(active.sum())
             if active_count == 0:
@@ -208,6 +221,20 @@ class _Batch:
             bias = F.pad(bias, (0, 1))  # the new token is visible
             hidden = self._forward(token[:, None], positions[:, None] + step, bias[:, None, None], cache)
         return {i: self._cut_answer(tokens[k], logprobs[k], requests[k]) for k, i in enumerate(self._indices)}
+
+    def _tell(
+        self,
+        on_tokens: TokenListener,
+        rows: torch.Tensor,
+        active: torch.Tensor,
+        token: torch.Tensor,
+        logprob: torch.Tensor,
+    ) -> None:
+        """Tell what was drawn, and end the rows that are given up; all are [rows], and `active` is changed."""
+        drawn = zip(rows[active].tolist(), token[active].tolist(), logprob[active].tolist(), strict=True)
+        given_up = on_tokens({self._indices[row]: (t, p) for row, t, p in drawn})
+        for i in given_up:
+            active &= rows != self._indices.index(i)
 
     def _prefill(self, longest: int) -> tuple[_Rows, torch.Tensor, torch.Tensor]:
         """Prefill all prompts: common prefixes, then each row's own tail, both padded on the left.

@@ -8,13 +8,9 @@ can reach it.
 import argparse
 import json
 import logging
-import os
 import secrets
-import select
-import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,9 +21,11 @@ import sqlalchemy as sa
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
+from babylon_rl.common.child_server import exit_with_parent, read_line
 from babylon_rl.database.connection import connect
 from babylon_rl.errors import DataError
 from babylon_rl.policy.catalog import Catalog, Snapshot
+from babylon_rl.policy.http import answer_error, read_body, run_app
 from babylon_rl.policy.prompting import PromptRenderer
 from babylon_rl.policy.shipped import require_base, shipped_base
 from babylon_rl.policy.wire import ChatRequest, RequestError, build_chunk, build_completion
@@ -40,7 +38,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_LINEAGE: Final = "babylon-mmo"
 DEFAULT_ANSWER_TOKENS: Final = 256
-MAX_BODY_BYTES: Final = 1 << 20
 
 
 def create_app(
@@ -73,18 +70,11 @@ def create_app(
 
     app = FastAPI(title="Babylon policy", lifespan=lifespan, openapi_url=None)
 
-    async def answer_error(_: Request, e: Exception) -> Response:
-        if not isinstance(e, RequestError):
-            raise e
-        # The rest of a body that is too long is not read: the connection ends with the answer.
-        headers = {"connection": "close"} if e.status == 413 else None
-        return JSONResponse(e.body, status_code=e.status, headers=headers)
-
     app.add_exception_handler(RequestError, answer_error)
 
     async def chat_completions(request: Request) -> Response:
         endpoint: _Endpoint = request.app.state.endpoint
-        return await endpoint.complete(await _read_body(request))
+        return await endpoint.complete(await read_body(request.receive))
 
     async def models(request: Request) -> Response:
         endpoint: _Endpoint = request.app.state.endpoint
@@ -186,21 +176,6 @@ class _Endpoint:
         }
 
 
-async def _read_body(request: Request) -> bytes:
-    """The body, counted while it arrives: its length may be unknown, and what is too long is never held.
-
-    Raises:
-        RequestError: It is longer than `MAX_BODY_BYTES`.
-    """
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > MAX_BODY_BYTES:
-            raise RequestError(413, f"the request is longer than allowed; send at most {MAX_BODY_BYTES} bytes")
-        parts.append(part)
-    return b"".join(parts)
-
-
 def serve(
     *,
     base: Path,
@@ -233,8 +208,6 @@ def serve(
     Raises:
         ConfigError: `base` holds no model, or the ledger's database cannot be reached.
     """
-    import uvicorn
-
     require_base(base)
     app = create_app(
         base=base,
@@ -244,23 +217,7 @@ def serve(
         max_batch=max_batch,
         threads=threads,
     )
-    if listener is None:
-        listener = socket.create_server((host, port), backlog=2048)
-    else:
-        listener.listen(2048)
-    address, bound_port = listener.getsockname()[:2]
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            if self.started:
-                logger.info("serving url=http://%s:%d/v1 base=%s", address, bound_port, base)
-
-    config = uvicorn.Config(app, lifespan="on", log_config=None, access_log=False, timeout_graceful_shutdown=5)
-    server = Server(config)
-    server.run(sockets=[listener])
-    if not server.started:
-        raise SystemExit(3)
+    run_app(app, host=host, port=port, listener=listener, what=f"base={base}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -283,10 +240,10 @@ def main(argv: list[str] | None = None) -> None:
         "--parent", type=int, help="id of the process that started this one: stop when it dies or closes our stdin"
     )
     a = p.parse_args(argv)
-    database_url = _read_line(sys.stdin.fileno())
+    database_url = read_line(sys.stdin.fileno())
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s", stream=sys.stderr)
     if a.parent is not None:
-        threading.Thread(target=_exit_with_parent, args=(a.parent,), daemon=True).start()
+        exit_with_parent(a.parent)
     serve(
         base=a.base,
         root=a.root,
@@ -300,30 +257,6 @@ def main(argv: list[str] | None = None) -> None:
         threads=a.threads,
         lineage=a.lineage,
     )
-
-
-def _read_line(descriptor: int) -> str:
-    """One line, byte by byte: what follows it is left in the pipe."""
-    line = b""
-    while (byte := os.read(descriptor, 1)) not in (b"", b"\n"):
-        line += byte
-    return line.decode()
-
-
-def _exit_with_parent(parent: int) -> None:
-    """Stop this process once its parent is gone.
-
-    Not PR_SET_PDEATHSIG: that fires when the parent's *thread* ends, and runs of an orchestrator start us from threads.
-    The pipe on stdin closes as soon as the parent dies. The parent's id is checked too, because a fork of the parent may
-    keep the pipe open.
-    """
-    while os.getppid() == parent:
-        readable, _, _ = select.select([sys.stdin], [], [], 1.0)
-        if readable and not os.read(sys.stdin.fileno(), 1):
-            break
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(8)  # longer than a graceful shutdown takes
-    os._exit(1)
 
 
 if __name__ == "__main__":

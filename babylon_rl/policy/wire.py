@@ -1,7 +1,7 @@
 """The part of OpenAI's chat-completions format that the server supports: requests in, answers and errors out."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -10,12 +10,14 @@ from babylon_rl.types import Json
 
 
 class RequestError(Exception):
-    """A request that cannot be answered: a 4xx status and one sentence for the caller."""
+    """A request that cannot be answered: an HTTP status and one sentence for the caller, in OpenAI's shape of an error."""
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.status = status
-        self.body: Json = {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}}
+        self.code = code
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        self.body: Json = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 class _TextPart(BaseModel):
@@ -63,8 +65,17 @@ class ChatRequest(BaseModel):
         Raises:
             RequestError: It is not a request that this policy can answer.
         """
+        return cls._check(lambda: cls.model_validate_json(body))
+
+    @classmethod
+    def of(cls, fields: Json) -> "ChatRequest":
+        """Check a request that was read already; raises as `read`."""
+        return cls._check(lambda: cls.model_validate(fields))
+
+    @classmethod
+    def _check(cls, validate: Callable[[], "ChatRequest"]) -> "ChatRequest":
         try:
-            request = cls.model_validate_json(body)
+            request = validate()
         except ValidationError as e:
             first = e.errors(include_input=False, include_url=False)[0]
             where = ".".join(map(str, first["loc"])) or "body"
@@ -110,12 +121,7 @@ def build_completion(
     `logprobs` has one entry per token, end token included, whose `token` is `token_id:<id>`: text can be tokenized in
     more than one way, and a trainer needs the ids that were drawn.
     """
-    content: list[Json] | None = None
-    if logprobs is not None:
-        content = [
-            {"token": f"token_id:{t}", "logprob": p, "bytes": None, "top_logprobs": []}
-            for t, p in zip(token_ids, logprobs, strict=True)
-        ]
+    content = None if logprobs is None else _tokens(zip(token_ids, logprobs, strict=True))
     return {
         "id": f"chatcmpl-{secrets.token_hex(12)}",
         "object": "chat.completion",
@@ -135,6 +141,51 @@ def build_completion(
             "total_tokens": prompt_tokens + len(token_ids),
         },
     }
+
+
+def build_piece(
+    *,
+    model: str,
+    created: int,
+    delta: Json | None = None,
+    logprobs: Sequence[tuple[int, float]] | None = None,
+    finish_reason: str | None = None,
+    usage: tuple[int, int] | None = None,
+) -> Json:
+    """Build one `chat.completion.chunk` of a stream: a piece of the answer or, at its end, what it cost.
+
+    Args:
+        model: Who answers.
+        created: Seconds since 1970.
+        delta: What is new; None: nothing, for the chunk of `usage`.
+        logprobs: (Token id, log-prob) of the tokens told with it; None: they are not asked for.
+        finish_reason: With the last piece.
+        usage: Tokens of prompt and answer.
+    """
+    choice = {
+        "index": 0,
+        "delta": delta,
+        "logprobs": None if logprobs is None else {"content": _tokens(logprobs), "refusal": None},
+        "finish_reason": finish_reason,
+    }
+    chunk: Json = {
+        "id": "",
+        "object": "chat.completion.chunk",
+        "created": created,
+        "model": model,
+        "choices": [] if delta is None else [choice],
+    }
+    if usage is not None:
+        chunk["usage"] = {
+            "prompt_tokens": usage[0],
+            "completion_tokens": usage[1],
+            "total_tokens": sum(usage),
+        }
+    return chunk
+
+
+def _tokens(drawn: Iterable[tuple[int, float]]) -> list[Json]:
+    return [{"token": f"token_id:{t}", "logprob": p, "bytes": None, "top_logprobs": []} for t, p in drawn]
 
 
 def build_chunk(answer: Json) -> Json:

@@ -267,6 +267,20 @@ class Settings(Part):
             update={name: getattr(self, name).model_copy(update=fields) for name, fields in parts.items()}
         )
 
+    def reveal(self) -> dict[str, object]:
+        """Every environment variable → the value in force, secrets too: for a child process of ours, by a pipe."""
+        parts: list[Part] = [self, *(getattr(self, name) for name in PARTS)]
+        values = {
+            str(field.validation_alias): getattr(part, name)
+            for part in parts
+            for name, field in type(part).model_fields.items()
+            if field.validation_alias is not None
+        }
+        return {
+            k: v.get_secret_value() if isinstance(v, SecretStr) else str(v) if isinstance(v, Path) else v
+            for k, v in values.items()
+        }
+
     @property
     def home(self) -> Path:
         return self.database.home

@@ -85,11 +85,14 @@ def write_move(engine: sa.Engine, move: Move, *, look: Look | None = None) -> bo
 
 def read_moves(engine: sa.Engine, lineage: str) -> list[Move]:
     """Every move of a lineage, in order."""
-    c = t.deployment_events.c
     with engine.connect() as conn:
-        rows = (
-            conn.execute(sa.select(t.deployment_events).where(c.lineage == lineage).order_by(c.number)).mappings().all()
-        )
+        return read_moves_in(conn, lineage)
+
+
+def read_moves_in(conn: sa.Connection, lineage: str) -> list[Move]:
+    """`read_moves` within a transaction."""
+    c = t.deployment_events.c
+    rows = conn.execute(sa.select(t.deployment_events).where(c.lineage == lineage).order_by(c.number)).mappings()
     return [
         Move(
             kind=MoveKind(r["move"]),

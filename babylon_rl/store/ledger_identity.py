@@ -36,13 +36,18 @@ def read_ledger_id(engine: sa.Engine) -> str:
 
 def read_recorded(engine: sa.Engine) -> list[RecordedCheckpoint]:
     """Every recorded checkpoint, by lineage and step."""
+    with engine.connect() as conn:
+        return read_recorded_in(conn)
+
+
+def read_recorded_in(conn: sa.Connection) -> list[RecordedCheckpoint]:
+    """`read_recorded` within a transaction."""
     c = t.checkpoints.c
     query = sa.select(c.lineage, c.step, c.trainer, c.path, c.manifest, c.trained_at).order_by(c.lineage, c.step)
-    with engine.connect() as conn:
-        return [
-            RecordedCheckpoint(**{**r, "manifest": from_json(r["manifest"], dict[str, str])})
-            for r in conn.execute(query).mappings()
-        ]
+    return [
+        RecordedCheckpoint(**{**r, "manifest": from_json(r["manifest"], dict[str, str])})
+        for r in conn.execute(query).mappings()
+    ]
 
 
 def read_manifests(engine: sa.Engine) -> dict[tuple[str, int], Mapping[str, str]]:

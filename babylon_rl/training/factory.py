@@ -69,6 +69,30 @@ def locate_policy(settings: TrainingSettings, checkpoint: Checkpoint, *, inferen
     )
 
 
+def locate_base(settings: TrainingSettings, lineage: str, *, inference_url: str | None) -> ServedPolicy:
+    """Where the base is served before the lineage has its first checkpoint; its name there is `base_model`.
+
+    Args:
+        settings: The trainer that will train it, the base, and W&B's key and addresses.
+        lineage: Its step 0 is the base of our own server.
+        inference_url: Of our server or of vLLM; not used for W&B.
+
+    Raises:
+        ConfigError: Nothing serves it; the message says what is missing.
+    """
+    if settings.trainer == "serverless":
+        from babylon_rl.training import serverless
+
+        return serverless.locate_base(settings)
+    base = policy_name(lineage, 0) if settings.trainer == "cpu" else settings.base_model
+    if inference_url is None or base is None:
+        raise ConfigError(
+            f"the base of {lineage!r} is not served: set BABYLON_INFERENCE_URL and BABYLON_BASE_MODEL, or "
+            "BABYLON_UPSTREAM_BASE_URL where another endpoint answers as the base"
+        )
+    return ServedPolicy(base_url=inference_url.rstrip("/"), model=base, base_model=base)
+
+
 def _choose_engine(
     settings: TrainingSettings, checkpoints: Path, jobs: JobJournal, progress: Progress
 ) -> "TrainingEngine":

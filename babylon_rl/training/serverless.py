@@ -175,12 +175,32 @@ def locate(settings: "TrainingSettings", checkpoint: Checkpoint) -> ServedPolicy
             "so it cannot be asked for"
         )
     return ServedPolicy(
-        base_url=settings.wandb_inference_url or settings.wandb_base_url or INFERENCE_URL,
+        base_url=_inference_url(settings),
         model=f"wandb-artifact:///{checkpoint.path}",
         base_model=settings.base_model,
         key_variable="WANDB_API_KEY",
         project=f"{entity}/{rest[0]}",
     )
+
+
+def locate_base(settings: "TrainingSettings") -> ServedPolicy:
+    """Where W&B serves the base itself.
+
+    Raises:
+        ConfigError: The key or the base is not named.
+    """
+    if settings.wandb_api_key is None or settings.base_model is None:
+        raise ConfigError("the base is served by W&B, which needs WANDB_API_KEY and BABYLON_BASE_MODEL; set both")
+    return ServedPolicy(
+        base_url=_inference_url(settings),
+        model=settings.base_model,
+        base_model=settings.base_model,
+        key_variable="WANDB_API_KEY",
+    )
+
+
+def _inference_url(settings: "TrainingSettings") -> str:
+    return settings.wandb_inference_url or settings.wandb_base_url or INFERENCE_URL
 
 
 def load_tokenizer(base_model: str) -> Any:

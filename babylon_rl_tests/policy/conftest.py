@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from policy_factories import write_finished_checkpoint, write_random_adapter
 
 from babylon_rl.base_policy.corpus import draw_markets
-from babylon_rl.policy.checkpoints import METADATA_FILE, checkpoint_dir
 from babylon_rl.policy.model import LoadedPolicy, load_policy
 from babylon_rl.policy.prompting import PromptRenderer
 from babylon_rl.policy.shipped import shipped_base
@@ -42,27 +42,9 @@ def prompts(policy: LoadedPolicy, user_prompts: list[str]) -> list[list[int]]:
 
 @pytest.fixture(scope="session")
 def write_adapter() -> Callable[[Path], object]:
-    """Write a LoRA adapter that changes the shipped base; returns the unmerged peft model."""
-
-    def write(directory: Path) -> object:
-        from peft import LoraConfig, get_peft_model
-
-        model = get_peft_model(
-            load_policy(shipped_base()).model,
-            LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False),
-        )
-        model.save_pretrained(str(directory))
-        return model.eval()
-
-    return write
+    return write_random_adapter
 
 
 @pytest.fixture(scope="session")
-def write_checkpoint(write_adapter: Callable[[Path], object]) -> Callable[[Path, str, int], Path]:
-    def write(root: Path, lineage: str, step: int) -> Path:
-        directory = checkpoint_dir(root, lineage, step)
-        write_adapter(directory)
-        (directory / METADATA_FILE).write_text("{}")
-        return directory
-
-    return write
+def write_checkpoint() -> Callable[[Path, str, int], Path]:
+    return write_finished_checkpoint

@@ -53,10 +53,12 @@ def snapshot(tmp_path: Path) -> Snapshot:
     """Lineage `mmo` with steps 1, 2 and 10 recorded, and `far` whose weights are remote."""
     at = datetime(2025, 1, 15, tzinfo=UTC)
     recorded = [
-        RecordedCheckpoint(lineage="mmo", step=s, path="p", manifest={"a": f"hash {s}"}, trained_at=at)
+        RecordedCheckpoint(lineage="mmo", step=s, trainer="cpu", path="p", manifest={"a": f"hash {s}"}, trained_at=at)
         for s in (1, 2, 10)
     ]
-    remote = RecordedCheckpoint(lineage="far", step=1, path="team/p/far:step1", manifest={}, trained_at=at)
+    remote = RecordedCheckpoint(
+        lineage="far", step=1, trainer="serverless", path="team/p/far:step1", manifest={}, trained_at=at
+    )
     return Snapshot(tmp_path, "fresh", [remote, *recorded])
 
 

@@ -1,7 +1,11 @@
+import random
+from collections.abc import Mapping
+
 import pytest
 import torch
 
 from babylon_rl.errors import DataError
+from babylon_rl.policy.detokenizing import Detokenizer
 from babylon_rl.policy.model import LoadedPolicy
 from babylon_rl.policy.sampling import Sampled, SampleRequest, sample
 
@@ -93,3 +97,61 @@ def test_an_impossible_request_is_refused_with_its_numbers(
 ) -> None:
     with pytest.raises(DataError, match=rf"request 0 has {len(prompt)} prompt tokens"):
         sample(policy, [ask(prompt, temperature=temperature, max_tokens=max_tokens)])
+
+
+def test_tokens_are_told_as_they_are_drawn_and_change_nothing(policy: LoadedPolicy, prompts: list[list[int]]) -> None:
+    asked = [SampleRequest(prompt_ids=p, temperature=1.0, seed=i, max_tokens=12) for i, p in enumerate(prompts[:6])]
+    told: dict[int, list[tuple[int, float]]] = {}
+    steps: list[int] = []
+
+    def listen(drawn: Mapping[int, tuple[int, float]]) -> list[int]:
+        steps.append(len(drawn))
+        for i, token in drawn.items():
+            told.setdefault(i, []).append(token)
+        return []
+
+    answers = sample(policy, asked, on_tokens=listen)
+
+    assert answers == sample(policy, asked)
+    for i, a in enumerate(answers):
+        assert [t for t, _ in told[i]] == list(a.token_ids)
+        assert [p for _, p in told[i]] == list(a.logprobs)
+    assert steps[0] == 6
+    assert len(steps) <= 12
+
+
+def test_a_request_that_is_given_up_is_drawn_no_further(policy: LoadedPolicy, prompts: list[list[int]]) -> None:
+    asked = [SampleRequest(prompt_ids=p, temperature=2.0, seed=i, max_tokens=40) for i, p in enumerate(prompts[:3])]
+    told = [0, 0, 0]
+
+    def listen(drawn: Mapping[int, tuple[int, float]]) -> list[int]:
+        for i in drawn:
+            told[i] += 1
+        return [1] if told[1] == 5 else []
+
+    answers = sample(policy, asked, on_tokens=listen)
+
+    alone = sample(policy, asked)
+    assert [answers[0].token_ids, answers[2].token_ids] == [alone[0].token_ids, alone[2].token_ids]
+    assert told == [len(alone[0].token_ids), 5, len(alone[2].token_ids)]
+
+
+@pytest.mark.parametrize("text", ["BUY $MUSK 100", "Zürich € 漢字 👩‍🚀 end", "🚀", ""])
+def test_a_text_comes_in_pieces_of_whole_characters(policy: LoadedPolicy, text: str) -> None:
+    detokenizer = Detokenizer(policy.tokenizer)
+    ids = policy.tokenizer.encode(text, add_special_tokens=False)
+
+    pieces = [detokenizer.add(i) for i in ids]
+
+    assert "".join(pieces) == text
+    assert detokenizer.end() == ""
+    assert all("\ufffd" not in p for p in pieces)
+
+
+def test_bytes_that_are_no_character_come_as_decoding_gives_them(policy: LoadedPolicy) -> None:
+    rng = random.Random(5)
+    for _ in range(60):
+        ids = [rng.randrange(3, len(policy.tokenizer)) for _ in range(40)]
+        detokenizer = Detokenizer(policy.tokenizer)
+        pieces = [detokenizer.add(i) for i in ids]
+        assert "".join(pieces) + detokenizer.end() == policy.tokenizer.decode(ids, skip_special_tokens=True)

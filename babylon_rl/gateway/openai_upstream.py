@@ -1,0 +1,228 @@
+"""An upstream that speaks OpenAI's protocol: vLLM, W&B, or any base model. What we do not know is passed through.
+
+aiohttp carries the requests, as in `policy/client.py` and for its reason. This is the only layer that retries: two more
+tries where nothing of an answer has come.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from babylon_rl.gateway.errors import Failure, UpstreamError
+from babylon_rl.gateway.heard import Heard
+from babylon_rl.gateway.reading import Asked
+from babylon_rl.gateway.sse import DONE, EventReader
+from babylon_rl.policy.wire import RequestError, build_chunk
+from babylon_rl.types import Json
+
+if TYPE_CHECKING:
+    import aiohttp
+    from pydantic import SecretStr
+
+RETRY_WAITS_S: Final = (0.1, 0.3)
+CONNECT_TIMEOUT_S: Final = 5.0
+MOST_BYTES: Final = 16 << 20  # of an answer
+_PASSING: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+_CALLERS_FAULT: Final = frozenset({400, 413, 415, 422})
+
+
+@asynccontextmanager
+async def open_session(timeout_s: float, *, trust_env: bool) -> "AsyncIterator[aiohttp.ClientSession]":
+    """One pool of connections for many upstreams.
+
+    Args:
+        timeout_s: Seconds without a byte after which a request has failed.
+        trust_env: Whether the environment's proxies are used.
+    """
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=timeout_s)
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=15)
+    async with aiohttp.ClientSession(
+        connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), trust_env=trust_env
+    ) as session:
+        yield session
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenAIUpstream:
+    """One model of an endpoint; an `Upstream`.
+
+    Attributes:
+        base_url: Ends in `/v1`.
+        model: Its name there.
+        name: The policy's.
+        key: Sent as a bearer token; None: none is.
+        project: Who is billed, where the endpoint asks.
+        temperature: For requests that name none.
+        most_tokens: Longest answer.
+    """
+
+    session: "aiohttp.ClientSession"
+    base_url: str
+    model: str
+    name: str
+    key: "SecretStr | None"
+    project: str | None
+    temperature: float
+    most_tokens: int
+
+    async def answer(self, asked: Asked, heard: Heard) -> Json:
+        async with self._ask(self._fields(asked)) as response:
+            body = _read_object(await self._read(response, MOST_BYTES))
+        if not isinstance(body.get("choices"), list):
+            raise UpstreamError(Failure.FAILED, "the answer has no choices")
+        heard.take_completion(body)
+        return body
+
+    async def stream(self, asked: Asked, heard: Heard) -> AsyncIterator[Json]:
+        fields = self._fields(asked)
+        options = fields.get("stream_options")
+        # What an answer cost is recorded, so it is always asked for, and told to callers who asked too.
+        fields["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
+        longest = max(1, int(fields.get("n") or 1)) * self._limit(asked)
+        async with self._ask(fields) as response:
+            if "event-stream" not in response.headers.get("content-type", ""):
+                chunk = build_chunk(_read_object(await self._read(response, MOST_BYTES)))
+                heard.take_chunk(chunk)
+                yield chunk
+                return
+            async for chunk in self._chunks(response):
+                heard.take_chunk(chunk)
+                if chunk.get("choices") == [] and chunk.get("usage") is not None and not asked.include_usage:
+                    continue
+                if heard.pieces > longest:
+                    heard.finish_reason = "length"
+                    yield _end_early(chunk)
+                    return
+                yield chunk
+
+    async def _chunks(self, response: "aiohttp.ClientResponse") -> AsyncIterator[Json]:
+        reader = EventReader()
+        while piece := await self._next_piece(response):
+            try:
+                for data in reader.feed(piece):
+                    if data == DONE:
+                        return
+                    chunk = _read_object(data)
+                    if "error" in chunk:
+                        raise UpstreamError(Failure.BROKEN, "an event of its stream is an error")
+                    yield chunk
+            except ValueError as e:
+                raise UpstreamError(Failure.BROKEN, str(e)) from e
+        raise UpstreamError(Failure.BROKEN, "its stream ended without [DONE]")
+
+    def _limit(self, asked: Asked) -> int:
+        return self.most_tokens if asked.limit is None else min(asked.limit, self.most_tokens)
+
+    def _fields(self, asked: Asked) -> Json:
+        return asked.fields_for(self.model, temperature=self.temperature, most_tokens=self.most_tokens)
+
+    @asynccontextmanager
+    async def _ask(self, fields: Json) -> "AsyncIterator[aiohttp.ClientResponse]":
+        """The response with status 200, after at most two more tries; closed at the end, also in its middle."""
+        body = msgspec.json.encode(fields)
+        async with AsyncExitStack() as stack:
+            waits_s = list(RETRY_WAITS_S)
+            while True:
+                try:
+                    response = await self._post(body)
+                    stack.callback(response.close)
+                    await self._check(response)
+                    break
+                except UpstreamError as e:
+                    if not e.passing or not waits_s:
+                        raise
+                await asyncio.sleep(waits_s.pop(0) * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
+            yield response
+
+    async def _post(self, body: bytes) -> "aiohttp.ClientResponse":
+        import aiohttp
+
+        headers = {"content-type": "application/json"}
+        if self.key is not None:
+            headers["authorization"] = f"Bearer {self.key.get_secret_value()}"
+        if self.project is not None:
+            headers["openai-project"] = self.project
+        try:
+            return await self.session.post(
+                f"{self.base_url}/chat/completions", data=body, headers=headers, allow_redirects=False
+            )
+        except aiohttp.ConnectionTimeoutError as e:
+            raise UpstreamError(Failure.UNREACHABLE, type(e).__name__, passing=True) from e
+        except TimeoutError as e:
+            raise UpstreamError(Failure.TIMED_OUT, type(e).__name__) from e
+        except (aiohttp.ClientError, OSError, ValueError) as e:
+            raise UpstreamError(Failure.UNREACHABLE, type(e).__name__, passing=True) from e
+
+    async def _check(self, response: "aiohttp.ClientResponse") -> None:
+        status = response.status
+        if status == 200:
+            return
+        if status in _CALLERS_FAULT:
+            raise self._tell_caller(status, await self._read(response, 1 << 16, cut=True))
+        failure = {429: Failure.OVERLOADED, 503: Failure.OVERLOADED, 401: Failure.REFUSED, 403: Failure.REFUSED}.get(
+            status, Failure.REFUSED if status == 404 else Failure.FAILED
+        )
+        raise UpstreamError(failure, f"HTTP {status}", passing=status in _PASSING)
+
+    def _tell_caller(self, status: int, body: bytes) -> RequestError:
+        """What the upstream says is wrong with the request, without its address, its key and its model's name."""
+        try:
+            error = _read_object(body).get("error")
+        except UpstreamError:
+            error = None
+        error = error if isinstance(error, dict) else {}
+        message = str(error.get("message") or f"{self.name} refused the request with HTTP {status}")
+        for hidden in (self._secret(), self.base_url, urlsplit(self.base_url).netloc):
+            message = message.replace(hidden, "…") if hidden else message
+        message = message.replace(self.model, self.name)
+        param, code = (v if isinstance(v := error.get(n), str) else None for n in ("param", "code"))
+        return RequestError(status, message[:500], param=param, code=code)
+
+    def _secret(self) -> str:
+        return "" if self.key is None else self.key.get_secret_value()
+
+    async def _read(self, response: "aiohttp.ClientResponse", most: int, *, cut: bool = False) -> bytes:
+        parts, size = [], 0
+        while piece := await self._next_piece(response):
+            size += len(piece)
+            parts.append(piece)
+            if size > most:
+                if cut:
+                    break
+                raise UpstreamError(Failure.FAILED, f"the answer has more than {most} bytes")
+        return b"".join(parts)
+
+    async def _next_piece(self, response: "aiohttp.ClientResponse") -> bytes:
+        """The next bytes; none at the end."""
+        import aiohttp
+
+        try:
+            return await response.content.readany()
+        except TimeoutError as e:
+            raise UpstreamError(Failure.TIMED_OUT, type(e).__name__) from e
+        except (aiohttp.ClientError, OSError, ValueError) as e:
+            raise UpstreamError(Failure.BROKEN, type(e).__name__) from e
+
+
+def _read_object(data: bytes) -> Json:
+    try:
+        found: Any = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise UpstreamError(Failure.FAILED, "the answer is not JSON") from e
+    if not isinstance(found, dict):
+        raise UpstreamError(Failure.FAILED, "the answer is JSON, but no object")
+    return found
+
+
+def _end_early(chunk: Json) -> Json:
+    """The last chunk of an answer that is longer than allowed."""
+    choices = [{**c, "delta": {}, "finish_reason": "length"} for c in chunk["choices"]]
+    return {**chunk, "choices": choices}
