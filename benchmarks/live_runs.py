@@ -70,7 +70,9 @@ def run_rollout(kind: str, seed: int, windows: int) -> Run:
 
     began = time.monotonic()
     incumbent, candidate = KINDS[kind]
-    policies = PlantedPolicies({"base": 0.1 if incumbent == BETTER else 0.0, "babylon-mmo@1": 0.1 if candidate == BETTER else 0.0})
+    policies = PlantedPolicies(
+        {"base": 0.1 if incumbent == BETTER else 0.0, "babylon-mmo@1": 0.1 if candidate == BETTER else 0.0}
+    )
     hours = list(START.until(START.next(windows - 1)))
     policies.know(hours, seed)
     home = Path(tempfile.mkdtemp(prefix="babylon-live-"))
@@ -136,7 +138,9 @@ def main() -> None:
     p.add_argument("--kinds", default=",".join(KINDS))
     p.add_argument("--first-seed", type=int, default=1)
     p.add_argument("--windows", type=int, default=300)
-    p.add_argument("--one", action="store_true", help="one run in this process, as JSON: what the others are started as")
+    p.add_argument(
+        "--one", action="store_true", help="one run in this process, as JSON: what the others are started as"
+    )
     p.add_argument("--json", action="store_true")
     a = p.parse_args()
     if a.one:
@@ -145,16 +149,30 @@ def main() -> None:
     runs = []
     for kind in a.kinds.split(","):
         for seed in range(a.first_seed, a.first_seed + a.runs):
-            command = [sys.executable, __file__, "--one", "--kinds", kind, "--first-seed", str(seed), "--windows", str(a.windows)]
+            command = [
+                sys.executable,
+                __file__,
+                "--one",
+                "--kinds",
+                kind,
+                "--first-seed",
+                str(seed),
+                "--windows",
+                str(a.windows),
+            ]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             runs.append(json.loads(done.stdout.splitlines()[-1]))
             sys.stdout.write(json.dumps(runs[-1]) + "\n")
             sys.stdout.flush()
     for kind in a.kinds.split(","):
         of_kind = [r for r in runs if r["kind"] == kind]
-        sys.stdout.write(f"{kind}: {dict(Counter(r['decision'] for r in of_kind))}, windows {sorted(r['windows'] for r in of_kind)}\n")
+        sys.stdout.write(
+            f"{kind}: {dict(Counter(r['decision'] for r in of_kind))}, windows {sorted(r['windows'] for r in of_kind)}\n"
+        )
     if a.json:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=False)
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=False
+        )
         baseline = {
             "machine": f"{os.cpu_count()} cores",
             "commit": commit.stdout.strip(),

@@ -52,7 +52,7 @@ class PlantedPolicies:
         if share is None or known is None:
             return None
         market, tick, seen = known
-        drawn = random.Random(seed)  # noqa: S311  a game, not a secret
+        drawn = random.Random(seed)
         knows = drawn.random() < share
         own = habits(seen, drawn)
         return oracle(market, tick) if knows else own

@@ -19,7 +19,7 @@ from babylon_rl.simulator.spawn import AgentLineup, spawn
 from babylon_rl.store.deployments import Move, read_deployment, read_moves
 from babylon_rl.store.looks import Look, read_looks
 from babylon_rl.store.rollout_hours import count_calls_by_hour
-from babylon_rl.types import Json, policy_name
+from babylon_rl.types import policy_name
 from babylon_rl.windows import HourWindow
 
 if TYPE_CHECKING:
@@ -98,9 +98,7 @@ def describe_rollout(workspace: Workspace, step: int) -> InTheGame:
     begun = next((m for m in reversed(moves) if m.after.candidate == step and m.after.rollout is not None), None)
     if begun is None or begun.after.rollout is None:
         why = judge_evaluations(workspace, [step])[step].sentence
-        return InTheGame(
-            decision=f"{policy_name(lineage, step)} was not deployed: {why}.", calls=0, level=level
-        )
+        return InTheGame(decision=f"{policy_name(lineage, step)} was not deployed: {why}.", calls=0, level=level)
     rollout = begun.after.rollout
     looks = read_looks(engine, lineage, rollout)
     own = [m for m in moves if m.subject == step and m.kind not in (MoveKind.PAUSED, MoveKind.RESUMED)]
