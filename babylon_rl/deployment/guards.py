@@ -145,9 +145,7 @@ class Latency:
     def judge(self) -> Verdict:
         state = State.FINE
         if self.hours >= FEWEST_WINDOWS and self.slow > SLOW_SHARE * self.hours:
-            lo = bound_rate(self.slow, self.hours, 2 * self.alpha)[
-                0
-            ]  # one bound is asked for, so it may have all of alpha
+            lo = bound_rate(self.slow, self.hours, self.alpha)[0]
             state = State.BREACHED if lo > SLOW_SHARE else State.SUSPECT
         sentence = (
             f"in {self.slow} of {self.hours} hours the candidate's p95 was more than {LATENCY_RATIO:g} times the incumbent's "
