@@ -85,7 +85,8 @@ class _Rates:
         share_c, share_i = hits_c / trials_c if trials_c else 0.0, hits_i / trials_i if trials_i else 0.0
         state = State.FINE
         if trials_c >= FEWEST_TRIALS and self.windows >= FEWEST_WINDOWS and share_c - share_i > RATE_MARGIN:
-            lo, hi = bound_rate(hits_c, trials_c, self.alpha)[0], bound_rate(hits_i, trials_i, self.alpha)[1]
+            half = self.alpha / 2  # for each of the two bounds
+            lo, hi = bound_rate(hits_c, trials_c, half)[0], bound_rate(hits_i, trials_i, half)[1]
             state = State.BREACHED if lo - hi > RATE_MARGIN else State.SUSPECT
         sentence = (
             f"{hits_c} of {trials_c} {self.noun} of the candidate ({share_c:.1%}) and {hits_i} of {trials_i} of the incumbent "

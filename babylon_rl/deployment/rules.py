@@ -153,9 +153,13 @@ class Rollout:
             )
         )
 
+    def interval(self) -> Interval | None:
+        """The interval after the windows so far; None: nothing compared yet."""
+        return self._comparison.interval()
+
     def look(self, deployment: Deployment) -> Look:
         """What the windows so far say to do."""
-        interval = self._comparison.interval()
+        interval = self.interval()
         decision, reason = self.choose(deployment, interval)
         return Look(
             decision=decision,
@@ -202,8 +206,14 @@ class Rollout:
         return Decision.HOLD, f"undecided after {len(self._hours)} of {settings.rollout_windows} windows: {money}"
 
     def _lacks_agents(self, number: int) -> bool:
-        played = [h.arms for h in self._hours if h.number == number and h.arms][-WIDEN_AFTER_WINDOWS:]
-        return len(played) == WIDEN_AFTER_WINDOWS and all(Arm.CANDIDATE not in arms for arms in played)
+        missed = 0
+        for hour in reversed(self._hours):
+            if hour.number != number or Arm.CANDIDATE in hour.arms:
+                return False
+            missed += bool(hour.arms)
+            if missed == WIDEN_AFTER_WINDOWS:
+                return True
+        return False
 
     def _collect_facts(self, interval: Interval | None) -> Json:
         candidate, incumbent = self._totals
