@@ -322,7 +322,7 @@ def run_all(map_: Callable[[list[Job]], list[Ran]], runs: int, twins: int) -> Re
 
 
 def print_report(report: Report) -> None:
-    console = Console()
+    console = Console(width=150)
     console.print(f"Base and oracle, {BANK_WINDOWS} windows x {AGENTS} agents: {report['planted']}")
     table = Table(
         title=f"{AGENTS} agents, 6 canary windows of 1 against {AGENTS - 1}, then 5 against 5; looked at after each of {WINDOWS}"
