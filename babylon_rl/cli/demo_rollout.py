@@ -80,7 +80,7 @@ def deploy_in_game(
                 runner.materialize(
                     "windows", hour, hour, assets=["raw_trajectories", "market_outcomes"], resources=resources
                 )
-                runner.materialize("deployment", hour, hour, resources=resources)
+                runner.materialize("deploy", hour, hour, resources=resources)
                 deployment = read_deployment(workspace.store.engine, settings.lineage)
                 phase(1, note=f"{hour}: {deployment.stage.value}")
                 if _find_end(workspace, newest.step) is not None or deployment.rollout is None:

@@ -76,7 +76,8 @@ def move_by_decision(
             after = _choose_thresholds(workspace, replace(_next(before), stage=stage), agents)
             kind = MoveKind(stage.value)
         case Decision.WIDEN:
-            present = {a.agent_id for w in evidence[-WIDEN_AFTER_WINDOWS:] for a in w.agents}
+            played = [w for w in evidence if w.agents][-WIDEN_AFTER_WINDOWS:]
+            present = {a.agent_id for w in played for a in w.agents}
             after, kind = _choose_thresholds(workspace, _next(before), present), MoveKind.WIDENED
             if (after.threshold, after.test_threshold) == (before.threshold, before.test_threshold):
                 return None

@@ -62,6 +62,7 @@ def earlier_pnl_usd(
                                 ORDER BY window_id DESC LIMIT :hours)
               AND agent_id = ANY(:agents)
             GROUP BY agent_id, window_id HAVING count(*) = count(pnl_usd)) hours
+        WHERE abs(pnl_usd) < 'Infinity'  -- NaN, which a double may be, is above infinity
         GROUP BY agent_id"""
     )
     with engine.connect() as conn:
