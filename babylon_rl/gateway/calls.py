@@ -63,8 +63,6 @@ class ServedCall:
     response: str | None = None
     keep_text: bool = False
     purpose: str = "action"
-    system_prompt: str | None = None
-    user_prompt: str | None = None
     reasoning: str | None = None
     max_tokens: int | None = None
     top_p: float | None = None

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from babylon_rl.errors import BabylonRLError
 from babylon_rl.gateway.errors import Failure, UpstreamError
@@ -16,7 +16,7 @@ from babylon_rl.policy.catalog import ServablePolicy
 from babylon_rl.policy.detokenizing import Detokenizer
 from babylon_rl.policy.process import base_of
 from babylon_rl.policy.prompting import PromptRenderer
-from babylon_rl.policy.wire import ChatRequest, RequestError, build_completion, build_piece
+from babylon_rl.policy.wire import DEFAULT_ANSWER_TOKENS, ChatRequest, RequestError, build_completion, build_piece
 from babylon_rl.types import Json
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from babylon_rl.policy.model import LoadedPolicy
     from babylon_rl.policy.sampling import Sampled, SampleRequest
     from babylon_rl.settings import Settings
-
-DEFAULT_ANSWER_TOKENS: Final = 256
 
 
 class Engines:

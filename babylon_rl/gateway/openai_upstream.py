@@ -7,10 +7,11 @@ tries where nothing of an answer has come.
 import asyncio
 import random
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import msgspec
 
@@ -18,6 +19,7 @@ from babylon_rl.gateway.errors import Failure, UpstreamError
 from babylon_rl.gateway.heard import Heard
 from babylon_rl.gateway.reading import Asked
 from babylon_rl.gateway.sse import DONE, EventReader
+from babylon_rl.policy.client import LOOPBACK
 from babylon_rl.policy.wire import RequestError, build_chunk
 from babylon_rl.types import Json
 
@@ -28,26 +30,37 @@ if TYPE_CHECKING:
 RETRY_WAITS_S: Final = (0.1, 0.3)
 CONNECT_TIMEOUT_S: Final = 5.0
 MOST_BYTES: Final = 16 << 20  # of an answer
+LAST_BYTES_S: Final = 0.1
 _PASSING: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 _CALLERS_FAULT: Final = frozenset({400, 413, 415, 422})
 
 
 @asynccontextmanager
-async def open_session(timeout_s: float, *, trust_env: bool) -> "AsyncIterator[aiohttp.ClientSession]":
-    """One pool of connections for many upstreams.
+async def open_session(timeout_s: float) -> "AsyncIterator[aiohttp.ClientSession]":
+    """One pool of connections for all upstreams.
 
     Args:
         timeout_s: Seconds without a byte after which a request has failed.
-        trust_env: Whether the environment's proxies are used.
     """
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=timeout_s)
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=15)
     async with aiohttp.ClientSession(
-        connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), trust_env=trust_env
+        connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()
     ) as session:
         yield session
+
+
+def find_proxy(base_url: str) -> str | None:
+    """The environment's proxy for an address; loopback is never behind one.
+
+    Not aiohttp's `trust_env`: that also reads ~/.netrc on each request, and refuses one that has a key of its own.
+    """
+    parts = urlsplit(base_url)
+    if parts.hostname is None or parts.hostname in LOOPBACK or proxy_bypass(parts.netloc):
+        return None
+    return getproxies().get(parts.scheme)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +73,7 @@ class OpenAIUpstream:
         name: The policy's.
         key: Sent as a bearer token; None: none is.
         project: Who is billed, where the endpoint asks.
+        proxy: Between us and it.
         temperature: For requests that name none.
         most_tokens: Longest answer.
     """
@@ -70,6 +84,7 @@ class OpenAIUpstream:
     name: str
     key: "SecretStr | None"
     project: str | None
+    proxy: str | None
     temperature: float
     most_tokens: int
 
@@ -86,14 +101,14 @@ class OpenAIUpstream:
         options = fields.get("stream_options")
         # What an answer cost is recorded, so it is always asked for, and told to callers who asked too.
         fields["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
-        longest = max(1, int(fields.get("n") or 1)) * self._limit(asked)
+        longest = asked.limit_of(self.most_tokens)
         async with self._ask(fields) as response:
             if "event-stream" not in response.headers.get("content-type", ""):
                 chunk = build_chunk(_read_object(await self._read(response, MOST_BYTES)))
                 heard.take_chunk(chunk)
                 yield chunk
                 return
-            async for chunk in self._chunks(response):
+            async for chunk in self._chunks(response, heard):
                 heard.take_chunk(chunk)
                 if chunk.get("choices") == [] and chunk.get("usage") is not None and not asked.include_usage:
                     continue
@@ -103,12 +118,13 @@ class OpenAIUpstream:
                     return
                 yield chunk
 
-    async def _chunks(self, response: "aiohttp.ClientResponse") -> AsyncIterator[Json]:
+    async def _chunks(self, response: "aiohttp.ClientResponse", heard: Heard) -> AsyncIterator[Json]:
         reader = EventReader()
         while piece := await self._next_piece(response):
             try:
                 for data in reader.feed(piece):
                     if data == DONE:
+                        await self._finish(response)
                         return
                     chunk = _read_object(data)
                     if "error" in chunk:
@@ -116,10 +132,15 @@ class OpenAIUpstream:
                     yield chunk
             except ValueError as e:
                 raise UpstreamError(Failure.BROKEN, str(e)) from e
-        raise UpstreamError(Failure.BROKEN, "its stream ended without [DONE]")
+        if heard.finish_reason is None:
+            raise UpstreamError(Failure.BROKEN, "its stream ended before the answer did")
 
-    def _limit(self, asked: Asked) -> int:
-        return self.most_tokens if asked.limit is None else min(asked.limit, self.most_tokens)
+    async def _finish(self, response: "aiohttp.ClientResponse") -> None:
+        """Read the end of a stream, which comes together with `[DONE]`: only then can its connection be used again."""
+        with suppress(TimeoutError, UpstreamError):
+            async with asyncio.timeout(LAST_BYTES_S):
+                while await self._next_piece(response):
+                    pass
 
     def _fields(self, asked: Asked) -> Json:
         return asked.fields_for(self.model, temperature=self.temperature, most_tokens=self.most_tokens)
@@ -129,18 +150,23 @@ class OpenAIUpstream:
         """The response with status 200, after at most two more tries; closed at the end, also in its middle."""
         body = msgspec.json.encode(fields)
         async with AsyncExitStack() as stack:
-            waits_s = list(RETRY_WAITS_S)
-            while True:
-                try:
-                    response = await self._post(body)
-                    stack.callback(response.close)
-                    await self._check(response)
-                    break
-                except UpstreamError as e:
-                    if not e.passing or not waits_s:
-                        raise
-                await asyncio.sleep(waits_s.pop(0) * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
-            yield response
+            yield await self._ask_again(body, stack)
+
+    async def _ask_again(self, body: bytes, stack: AsyncExitStack) -> "aiohttp.ClientResponse":
+        for wait_s in RETRY_WAITS_S:
+            try:
+                return await self._ask_once(body, stack)
+            except UpstreamError as e:
+                if not e.passing:
+                    raise
+            await asyncio.sleep(wait_s * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
+        return await self._ask_once(body, stack)
+
+    async def _ask_once(self, body: bytes, stack: AsyncExitStack) -> "aiohttp.ClientResponse":
+        response = await self._post(body)
+        stack.callback(response.close)
+        await self._check(response)
+        return response
 
     async def _post(self, body: bytes) -> "aiohttp.ClientResponse":
         import aiohttp
@@ -152,7 +178,7 @@ class OpenAIUpstream:
             headers["openai-project"] = self.project
         try:
             return await self.session.post(
-                f"{self.base_url}/chat/completions", data=body, headers=headers, allow_redirects=False
+                f"{self.base_url}/chat/completions", data=body, headers=headers, allow_redirects=False, proxy=self.proxy
             )
         except aiohttp.ConnectionTimeoutError as e:
             raise UpstreamError(Failure.UNREACHABLE, type(e).__name__, passing=True) from e

@@ -1,5 +1,6 @@
 """What a caller asked: the body, read as leniently as an upstream may need it, and the headers that say for whom."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from typing import Any, Final, Self
 import msgspec
 
 from babylon_rl.errors import DataError
+from babylon_rl.ingest.steps import replace_lone_surrogates
 from babylon_rl.policy.wire import RequestError
 from babylon_rl.types import Json
 from babylon_rl.windows import HourWindow
@@ -92,33 +94,25 @@ class Asked:
         fields = {**self.fields, "model": model, "temperature": self.temperature}
         if self.temperature is None:
             fields["temperature"] = temperature
-        named = next((name for name in _LIMITS if fields.get(name) is not None), "max_tokens")
-        fields[named] = most_tokens if self.limit is None else min(self.limit, most_tokens)
+        for name in [n for n in _LIMITS if fields.get(n) is not None] or ["max_tokens"]:
+            fields[name] = most_tokens if self.limit is None else min(self.limit, most_tokens)
         return fields
 
-    def texts(self) -> tuple[str, str]:
-        """The system prompt (all of them, where there are several) and the last user prompt."""
-        system, user = [], ""
-        for m in self.fields["messages"]:
-            if m.get("role") in ("system", "developer"):
-                system.append(text_of(m.get("content")))
-            elif m.get("role") == "user":
-                user = text_of(m.get("content"))
-        return "\n\n".join(system), user
-
-
-def text_of(content: Any) -> str:
-    """The text of a message's content: a text, a list of parts, or nothing."""
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else []
-    return "".join(p["text"] for p in parts if isinstance(p, dict) and isinstance(p.get("text"), str))
+    def limit_of(self, most_tokens: int) -> int:
+        """Most pieces of a streamed answer: an upstream that tells more is cut off."""
+        choices = self.fields.get("n")
+        longest = most_tokens if self.limit is None else min(self.limit, most_tokens)
+        return longest * (choices if isinstance(choices, int) and choices > 1 else 1)
 
 
 def _read_object(body: bytes) -> Json:
     try:
-        fields = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        try:
+            fields = msgspec.json.decode(body)
+        except msgspec.DecodeError:
+            # Half an emoji, as a text that was cut has it, is no reason to leave an agent without an answer.
+            fields = msgspec.json.decode(replace_lone_surrogates(json.dumps(json.loads(body), ensure_ascii=False)))
+    except (msgspec.DecodeError, ValueError, RecursionError) as e:
         raise RequestError(
             400, f"the body is not JSON ({str(e)[:100]}); correct it and send the request again"
         ) from None

@@ -14,6 +14,8 @@ from babylon_rl.gateway.app import create_gateway
 from babylon_rl.gateway.follower import DeploymentFollower
 from babylon_rl.gateway.recording import CallRecorder
 from babylon_rl.policy.http import run_app
+from babylon_rl.policy.process import base_of
+from babylon_rl.policy.shipped import require_base
 from babylon_rl.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,9 +40,11 @@ def serve(
         into_foreign_game: Log calls that name a trajectory in the game's table, though our migrations did not create it.
 
     Raises:
-        ConfigError: `host` can be reached by others and no key is set, or what is deployed cannot be known.
+        ConfigError: `host` can be reached by others and no key is set, or its base policy is no model.
     """
     check_address(host, settings.gateway.key)
+    if settings.training.trainer == "cpu" and settings.serving.inference_url is None:
+        require_base(base_of(settings.training))
     run_app(
         open_gateway(settings, into_foreign_game=into_foreign_game),
         host=host,

@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, Self
-from urllib.parse import urlsplit
 
 from babylon_rl.errors import BabylonRLError, ConfigError
 from babylon_rl.gateway.errors import Failure, UpstreamError
@@ -12,14 +11,12 @@ from babylon_rl.gateway.heard import Heard
 from babylon_rl.gateway.reading import Asked
 from babylon_rl.gateway.state import ServedState
 from babylon_rl.policy.catalog import ServablePolicy, servable_policy
-from babylon_rl.policy.client import LOOPBACK
 from babylon_rl.store.ledger_identity import RecordedCheckpoint
 from babylon_rl.training.factory import locate_base, locate_policy
 from babylon_rl.training.trainer import ServedPolicy
 from babylon_rl.types import Checkpoint, Json, policy_name
 
 if TYPE_CHECKING:
-    import aiohttp
     from pydantic import SecretStr
 
     from babylon_rl.settings import Settings
@@ -74,7 +71,6 @@ class Upstreams:
         self._settings = settings
         self._known: dict[tuple[str, int], tuple[RecordedCheckpoint | None, Target]] = {}
         self._opened = AsyncExitStack()
-        self._sessions: dict[bool, aiohttp.ClientSession] = {}  # whether it may use a proxy → session
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
@@ -84,9 +80,7 @@ class Upstreams:
 
         async with self._opened:
             self._engines = Engines(self._settings, self._opened)
-            for remote in (False, True):  # loopback is never behind a proxy
-                session = open_session(self._settings.gateway.timeout_s, trust_env=remote)
-                self._sessions[remote] = await self._opened.enter_async_context(session)
+            self._session = await self._opened.enter_async_context(open_session(self._settings.gateway.timeout_s))
             if self._settings.training.trainer == "cpu" and self._settings.serving.inference_url is None:
                 await self._engines.open()
             yield self
@@ -154,15 +148,16 @@ class Upstreams:
         return Target(name=policy.name, kind=ENGINE, key=(ENGINE, policy.name), digest=policy.digest, upstream=upstream)
 
     def _over_http(self, name: str, served: ServedPolicy, model: str, key: "SecretStr | None") -> Target:
-        from babylon_rl.gateway.openai_upstream import OpenAIUpstream
+        from babylon_rl.gateway.openai_upstream import OpenAIUpstream, find_proxy
 
         upstream = OpenAIUpstream(
-            session=self._sessions[urlsplit(served.base_url).hostname not in LOOPBACK],
+            session=self._session,
             base_url=served.base_url,
             model=model,
             name=name,
             key=key,
             project=served.project,
+            proxy=find_proxy(served.base_url),
             temperature=self._settings.serving.serve_temperature,
             most_tokens=self._settings.gateway.max_answer_tokens,
         )

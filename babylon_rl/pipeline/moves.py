@@ -43,7 +43,7 @@ def begin_rollout(
     bare = replace(
         before, number=number, stage=stage, candidate=step, rollout=rollout, threshold=0.0, test_threshold=0.0
     )
-    after = _choose_thresholds(workspace, bare, recent_agents(workspace.store.engine, before.lineage))
+    after = _choose_thresholds(workspace, bare, _find_agents(workspace))
     return Move(
         kind=MoveKind(stage.value),
         after=after,
@@ -72,7 +72,7 @@ def move_by_decision(
             return None
         case Decision.ADVANCE:
             stage = _NEXT[before.stage]
-            agents = recent_agents(workspace.store.engine, before.lineage)
+            agents = _find_agents(workspace)
             after = _choose_thresholds(workspace, replace(_next(before), stage=stage), agents)
             kind = MoveKind(stage.value)
         case Decision.WIDEN:
@@ -114,6 +114,11 @@ def pause_or_resume(before: Deployment, *, paused: bool, reason: str) -> Move:
         reason=reason,
         made_by=OPERATOR,
     )
+
+
+def _find_agents(workspace: Workspace) -> list[str]:
+    now = HourWindow.containing(workspace.now())  # a caller may name an hour of the far future
+    return recent_agents(workspace.store.engine, workspace.settings.lineage, up_to=now)
 
 
 def _next(before: Deployment) -> Deployment:

@@ -28,7 +28,7 @@ from babylon_rl.policy.catalog import Catalog, Snapshot
 from babylon_rl.policy.http import answer_error, read_body, run_app
 from babylon_rl.policy.prompting import PromptRenderer
 from babylon_rl.policy.shipped import require_base, shipped_base
-from babylon_rl.policy.wire import ChatRequest, RequestError, build_chunk, build_completion
+from babylon_rl.policy.wire import DEFAULT_ANSWER_TOKENS, ChatRequest, RequestError, build_chunk, build_completion
 
 if TYPE_CHECKING:
     from babylon_rl.policy.engine import SamplingEngine
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_LINEAGE: Final = "babylon-mmo"
-DEFAULT_ANSWER_TOKENS: Final = 256
 
 
 def create_app(

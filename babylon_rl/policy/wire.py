@@ -2,11 +2,13 @@
 
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from babylon_rl.types import Json
+
+DEFAULT_ANSWER_TOKENS: Final = 256
 
 
 class RequestError(Exception):

@@ -114,19 +114,26 @@ def digest_manifest(manifest: dict[str, str]) -> str:
     return digest(manifest) if manifest else ""
 
 
-_LEARNED: Final = sa.text("""
-    WITH used AS (SELECT window_id, hour_id, step, judgment_key FROM babylon_rl.consumed_windows
-                  WHERE lineage = :lineage AND step <= :step),
-    ranked AS (SELECT j.judgment_key, j.group_id, min(j.judge_model || ' ' || j.judge_version) AS judge, count(*) AS members
-               FROM babylon_rl.judgments j WHERE j.judgment_key IN (SELECT judgment_key FROM used) GROUP BY 1, 2),
-    stored AS (SELECT j.judgment_key, count(*) AS rows
-               FROM babylon_rl.row_outcomes o
-               JOIN babylon_rl.judgments j ON j.group_id = o.group_id AND j.trajectory_id = j.window_id || '/' || o.agent_id
-               WHERE o.reason = 'has_turn' AND j.judgment_key IN (SELECT judgment_key FROM used) GROUP BY 1)
-    SELECT u.window_id, u.step, u.judgment_key, r.group_id, r.judge, coalesce(r.members, 0) AS members,
-           coalesce(s.rows, 0) AS rows
-    FROM used u LEFT JOIN ranked r USING (judgment_key) LEFT JOIN stored s USING (judgment_key)
-    ORDER BY u.window_id COLLATE "C" DESC""")
+_AGENT: Final = "substr(j.trajectory_id, length(j.window_id) + 2)"  # a stitched trajectory's id is `<window>/<agent>`
+# Rows are counted by group, which reads each table once. Only where a judge left members out is it asked which.
+_LEARNED: Final = sa.text(f"""
+    WITH ranked AS (
+        SELECT j.judgment_key, min(j.group_id COLLATE "C") AS group_id, count(*)::int AS members,
+               min(j.judge_model COLLATE "C") || ' ' || min(j.judge_version COLLATE "C") AS judge
+        FROM babylon_rl.judgments j GROUP BY 1),
+    stored AS (SELECT group_id, count(*)::int AS rows FROM babylon_rl.row_outcomes WHERE reason = 'has_turn' GROUP BY 1)
+    SELECT c.window_id, c.step, c.judgment_key, r.group_id, r.judge, coalesce(r.members, 0) AS members,
+           CASE WHEN s.rows IS NULL THEN 0 WHEN g.members = r.members THEN s.rows ELSE
+               (SELECT count(*)::int FROM babylon_rl.judgments j
+                JOIN babylon_rl.row_outcomes o ON o.window_id = c.hour_id AND o.group_id = j.group_id
+                     AND o.reason = 'has_turn' AND o.agent_id = {_AGENT}
+                WHERE j.judgment_key = c.judgment_key) END AS rows
+    FROM babylon_rl.consumed_windows c
+    LEFT JOIN ranked r ON r.judgment_key = c.judgment_key
+    LEFT JOIN stored s ON s.group_id = r.group_id
+    LEFT JOIN babylon_rl.contextualized_groups g ON g.group_id = r.group_id
+    WHERE c.lineage = :lineage AND c.step <= :step
+    ORDER BY c.window_id COLLATE "C" DESC""")  # noqa: S608  # a constant
 
 
 def read_learned_windows(engine: sa.Engine, lineage: str, step: int) -> list[LearnedWindow]:
@@ -136,13 +143,13 @@ def read_learned_windows(engine: sa.Engine, lineage: str, step: int) -> list[Lea
     return [LearnedWindow(**r) for r in rows]
 
 
-_ROWS: Final = """
+_ROWS: Final = f"""
     SELECT o.source_id FROM babylon_rl.consumed_windows c
     JOIN babylon_rl.judgments j ON j.judgment_key = c.judgment_key
     JOIN babylon_rl.row_outcomes o ON o.window_id = c.hour_id AND o.group_id = j.group_id AND o.reason = 'has_turn'
-         AND j.trajectory_id = j.window_id || '/' || o.agent_id
+         AND o.agent_id = {_AGENT}
     WHERE c.lineage = :lineage AND c.step <= :step AND (CAST(:window AS text) IS NULL OR c.window_id = :window)
-    ORDER BY o.window_id COLLATE "C" DESC, o.source_id COLLATE "C" DESC"""
+    ORDER BY o.window_id COLLATE "C" DESC, o.source_id COLLATE "C" DESC"""  # noqa: S608  # a constant
 
 
 def stream_learned_rows(engine: sa.Engine, lineage: str, step: int, *, window: str | None = None) -> Iterator[str]:

@@ -103,7 +103,7 @@ def test_without_headers_user_names_the_agent() -> None:
     [
         (b"{nonsense", "the body is not JSON"),
         (b"[]", "JSON, but no object"),
-        (b'{"model": "\\ud83d"}', "the body is not JSON"),
+        (b'{"model": NaN}', "the body is not JSON"),
         (ASKED | {"model": None}, "model is missing"),
         (ASKED | {"messages": []}, "messages is missing"),
         (ASKED | {"messages": ["x"]}, "messages is missing"),
@@ -145,16 +145,20 @@ def test_an_upstream_gets_every_field_and_our_limits() -> None:
     assert read().fields_for("m", temperature=0.5, most_tokens=7)["max_tokens"] == 7
 
 
-def test_prompts_are_found_in_any_form_of_messages() -> None:
-    parts = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {}}, {"type": "text", "text": "b"}]
-    messages = [
-        {"role": "system", "content": "s"},
-        {"role": "user", "content": "first"},
-        {"role": "assistant", "content": None, "tool_calls": []},
-        {"role": "user", "content": parts},
-    ]
+def test_half_an_emoji_is_answered_and_passed_on_whole() -> None:
+    body = b'{"model": "mmo", "messages": [{"role": "user", "content": "cut \\ud83d"}]}'
 
-    assert read(ASKED | {"messages": messages}).texts() == ("s", "ab")
+    assert read(body).fields["messages"] == [{"role": "user", "content": "cut \ufffd"}]
+
+
+def test_every_limit_that_a_caller_names_is_kept() -> None:
+    both = read(ASKED | {"max_completion_tokens": 900, "max_tokens": 800})
+
+    sent = both.fields_for("m", temperature=0.5, most_tokens=100)
+
+    assert (sent["max_completion_tokens"], sent["max_tokens"]) == (100, 100)
+    assert read(ASKED | {"max_tokens": 8, "n": 3}).limit_of(100) == 24
+    assert read(ASKED | {"n": "many"}).limit_of(100) == 100
 
 
 def test_a_breaker_opens_rests_tries_once_and_closes() -> None:

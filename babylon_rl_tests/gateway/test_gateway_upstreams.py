@@ -1,5 +1,6 @@
 """The gateway before vLLM: requests and answers pass unchanged, and the incumbent answers for a candidate that cannot."""
 
+import asyncio
 import json
 import logging
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from gateway_factories import LINEAGE, MESSAGES, gateway_in_thread, move, read_c
 from upstream_server import TOOL_CALL, USAGE, Upstream
 
 from babylon_rl.deployment.stages import MoveKind, Stage, place_of
+from babylon_rl.gateway.answering import MOST_SHADOWS
 from babylon_rl.settings import Settings
 
 KEY = "sk-the-gateways-own"
@@ -408,3 +410,25 @@ def test_a_shadow_is_asked_in_the_background_and_recorded(
     assert (first["shadow"].status, first["shadow"].step, first["shadow"].error) == (502, 2, "upstream_refused")
     assert (answered[0].response, answered[0].streamed) == (f"I am {CANDIDATE}", False)
     assert upstream.asked(CANDIDATE) == 2, "calls without an agent are not mirrored"
+
+
+def test_shadows_are_bounded_and_those_dropped_are_counted(
+    settings: Settings, upstream: Upstream, shared_engine: sa.Engine, url: str
+) -> None:
+    move(shared_engine, MoveKind.SHADOW, 2, stage=Stage.SHADOW, incumbent=1, candidate=2, rollout="r10")
+    upstream.behaviour[CANDIDATE] = "hang"
+    body = {"model": LINEAGE, "messages": MESSAGES, "user": "many"}
+
+    async def ask_at_once(own: str) -> list[int]:
+        async with httpx.AsyncClient(headers={"authorization": f"Bearer {KEY}"}, timeout=20) as c:
+            asking = [c.post(f"{own}/chat/completions", json=body) for _ in range(MOST_SHADOWS + 16)]
+            return [r.status_code for r in await asyncio.gather(*asking)]
+
+    with gateway_in_thread(settings.changed(gateway={"timeout_s": 30.0})) as own:
+        assert set(asyncio.run(ask_at_once(own))) == {200}
+        metrics = httpx.get(own.removesuffix("/v1") + "/metrics").text
+    shadows = read_calls(shared_engine, agent_id="many", arm="shadow")
+
+    assert "babylon_gateway_shadows_dropped_total 16.0" in metrics
+    assert len(shadows) == MOST_SHADOWS
+    assert {c.status for c in shadows} == {499}, "given up when the gateway stopped"

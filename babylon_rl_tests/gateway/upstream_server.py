@@ -52,6 +52,7 @@ class _Handler(BaseHTTPRequestHandler):
             behaviour = "503"
         if behaviour == "hang":
             self.upstream.stop.wait(30)
+            self.close_connection = True
         elif behaviour.isdigit():
             message = f"{body['model']} at {self.upstream.url} with key sk-secret is wrong"
             self._send(int(behaviour), {"error": {"message": message, "type": "x", "param": "n", "code": "bad"}})
@@ -120,6 +121,11 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256  # many callers at once
+
+
 def _choice(delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
     return {"index": 0, "delta": delta, "finish_reason": reason}
 
@@ -128,8 +134,7 @@ def _choice(delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
 def running_upstream() -> Iterator[Upstream]:
     upstream = Upstream()
     handler = type("Handler", (_Handler,), {"upstream": upstream})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), handler)
     upstream.url = f"http://127.0.0.1:{server.server_port}/v1"
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()

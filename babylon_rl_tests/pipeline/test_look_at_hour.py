@@ -286,7 +286,7 @@ def test_a_lost_checkpoint_of_the_incumbent_is_said(game: LiveGame, gone: str) -
     assert expected in problem
 
 
-def test_a_look_costs_few_queries_while_nothing_is_due(game: LiveGame) -> None:
+def test_an_idle_look_costs_few_queries_while_nothing_is_due(game: LiveGame) -> None:
     game.look(FIRST)
     asked: list[str] = []
 
@@ -296,3 +296,31 @@ def test_a_look_costs_few_queries_while_nothing_is_due(game: LiveGame) -> None:
 
     assert due(game.workspace) == []
     assert len(asked) <= 5
+
+
+def test_what_was_passed_over_is_not_tried_after_a_rollback(workspace: Workspace) -> None:
+    """An operator takes @3 back: @2, which is older, does not come in its place by itself."""
+    game = LiveGame(workspace)
+    for step in (1, 2, 3):
+        game.add_checkpoint(step)
+    operate.deploy(workspace, 3, at_once=True)
+    operate.roll_back(workspace)
+    game.play_next()
+    assert due(workspace) == []
+
+
+def test_a_rollout_begins_by_an_hour_that_was_not_looked_at(game: LiveGame) -> None:
+    game.look(FIRST)
+    hour = game.play_and_look(hours=2).window
+    operate.roll_back(game.workspace)
+    game.add_checkpoint(2)
+    assert due(game.workspace) == []
+    assert "it is tried with the next prepared hour" in find_due_hours(game.workspace, limit=1)[1]
+    assert "looked at before" in game.look(hour).reason
+    assert game.look(game.play_next()).after.candidate == 2
+
+
+def test_agents_of_a_misnamed_future_hour_are_not_the_recent(game: LiveGame) -> None:
+    """A caller names its hour itself."""
+    game.serve(game.deployed, FIRST.next(24 * 365 * 50), ["agent-of-2075"])
+    assert 0 < game.look(FIRST).after.threshold != 0.1

@@ -77,6 +77,16 @@ def test_an_answer_leads_back_to_its_rows(deployed: Workspace) -> None:
     )
 
 
+def test_a_member_that_was_left_out_taught_nothing(deployed: Workspace) -> None:
+    j = t.judgments.c
+    with deployed.store.engine.begin() as conn:
+        left_out = conn.scalar(sa.select(sa.func.min(j.trajectory_id)).where(j.window_id == str(FIRST)))
+        conn.execute(sa.delete(t.judgments).where(j.trajectory_id == left_out))
+    facts = trace(deployed, "call-b", with_ids=True).facts
+    assert (facts["counts"]["trajectories"], facts["counts"]["rows"], len(facts["row_ids"])) == (14, 42, 42)
+    assert "No checkpoint learned from it" in story(deployed, str(left_out))
+
+
 def test_all_ids_are_given_to_programs(deployed: Workspace) -> None:
     facts = json.loads(to_json(trace(deployed, "call-b", with_ids=True).facts))
     assert facts["row_ids"] == [r for hour in (2, 1, 0) for r in rows_of_window(deployed, hour)]
