@@ -197,9 +197,13 @@ def run_rollout(job: Job) -> Ran:
     )
     rollout_id, agents = f"{job.pnl}-{job.planted}-{job.seed}", [f"agent-{i:02}" for i in range(job.agents)]
     state = Deployment(
-        lineage="live-ab", number=1, stage=Stage.CANARY, candidate=1, rollout=rollout_id,
+        lineage="live-ab",
+        number=1,
+        stage=Stage.CANARY,
+        candidate=1,
+        rollout=rollout_id,
         threshold=choose_threshold(rollout_id, agents, SHARES[Stage.CANARY]),
-    )  # fmt: skip
+    )
     rollout, differences = Rollout(settings), []
     decision, decided_at, by_guard = "undecided", WINDOWS, False
     for t in range(WINDOWS):
@@ -318,7 +322,7 @@ def run_all(map_: Callable[[list[Job]], list[Ran]], runs: int, twins: int) -> Re
 
 
 def print_report(report: Report) -> None:
-    console = Console()
+    console = Console(width=150)
     console.print(f"Base and oracle, {BANK_WINDOWS} windows x {AGENTS} agents: {report['planted']}")
     table = Table(
         title=f"{AGENTS} agents, 6 canary windows of 1 against {AGENTS - 1}, then 5 against 5; looked at after each of {WINDOWS}"
@@ -330,9 +334,11 @@ def print_report(report: Report) -> None:
             continue
         for way, facts in ways.items():
             table.add_row(
-                planted, way, *(str(facts[k]) for k in ("rolled back", "promoted", "undecided", "runs")),
+                planted,
+                way,
+                *(str(facts[k]) for k in ("rolled back", "promoted", "undecided", "runs")),
                 ", ".join(map(str, facts["windows p10, p50, p90"] or ["-"])),
-            )  # fmt: skip
+            )
     console.print(table)
     errors = report["results"]["twins decided"]
     table = Table(title=f"Twins decided either way within {WINDOWS} windows")

@@ -8,9 +8,31 @@ from babylon_rl.deployment.sequence import bound_rate, choose_rho2, mixture_boun
 
 # drawn once: random.Random(5), gauss(10, 40)
 DIFFERENCES = (
-    -37.2, -35.9, 36.8, -81.8, 4.3, -80.2, 54.0, 18.1, 64.3, -10.2, 25.9, -1.4,
-    -19.5, 15.8, -40.3, -4.2, 37.9, 12.3, -6.4, 97.6, 12.3, -13.5, 16.4, -10.9,
-)  # fmt: skip
+    -37.2,
+    -35.9,
+    36.8,
+    -81.8,
+    4.3,
+    -80.2,
+    54.0,
+    18.1,
+    64.3,
+    -10.2,
+    25.9,
+    -1.4,
+    -19.5,
+    15.8,
+    -40.3,
+    -4.2,
+    37.9,
+    12.3,
+    -6.4,
+    97.6,
+    12.3,
+    -13.5,
+    16.4,
+    -10.9,
+)
 
 
 def test_the_boundary_worked_by_hand() -> None:
@@ -26,9 +48,12 @@ def test_the_precision_makes_the_boundary_narrowest_there() -> None:
 
 @pytest.mark.parametrize(
     ("windows", "lo", "hi"),
-    [(8, -81.01328362738279, 50.538283627382796), (16, -40.12774591840366, 28.69024591840366),
-     (24, -24.1156038032772, 28.632270469943865)],
-)  # fmt: skip
+    [
+        (8, -81.01328362738279, 50.538283627382796),
+        (16, -40.12774591840366, 28.69024591840366),
+        (24, -24.1156038032772, 28.632270469943865),
+    ],
+)
 def test_the_interval_is_that_of_the_library_ville(windows: int, lo: float, hi: float) -> None:
     """Of ville 0.1.0, AsymptoticCS(alpha=0.05, min_samples=2) with our rho²: equal weights, agents without a spread."""
     comparison = Comparison(alpha=0.05)

@@ -101,10 +101,18 @@ def test_unknown_earlier_pnl_counts_as_the_others_mean(unknown: float | None) ->
     def with_earlier(value: float | None) -> Interval:
         return compare(
             [
-                an_hour(i, agents=[*h.agents[1:], AgentResult(agent_id="a0", arm=Arm.INCUMBENT, pnl_usd=h.agents[0].pnl_usd, earlier_pnl_usd=value)])
+                an_hour(
+                    i,
+                    agents=[
+                        *h.agents[1:],
+                        AgentResult(
+                            agent_id="a0", arm=Arm.INCUMBENT, pnl_usd=h.agents[0].pnl_usd, earlier_pnl_usd=value
+                        ),
+                    ],
+                )
                 for i, h in enumerate(hours)
             ]
-        )  # fmt: skip
+        )
 
     known = [a.earlier_pnl_usd for a in hours[0].agents[1:] if a.earlier_pnl_usd is not None]
     expected = with_earlier(math.fsum(known) / len(known))
@@ -138,7 +146,7 @@ def test_a_shock_of_the_market_common_to_all_cancels() -> None:
     assert half_width(compare(draw_hours(6))) < 50
 
 
-def test_lasting_differences_widen_what_no_number_of_hours_averages() -> None:
+def test_more_hours_do_not_average_lasting_differences_out() -> None:
     few, many = (half_width(compare(draw_hours(7, lasting=300, windows=w), use_earlier=False)) for w in (50, 300))
     assert many > few / 2  # √6 of chance, and nothing of what lasts
 
@@ -155,7 +163,7 @@ def test_spread_is_split_as_by_hand() -> None:
     assert split_spread([(1, 3.0, 9.0)], degrees=1) is None
 
 
-def test_twins_are_told_apart_in_few_runs_however_often_looked_at() -> None:
+def test_twins_are_rarely_told_apart_however_often_looked_at() -> None:
     """The whole error rate is measured by benchmarks/live_ab.py; here 40 runs, of which 1.6 may err at alpha 0.04."""
     wrong = 0
     for seed in range(40):

@@ -220,21 +220,35 @@ def test_the_picture_ends_where_the_look_does() -> None:
 
 def test_facts_say_what_both_arms_did() -> None:
     agents = [
-        AgentResult(agent_id="c", arm=Arm.CANDIDATE, pnl_usd=10, decisions=4, invalid=1, timed=2, timed_right=1, volume_usd=300),
+        AgentResult(
+            agent_id="c", arm=Arm.CANDIDATE, pnl_usd=10, decisions=4, invalid=1, timed=2, timed_right=1, volume_usd=300
+        ),
         AgentResult(agent_id="i", arm=Arm.INCUMBENT, pnl_usd=-4, decisions=4, timed=4, timed_right=3, volume_usd=700),
         AgentResult(agent_id="j", arm=Arm.INCUMBENT, pnl_usd=2, decisions=4),
         AgentResult(agent_id="k", arm=Arm.INCUMBENT, pnl_usd=math.nan),
-    ]  # fmt: skip
+    ]
     calls = {Arm.CANDIDATE: ArmCalls(calls=4, errors=1, latency_ms=(10.0, 20.0, 90.0))}
     hour = replace(an_hour(0, agents=agents, calls=calls), excluded={"x": "answered by both arms"})
     facts = decide_at(Stage.HALF, [hour]).facts
     expected = {
-        "candidate_mean_pnl_usd": 10, "incumbent_mean_pnl_usd": -1, "candidate_win_rate": 1, "incumbent_win_rate": 0.5,
-        "candidate_timing_share": 0.5, "incumbent_timing_share": 0.75, "candidate_invalid_share": 0.25,
-        "candidate_error_share": 0.25, "candidate_latency_p50_ms": 20, "candidate_latency_p95_ms": 90,
-        "candidate_volume_share": 0.3, "candidate_agent_hours": 1, "incumbent_agent_hours": 2, "incumbent_agents": 2,
-        "windows_compared": 1, "agent_hours_excluded": 1, "cuped_theta": 0,
-    }  # fmt: skip
+        "candidate_mean_pnl_usd": 10,
+        "incumbent_mean_pnl_usd": -1,
+        "candidate_win_rate": 1,
+        "incumbent_win_rate": 0.5,
+        "candidate_timing_share": 0.5,
+        "incumbent_timing_share": 0.75,
+        "candidate_invalid_share": 0.25,
+        "candidate_error_share": 0.25,
+        "candidate_latency_p50_ms": 20,
+        "candidate_latency_p95_ms": 90,
+        "candidate_volume_share": 0.3,
+        "candidate_agent_hours": 1,
+        "incumbent_agent_hours": 2,
+        "incumbent_agents": 2,
+        "windows_compared": 1,
+        "agent_hours_excluded": 1,
+        "cuped_theta": 0,
+    }
     assert {k: facts[k] for k in expected} == expected
     assert "incumbent_latency_p50_ms" not in facts  # unknown is left out
     json.dumps(facts, allow_nan=False)
