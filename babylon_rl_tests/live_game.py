@@ -99,6 +99,13 @@ class LiveGame:
     def look(self, window: HourWindow) -> LookResult:
         return look_at_hour(self.workspace, window)
 
+    def play_until_decided(self) -> LookResult:
+        """Play and look until nothing is on trial any more."""
+        result = self.play_and_look()
+        while result.after.candidate is not None:
+            result = self.play_and_look()
+        return result
+
     def play_and_look(self, hours: int = 1) -> LookResult:
         """Play hours and look at each, as the sensor does."""
         for _ in range(hours - 1):

@@ -32,16 +32,16 @@ def test_a_better_checkpoint_goes_from_canary_to_everybody(game: LiveGame) -> No
     assert begun.after.stage is Stage.CANARY
     assert "passed its evaluation: babylon-mmo@1 earns +50.00 USD" in begun.reason
     assert 0 < begun.after.threshold < 0.5, "a tenth of ten agents is one"
-    last = game.play_and_look(hours=12)
+    last = game.play_until_decided()
     assert game.moves == [
         ("canary", 1, str(FIRST)),
         ("half", 1, str(FIRST.next())),
-        ("promoted", 1, str(FIRST.next(12))),
+        ("promoted", 1, str(last.window)),
     ]
     assert (last.after.incumbent, last.after.candidate, last.after.stage) == (1, None, Stage.NONE)
     assert last.reason.startswith("better than the incumbent: +10")
     looks = game.looks
-    assert [look.window_id for look in looks] == [str(FIRST.next(i)) for i in range(1, 13)]
+    assert [look.window_id for look in looks] == [str(w) for w in FIRST.next().until(last.window)]
     assert looks[-1].lo_usd is not None
     assert looks[-1].lo_usd > 0
 
@@ -49,8 +49,7 @@ def test_a_better_checkpoint_goes_from_canary_to_everybody(game: LiveGame) -> No
 def test_a_worse_one_is_rolled_back_and_not_tried_again(game: LiveGame) -> None:
     game.gain_usd = -100.0
     game.look(FIRST)
-    while game.deployed.candidate is not None:
-        game.play_and_look()
+    game.play_until_decided()
     assert game.moves[-1][:2] == ("rolled_back", 1)
     assert game.deployed.incumbent == 0
     game.play_next()
@@ -63,7 +62,7 @@ def test_a_worse_one_is_rolled_back_and_not_tried_again(game: LiveGame) -> None:
 
 def test_an_equal_one_ends_undecided(game: LiveGame) -> None:
     game.look(FIRST)
-    last = game.play_and_look(hours=20)
+    last = game.play_until_decided()
     assert game.moves[-1] == ("ended", 1, str(last.window))
     assert game.deployed.incumbent == 0
 

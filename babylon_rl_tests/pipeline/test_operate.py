@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from babylon_rl.cli.demo_rollout import describe_rollout
 from babylon_rl.cli.main import app
 from babylon_rl.deployment.stages import Stage
 from babylon_rl.errors import ConfigError, DataError
 from babylon_rl.pipeline import operate
 from babylon_rl.pipeline.workspace import Workspace
+from babylon_rl.report.charts import WIDE
+from babylon_rl.report.live_chart import draw_interval
 from babylon_rl_tests.live_game import FIRST, LiveGame
 
 
@@ -87,6 +90,16 @@ def test_pausing_twice_is_refused(ten: LiveGame) -> None:
     assert ten.deployed.paused
     operate.pause(ten.workspace, paused=False)
     assert not ten.deployed.paused
+
+
+def test_a_trial_that_ends_before_its_interval_is_drawn(game: LiveGame) -> None:
+    """A guard rail may end it in the first windows; the report's picture used to raise IndexError then."""
+    game.gain_usd = -100.0
+    game.look(FIRST)
+    game.play_until_decided()
+    told = describe_rollout(game.workspace, 1)
+    assert {p.lo for p in told.points} == {None}
+    assert draw_interval(told.points, WIDE) == ""
 
 
 @pytest.fixture
