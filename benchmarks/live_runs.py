@@ -11,6 +11,7 @@ one Dagster run prepares it and looks at it. `live_ab.py` has the hundreds of ru
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -109,6 +110,7 @@ def run_rollout(kind: str, seed: int, windows: int) -> Run:
                     calls = conn.scalar(sa.text("SELECT count(*) FROM babylon_rl.served_calls WHERE status = 200"))
         finally:
             stop_server(home)
+            shutil.rmtree(home, ignore_errors=True)
     return Run(
         kind=kind,
         seed=seed,

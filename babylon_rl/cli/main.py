@@ -57,7 +57,7 @@ def demo(
     ] = Path(),
     into_foreign_game: IntoForeignGame = False,
 ) -> None:
-    """Run the whole loop on this machine: play, judge, train, and evaluate against the base on held-out windows."""
+    """Run the whole loop on this machine: play, judge, train, evaluate on held-out windows, and deploy in the game."""
     from babylon_rl.cli.demo import DemoPlan, run_demo
 
     plan = DemoPlan(iterations=iterations, windows=windows, learners=agents)
