@@ -46,7 +46,7 @@ class LiveGame:
 
     def add_checkpoint(self, step: int, *, lift_usd: float | None = 50.0, trainer: str = "serverless") -> None:
         """Record a checkpoint, and what its evaluation says; None: it has none."""
-        ledger, engine = self.workspace.ledger, self.workspace.store.engine
+        ledger = self.workspace.ledger
         batch = PlannedBatch(
             lineage=ledger.lineage,
             step=step,
@@ -58,13 +58,17 @@ class LiveGame:
         )
         ledger.record(batch, trainer=trainer, base_model="b", path="p", manifest={}, metrics={})
         if lift_usd is not None:
-            base, result = (
-                PolicyResult(name=policy_name(ledger.lineage, s), pnl_usd=(0.0, 0.0), invalid_rate=0.0)
-                for s in (0, step)
-            )
-            lift = Interval(mean=lift_usd, lo=lift_usd - 10, hi=lift_usd + 10, n=2)
-            suite = suite_of(self.workspace).name
-            write_evaluation(engine, ledger.lineage, step, suite, result, base=base, lift=lift)
+            self.evaluate(step, lift_usd)
+
+    def evaluate(self, step: int, lift_usd: float) -> None:
+        """Keep what the evaluation of a checkpoint says: its lift, give or take 10 dollars."""
+        ledger = self.workspace.ledger
+        base, result = (
+            PolicyResult(name=policy_name(ledger.lineage, s), pnl_usd=(0.0, 0.0), invalid_rate=0.0) for s in (0, step)
+        )
+        lift = Interval(mean=lift_usd, lo=lift_usd - 10, hi=lift_usd + 10, n=2)
+        suite = suite_of(self.workspace).name
+        write_evaluation(ledger.engine, ledger.lineage, step, suite, result, base=base, lift=lift)
 
     @property
     def deployed(self) -> Deployment:

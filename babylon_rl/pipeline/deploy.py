@@ -18,16 +18,16 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from babylon_rl.deployment import rules
-from babylon_rl.deployment.stages import Deployment, MoveKind, Stage
+from babylon_rl.deployment.stages import Deployment, Stage
 from babylon_rl.errors import DataError, TransientError
-from babylon_rl.pipeline.evaluation_gate import Gate, judge_evaluations
 from babylon_rl.pipeline.live_windows import collect_evidence
-from babylon_rl.pipeline.moves import PLATFORM, begin_rollout, move_by_decision
+from babylon_rl.pipeline.moves import PLATFORM, begin_rollout, end_candidate, move_by_decision
+from babylon_rl.pipeline.rollout_start import find_start
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.policy.process import base_of
 from babylon_rl.store.deployments import Move, read_moves, write_move
 from babylon_rl.store.looks import Evidence, Look, newest_looked, read_looks_of, write_look
-from babylon_rl.store.rollout_hours import newest_prepared, next_hours, read_versions
+from babylon_rl.store.rollout_hours import next_hours, read_versions
 from babylon_rl.training.checkpoint_store import base_digest, verify
 from babylon_rl.types import Json, policy_name
 from babylon_rl.windows import HourWindow
@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 PATIENCE: Final = timedelta(hours=6)
 _TRIES: Final = 5
-_DECIDED: Final = (MoveKind.PROMOTED, MoveKind.ROLLED_BACK, MoveKind.ENDED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +104,8 @@ def find_due_hours(workspace: Workspace, *, limit: int) -> tuple[list[HourWindow
     moves = read_moves(engine, lineage)
     deployment = moves[-1].after if moves else Deployment(lineage=lineage)
     if deployment.rollout is None:
-        begun = _find_beginning(workspace, deployment, moves)
-        return ([], begun) if isinstance(begun, str) else ([begun[0]], begun[2])
+        start = find_start(workspace, deployment, moves)
+        return ([], start) if isinstance(start, str) else ([start.hour], start.reason)
     looked, moved = newest_looked(engine, lineage, deployment.rollout), _newest_move(moves)
     # Hours before BABYLON_START are no partitions.
     after = max(filter(None, (looked, moved, HourWindow.parse(workspace.settings.start).next(-1))))
@@ -204,48 +203,30 @@ def _look(workspace: Workspace, window: HourWindow) -> LookResult | None:
 def _begin(
     workspace: Workspace, deployment: Deployment, moves: Sequence[Move], window: HourWindow, problem: str | None
 ) -> LookResult | None:
-    """Put the newest checkpoint that passed its evaluation on trial, if the platform may and the hour is the newest."""
-    found = _find_beginning(workspace, deployment, moves)
-    if isinstance(found, str):
-        return LookResult(window=window, after=deployment, reason=found, problem=problem)
-    hour, step, reason = found
-    if window != hour:
-        waits = f"{policy_name(deployment.lineage, step)} is tried with the newest prepared hour, {hour}"
+    """Begin a rollout, if one is to begin and the hour is the newest."""
+    start = find_start(workspace, deployment, moves)
+    if isinstance(start, str):
+        return LookResult(window=window, after=deployment, reason=start, problem=problem)
+    if window != start.hour:
+        waits = f"{policy_name(deployment.lineage, start.step)} is tried with the newest prepared hour, {start.hour}"
         return LookResult(window=window, after=deployment, reason=waits, problem=problem)
-    stage = Stage.SHADOW if workspace.settings.deployment.shadow_windows else Stage.CANARY
-    move = begin_rollout(workspace, deployment, step, stage=stage, reason=reason, made_by=PLATFORM, window=window)
+    if start.is_refused:
+        move = end_candidate(deployment, reason=start.reason, window=window)
+    else:
+        shadow = start.shadow or workspace.settings.deployment.shadow_windows
+        move = begin_rollout(
+            workspace,
+            deployment,
+            start.step,
+            stage=Stage.SHADOW if shadow else Stage.CANARY,
+            reason=start.reason,
+            made_by=PLATFORM,
+            window=window,
+        )
     if not write_move(workspace.store.engine, move):
         return None
-    logger.info("began rollout lineage=%s step=%d stage=%s", deployment.lineage, step, stage.value)
-    return LookResult(window=window, after=move.after, reason=reason, move=move, problem=problem)
-
-
-def _find_beginning(
-    workspace: Workspace, deployment: Deployment, moves: Sequence[Move]
-) -> tuple[HourWindow, int, str] | str:
-    """The hour by which a rollout may begin now, its checkpoint and why; else why none does."""
-    settings, ledger = workspace.settings.deployment, workspace.ledger
-    answering = f"{deployment.incumbent_name} answers everybody"
-    if settings.mode == "manual":
-        return f"{answering}; BABYLON_DEPLOY is manual: `babylon-rl deploy` begins a rollout"
-    if deployment.paused:
-        return f"{answering}; paused: `babylon-rl resume` lets rollouts begin again"
-    tried = {m.subject for m in moves if m.kind in _DECIDED}
-    # One that is older than a former incumbent was passed over, also where that was rolled back since.
-    newest_served = max([deployment.incumbent, *(m.subject for m in moves if m.kind is MoveKind.PROMOTED)])
-    untried = [s for s in ledger.steps_after(newest_served) if s not in tried]
-    if not untried:
-        return f"{answering}; there is no newer checkpoint that was not tried"
-    results = judge_evaluations(workspace, untried)
-    passed = next((results[s] for s in reversed(untried) if results[s].gate is Gate.PASSED), None)
-    if passed is None:
-        return f"{answering}; {results[untried[-1]].sentence}"
-    engine, start = workspace.store.engine, HourWindow.parse(workspace.settings.start)
-    newest = newest_prepared(engine, up_to=HourWindow.containing(workspace.now()).next(-1))
-    last = max(filter(None, (_newest_move(moves), start.next(-1))))
-    if newest is None or newest <= last or read_looks_of(engine, deployment.lineage, newest):
-        return f"{answering}; {passed.sentence}; it is tried with the next prepared hour"
-    return newest, passed.step, f"passed its evaluation: {passed.sentence}"
+    logger.info("moved lineage=%s move=%s subject=%d", deployment.lineage, move.kind.value, start.step)
+    return LookResult(window=window, after=move.after, reason=start.reason, move=move, problem=problem)
 
 
 def _make_look(

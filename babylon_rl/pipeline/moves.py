@@ -43,7 +43,7 @@ def begin_rollout(
     bare = replace(
         before, number=number, stage=stage, candidate=step, rollout=rollout, threshold=0.0, test_threshold=0.0
     )
-    after = _choose_thresholds(workspace, bare, _find_agents(workspace))
+    after = _choose_thresholds(workspace, bare, find_agents(workspace))
     return Move(
         kind=MoveKind(stage.value),
         after=after,
@@ -72,7 +72,7 @@ def move_by_decision(
             return None
         case Decision.ADVANCE:
             stage = _NEXT[before.stage]
-            agents = _find_agents(workspace)
+            agents = find_agents(workspace)
             after = _choose_thresholds(workspace, replace(_next(before), stage=stage), agents)
             kind = MoveKind(stage.value)
         case Decision.WIDEN:
@@ -105,6 +105,21 @@ def take_back(before: Deployment, *, incumbent: int, subject: int, reason: str) 
     return Move(kind=MoveKind.ROLLED_BACK, after=after, subject=subject, reason=reason, made_by=OPERATOR)
 
 
+def choose_candidate(before: Deployment, step: int, *, reason: str, facts: Json | None = None) -> Move:
+    """An operator's move: the step is on trial as soon as its evaluation is there and speaks for it."""
+    after = replace(_next(before), stage=Stage.CANDIDATE, candidate=step)
+    return Move(kind=MoveKind.CANDIDATE, after=after, subject=step, reason=reason, made_by=OPERATOR, facts=facts)
+
+
+def end_candidate(before: Deployment, *, reason: str, window: HourWindow) -> Move:
+    """The chosen step's evaluation came and speaks against it: it is on trial no longer, and never was."""
+    after = _end(before, incumbent=before.incumbent)
+    subject = before.candidate or 0
+    return Move(
+        kind=MoveKind.ENDED, after=after, subject=subject, reason=reason, made_by=PLATFORM, window_id=str(window)
+    )
+
+
 def pause_or_resume(before: Deployment, *, paused: bool, reason: str) -> Move:
     """An operator's move: nothing moves by itself, or does again."""
     return Move(
@@ -116,7 +131,8 @@ def pause_or_resume(before: Deployment, *, paused: bool, reason: str) -> Move:
     )
 
 
-def _find_agents(workspace: Workspace) -> list[str]:
+def find_agents(workspace: Workspace) -> list[str]:
+    """The agents that have called the gateway lately, among whom a rollout's thresholds are chosen."""
     now = HourWindow.containing(workspace.now())  # a caller may name an hour of the far future
     return recent_agents(workspace.store.engine, workspace.settings.lineage, up_to=now)
 

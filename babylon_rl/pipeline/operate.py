@@ -8,8 +8,15 @@ from collections.abc import Callable, Sequence
 from babylon_rl.deployment.stages import Deployment, MoveKind, Stage
 from babylon_rl.errors import DataError, TransientError
 from babylon_rl.pipeline.deploy import find_problem
-from babylon_rl.pipeline.evaluation_gate import Gate, judge_evaluations
-from babylon_rl.pipeline.moves import OPERATOR, begin_rollout, pause_or_resume, promote_at_once, take_back
+from babylon_rl.pipeline.evaluation_gate import Gate, GateResult, judge_evaluations
+from babylon_rl.pipeline.moves import (
+    OPERATOR,
+    begin_rollout,
+    choose_candidate,
+    pause_or_resume,
+    promote_at_once,
+    take_back,
+)
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.deployments import Move, read_moves, servable_steps, write_move
 from babylon_rl.types import policy_name
@@ -26,7 +33,7 @@ def deploy(
     without_evaluation: bool = False,
     again: bool = False,
 ) -> Move:
-    """Put a checkpoint on trial, or in service.
+    """Put a checkpoint on trial, or in service. One without an evaluation is chosen, and goes on trial when that is made.
 
     Args:
         workspace: Its ledger has the checkpoint.
@@ -43,7 +50,11 @@ def deploy(
     def decide(deployment: Deployment, moves: Sequence[Move]) -> Move:
         chosen, name = _choose(workspace, step)
         _refuse_unfit(workspace, deployment, moves, chosen, again=again, at_once=at_once)
-        said = _refuse_unproven(workspace, chosen, without_evaluation=without_evaluation)
+        result = judge_evaluations(workspace, [chosen])[chosen]
+        if result.gate is Gate.UNKNOWN and not without_evaluation and not at_once:
+            reason = f"an operator chose {name}, which waits for its evaluation: {result.sentence}"
+            return choose_candidate(deployment, chosen, reason=reason, facts={"shadow": shadow})
+        said = _refuse_unproven(result, without_evaluation=without_evaluation)
         if at_once:
             return promote_at_once(deployment, chosen, reason=f"an operator put {name} in service at once; {said}")
         stage = Stage.SHADOW if shadow else Stage.CANARY
@@ -155,8 +166,7 @@ def _refuse_unfit(
         raise DataError(problem)
 
 
-def _refuse_unproven(workspace: Workspace, step: int, *, without_evaluation: bool) -> str:
-    result = judge_evaluations(workspace, [step])[step]
+def _refuse_unproven(result: GateResult, *, without_evaluation: bool) -> str:
     if result.gate in (Gate.UNKNOWN, Gate.NOT_BETTER) and not without_evaluation:
         raise DataError(f"{result.sentence}; to deploy it all the same, repeat with --without-evaluation")
     return result.sentence

@@ -249,13 +249,26 @@ def test_the_newest_that_passed_is_tried_as_numbers_compare(workspace: Workspace
     assert game.look(FIRST).after.candidate == 10
 
 
-def test_a_rollout_begins_with_no_agent_there(workspace: Workspace) -> None:
-    """Then nothing is due until somebody plays."""
+def test_no_rollout_begins_before_an_agent_calls(workspace: Workspace) -> None:
+    """It could only wait, while newer checkpoints come."""
     game = LiveGame(workspace, agents=())
     game.add_checkpoint(1)
     game.play_next()
-    assert due(workspace) == [str(FIRST)]
-    assert (game.look(FIRST).after.threshold, game.deployed.test_threshold) == (0.1, 0.5)
+    assert due(workspace) == []
+    assert "it is tried once an agent calls the gateway" in game.look(FIRST).reason
+    game.add_checkpoint(2)
+    game.agents = AGENTS
+    assert due(workspace) == []
+    assert game.play_and_look().after.candidate == 2
+
+
+def test_an_operator_may_begin_before_an_agent_calls(workspace: Workspace) -> None:
+    """Then the stage's own share is the threshold, and nothing is due until somebody plays."""
+    game = LiveGame(workspace, agents=())
+    game.add_checkpoint(1)
+    game.play_next()
+    operate.deploy(workspace, 1)
+    assert (game.deployed.threshold, game.deployed.test_threshold) == (0.1, 0.5)
     assert due(workspace) == []
 
 

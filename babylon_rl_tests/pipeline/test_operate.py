@@ -9,12 +9,13 @@ from typer.testing import CliRunner
 
 from babylon_rl.cli.demo_rollout import describe_rollout
 from babylon_rl.cli.main import app
-from babylon_rl.deployment.stages import Stage
+from babylon_rl.deployment.stages import Arm, Stage
 from babylon_rl.errors import ConfigError, DataError
 from babylon_rl.pipeline import operate
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.report.charts import WIDE
 from babylon_rl.report.live_chart import draw_interval
+from babylon_rl.store.deployments import servable_steps
 from babylon_rl_tests.live_game import FIRST, LiveGame
 
 
@@ -32,12 +33,28 @@ def ten(workspace: Workspace) -> LiveGame:
 
 def test_the_default_is_the_newest_and_it_needs_an_evaluation(ten: LiveGame) -> None:
     with pytest.raises(DataError, match=r"babylon-mmo@10 has no evaluation; .* --without-evaluation"):
-        operate.deploy(ten.workspace, None)
+        operate.deploy(ten.workspace, None, at_once=True)
     with pytest.raises(DataError, match=r"babylon-mmo@9 earns -50.00 .* which is not above 0; .* --without-evaluation"):
         operate.deploy(ten.workspace, 9)
     move = operate.deploy(ten.workspace, None, without_evaluation=True)
     assert (move.subject, move.made_by, move.after.stage) == (10, "operator", Stage.CANARY)
     assert move.window_id is None
+
+
+@pytest.mark.parametrize(("lift_usd", "stage"), [(20.0, Stage.SHADOW), (-20.0, Stage.NONE)])
+def test_an_unevaluated_one_waits_for_its_evaluation(ten: LiveGame, lift_usd: float, stage: Stage) -> None:
+    move = operate.deploy(ten.workspace, None, shadow=True)
+    assert (move.kind.value, move.after.stage, ten.deployed.candidate) == ("candidate", Stage.CANDIDATE, 10)
+    assert 10 not in servable_steps([move], move.after)
+    assert {move.after.arm_of(a) for a in ten.agents} == {Arm.INCUMBENT}
+    waits = ten.play_and_look()
+    assert waits.move is None
+    assert "an operator chose babylon-mmo@10, which waits" in waits.reason
+    ten.evaluate(10, lift_usd)
+    result = ten.play_and_look()
+    assert (result.after.stage, result.move is not None) == (stage, True)
+    assert ("--without-evaluation" in result.reason) is (stage is Stage.NONE)
+    assert ten.deployed.incumbent == 0
 
 
 def test_a_trial_in_progress_is_not_replaced(ten: LiveGame) -> None:
