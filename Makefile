@@ -18,7 +18,7 @@ help:
 	@echo "make demo    the whole loop on this machine; writes report.html"
 	@echo "make ui      Dagster's UI, with every run and check of the demo"
 	@echo "make test    format, lint, types and tests: what CI runs"
-	@echo "make bench   benchmarks of reading, judging and the policy"
+	@echo "make bench   benchmarks of reading, judging, the policy and the gateway"
 	@echo "make house   the order of the packages, with their imports"
 	@echo "make lock    write requirements.lock anew from pyproject.toml (without torch)"
 	@echo "make clean   remove what all of these made, with the data under .babylon"
@@ -61,6 +61,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/judge.py
 	$(BIN)/python benchmarks/policy.py
+	$(BIN)/python benchmarks/gateway_load.py
 
 house: $(STAMP)
 	@$(BIN)/python -m babylon_rl_tests.house

@@ -19,7 +19,7 @@ def kill_at_commit(engine: sa.Engine, point: str, nth: int, *, announce: bool = 
     def note(conn: Any, cursor: Any, statement: str, *_: Any) -> None:
         words = statement.split()
         if words[0] in ("INSERT", "UPDATE", "DELETE"):
-            table = next(w for w in words if "babylon_rl." in w).split(".")[1].strip("(")
+            table = words[1 if words[0] == "UPDATE" else 2].split(".")[-1].strip('("')
             written.setdefault(id(conn.connection.dbapi_connection), f"{words[0].lower()} {table}")
 
     def come(name: str) -> None:

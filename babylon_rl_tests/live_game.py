@@ -6,19 +6,21 @@ Calls stand in `served_calls` as the gateway writes them, by the deployment that
 
 import itertools
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from babylon_rl.common.statistics import Interval
 from babylon_rl.deployment.stages import Arm, Deployment, is_test_agent
+from babylon_rl.pipeline.deploy import LookResult, look_at_hour
 from babylon_rl.pipeline.evaluate import suite_of
 from babylon_rl.pipeline.workspace import Workspace
-from babylon_rl.store.deployments import read_deployment
+from babylon_rl.store.deployments import read_deployment, read_moves
 from babylon_rl.store.evaluations import PolicyResult, write_evaluation
 from babylon_rl.store.ledger import PlannedBatch
+from babylon_rl.store.looks import Look, read_looks
 from babylon_rl.store.served_calls import write_calls
-from babylon_rl.types import Json, Trajectory, policy_name
+from babylon_rl.types import Json, Trajectory, Turn, policy_name
 from babylon_rl.windows import HourWindow
 from babylon_rl_tests.factories import a_trajectory, a_turn
 
@@ -32,12 +34,14 @@ class LiveGame:
     """Hours that agents play, answered by what is deployed when they are played.
 
     Attributes:
+        next_hour: That nobody has played yet.
         gain_usd: What the candidate earns more an agent and hour.
     """
 
     workspace: Workspace
     agents: Sequence[str] = AGENTS
     gain_usd: float = 0.0
+    next_hour: HourWindow = FIRST
     chance: random.Random = field(default_factory=lambda: random.Random(1))
 
     def add_checkpoint(self, step: int, *, lift_usd: float | None = 50.0, trainer: str = "serverless") -> None:
@@ -62,17 +66,51 @@ class LiveGame:
             suite = suite_of(self.workspace).name
             write_evaluation(engine, ledger.lineage, step, suite, result, base=base, lift=lift)
 
-    def play(self, window: HourWindow, *, prepare: bool = True, bypass: Sequence[str] = ()) -> None:
-        """All agents play one hour; `bypass` names those that ask no gateway."""
-        deployment = read_deployment(self.workspace.store.engine, self.workspace.settings.lineage)
-        self.serve(deployment, window, [a for a in self.agents if a not in bypass])
-        if prepare:
-            self.prepare(deployment, window)
+    @property
+    def deployed(self) -> Deployment:
+        return read_deployment(self.workspace.store.engine, self.workspace.settings.lineage)
 
-    def prepare(self, deployment: Deployment, window: HourWindow, **pnl_usd: float) -> None:
-        """Keep the hour's trajectories, as `raw_trajectories` does."""
-        played = [self.make_trajectory(deployment, window, a) for a in self.agents]
+    @property
+    def moves(self) -> list[tuple[str, int, str | None]]:
+        """Kind, subject and hour of each move."""
+        moves = read_moves(self.workspace.store.engine, self.workspace.settings.lineage)
+        return [(m.kind.value, m.subject, m.window_id) for m in moves]
+
+    @property
+    def looks(self) -> list[Look]:
+        """Every look at the first rollout."""
+        lineage = self.workspace.settings.lineage
+        return read_looks(self.workspace.store.engine, lineage, f"{lineage}@1#1")
+
+    def play_next(self, *, prepare: bool = True, bypass: Sequence[str] = ()) -> HourWindow:
+        """All agents play the next hour; `bypass` names those that ask no gateway."""
+        window, self.next_hour = self.next_hour, self.next_hour.next()
+        self.serve(self.deployed, window, [a for a in self.agents if a not in bypass])
+        if prepare:
+            self.prepare(window)
+        return window
+
+    def prepare(self, window: HourWindow, *, but: Mapping[str, Json] | None = None) -> None:
+        """Keep the hour's trajectories, as `raw_trajectories` does; `but` changes those of some agents."""
+        changes = but or {}
+        played = [replace(self.make_trajectory(self.deployed, window, a), **changes.get(a, {})) for a in self.agents]
         self.workspace.store.write_ingest(window, played, [], rows=len(played))
+
+    def look(self, window: HourWindow) -> LookResult:
+        return look_at_hour(self.workspace, window)
+
+    def play_until_decided(self) -> LookResult:
+        """Play and look until nothing is on trial any more."""
+        result = self.play_and_look()
+        while result.after.candidate is not None:
+            result = self.play_and_look()
+        return result
+
+    def play_and_look(self, hours: int = 1) -> LookResult:
+        """Play hours and look at each, as the sensor does."""
+        for _ in range(hours - 1):
+            self.look(self.play_next())
+        return self.look(self.play_next())
 
     def make_trajectory(self, deployment: Deployment, window: HourWindow, agent: str) -> Trajectory:
         arm = self.arm_of(deployment, agent)
@@ -82,7 +120,7 @@ class LiveGame:
             agent,
             window,
             pnl_usd=luck + (self.gain_usd if arm is Arm.CANDIDATE else 0.0),
-            turns=(replace_version(name),),
+            turns=(name_policy(name),),
         )
 
     def serve(self, deployment: Deployment, window: HourWindow, agents: Sequence[str], **changes: Any) -> None:
@@ -124,8 +162,9 @@ class LiveGame:
         return deployment.arm_of(agent, is_test=agent is not None and is_test_agent(agent, patterns))
 
 
-def replace_version(name: str | None) -> Any:
+def name_policy(name: str | None) -> Turn:
+    """A turn whose row names the policy that answered, or none."""
     turn = a_turn()
-    return type(turn)(
+    return Turn(
         system=turn.system, user=turn.user, response=turn.response, policy_version=name, temperature=turn.temperature
     )

@@ -15,3 +15,26 @@ CREATE TABLE market_outcomes (id text PRIMARY KEY, "windowId" varchar(50) NOT NU
   "newsEvents" json, "predictionMarketId" text, question text, outcome varchar(20),
   "finalProbability" numeric(5,4), "createdAt" timestamp(3) NOT NULL DEFAULT now());
 """
+
+PUBLISHED = """
+ALTER TABLE trajectories ADD "aiJudgeReward" double precision, ADD "aiJudgeReasoning" text, ADD "judgedAt" timestamp(3),
+  ADD "usedInTraining" boolean NOT NULL DEFAULT false, ADD "trainedInBatch" text,
+  ADD "updatedAt" timestamp(3) NOT NULL DEFAULT now();
+CREATE TABLE training_batches (id text PRIMARY KEY, "batchId" text UNIQUE NOT NULL, "scenarioId" text,
+  "baseModel" text NOT NULL, "modelVersion" text NOT NULL, "trajectoryIds" text NOT NULL, "rankingsJson" text,
+  "rewardsJson" text NOT NULL, "trainingLoss" double precision, "policyImprovement" double precision,
+  status text NOT NULL DEFAULT 'pending', error text, "createdAt" timestamp(3) NOT NULL DEFAULT now(),
+  "startedAt" timestamp(3), "completedAt" timestamp(3));
+CREATE TABLE trained_models (id text PRIMARY KEY, "modelId" text UNIQUE NOT NULL, version text NOT NULL,
+  "baseModel" text NOT NULL, "trainingBatch" text, status text NOT NULL DEFAULT 'training', "deployedAt" timestamp(3),
+  "archivedAt" timestamp(3), "storagePath" text NOT NULL, "benchmarkScore" double precision, accuracy double precision,
+  "avgReward" double precision, "evalMetrics" jsonb, "wandbRunId" text, "wandbArtifactId" text,
+  "agentsUsing" integer NOT NULL DEFAULT 0, "totalInferences" integer NOT NULL DEFAULT 0,
+  "createdAt" timestamp(3) NOT NULL DEFAULT now(), "updatedAt" timestamp(3) NOT NULL);
+CREATE TABLE reward_judgments (id text PRIMARY KEY,
+  "trajectoryId" text UNIQUE NOT NULL REFERENCES trajectories ("trajectoryId") ON DELETE CASCADE, "judgeModel" text NOT NULL,
+  "judgeVersion" text NOT NULL, "overallScore" double precision NOT NULL, "componentScoresJson" text, rank integer,
+  "normalizedScore" double precision, "groupId" text, reasoning text NOT NULL, "strengthsJson" text,
+  "weaknessesJson" text, "criteriaJson" text NOT NULL, "judgedAt" timestamp(3) NOT NULL DEFAULT now());
+"""
+"""What the game itself writes of trainings, and the columns for them in `trajectories`."""

@@ -34,6 +34,7 @@ COPIED = (game_tables.trajectories, game_tables.llm_call_logs, t.price_facts, t.
 
 def copy_rows(source: sa.Engine, target: sa.Engine, r: random.Random) -> None:
     everything = [*game_tables.game.tables.values(), *t.platform.tables.values()]
+    everything.remove(t.deployment_events)  # append-only; nothing is deployed here
     with target.begin() as conn:
         conn.execute(sa.text(f"TRUNCATE {', '.join(x.fullname for x in everything)}"))
     for table in COPIED:

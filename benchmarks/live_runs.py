@@ -11,6 +11,7 @@ one Dagster run prepares it and looks at it. `live_ab.py` has the hundreds of ru
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,7 @@ from babylon_rl.database.embedded import stop_server  # noqa: E402
 from babylon_rl.database.migrate import upgrade  # noqa: E402
 from babylon_rl.deployment.stages import MoveKind  # noqa: E402
 from babylon_rl.gateway.process import running_gateway  # noqa: E402
-from babylon_rl.pipeline.deploy import begin_rollout  # noqa: E402
+from babylon_rl.pipeline.operate import deploy  # noqa: E402
 from babylon_rl.pipeline.workspace import open_workspace  # noqa: E402
 from babylon_rl.settings import Settings  # noqa: E402
 from babylon_rl.simulator.spawn import AgentLineup, spawn  # noqa: E402
@@ -98,9 +99,9 @@ def run_rollout(kind: str, seed: int, windows: int) -> Run:
                 for done, hour in enumerate(hours, start=1):
                     spawn(workspace.game, [hour], lineup, seed=seed, inference_url=gateway)
                     if done == 1:
-                        begin_rollout(workspace, 1, without_evaluation=True)
+                        deploy(workspace, 1, without_evaluation=True)
                     runner.materialize("windows", hour, hour, assets=["raw_trajectories", "market_outcomes"])
-                    runner.materialize("deployment", hour, hour)
+                    runner.materialize("deploy", hour, hour)
                     moves = read_moves(workspace.store.engine, settings.lineage)
                     if moves and moves[-1].kind in DECIDED:
                         decision = moves[-1].kind.value
@@ -109,6 +110,7 @@ def run_rollout(kind: str, seed: int, windows: int) -> Run:
                     calls = conn.scalar(sa.text("SELECT count(*) FROM babylon_rl.served_calls WHERE status = 200"))
         finally:
             stop_server(home)
+            shutil.rmtree(home, ignore_errors=True)
     return Run(
         kind=kind,
         seed=seed,
@@ -160,7 +162,9 @@ def main() -> None:
                 "--windows",
                 str(a.windows),
             ]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            done = subprocess.run(
+                command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONWARNINGS": "ignore"}
+            )
             runs.append(json.loads(done.stdout.splitlines()[-1]))
             sys.stdout.write(json.dumps(runs[-1]) + "\n")
             sys.stdout.flush()

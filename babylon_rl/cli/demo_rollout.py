@@ -12,7 +12,8 @@ from babylon_rl.gateway.process import running_gateway
 from babylon_rl.pipeline.evaluation_gate import judge_evaluations
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.report import formatting
-from babylon_rl.report.data import InTheGame, LiveArm, LiveMove, LivePoint
+from babylon_rl.report.data import InTheGame, LiveArm, LiveMove
+from babylon_rl.report.live_chart import make_points
 from babylon_rl.report.screen import RunProgress
 from babylon_rl.simulator.recording import recorded_windows
 from babylon_rl.simulator.spawn import AgentLineup, spawn
@@ -80,7 +81,7 @@ def deploy_in_game(
                 runner.materialize(
                     "windows", hour, hour, assets=["raw_trajectories", "market_outcomes"], resources=resources
                 )
-                runner.materialize("deployment", hour, hour, resources=resources)
+                runner.materialize("deploy", hour, hour, resources=resources)
                 deployment = read_deployment(workspace.store.engine, settings.lineage)
                 phase(1, note=f"{hour}: {deployment.stage.value}")
                 if _find_end(workspace, newest.step) is not None or deployment.rollout is None:
@@ -110,10 +111,7 @@ def describe_rollout(workspace: Workspace, step: int) -> InTheGame:
         calls=sum(count_calls_by_hour(engine, rollout, up_to=last).values()),
         level=level,
         arms=tuple(_make_arm(names[arm], arm, facts) for arm in (Arm.CANDIDATE, Arm.INCUMBENT)) if looks else (),
-        points=tuple(
-            LivePoint(window_id=x.window_id, stage=x.stage.value, mean=x.mean_usd, lo=x.lo_usd, hi=x.hi_usd)
-            for x in looks
-        ),
+        points=tuple(make_points(looks)),
         moves=tuple(LiveMove(window_id=m.window_id, kind=m.kind.value, reason=m.reason) for m in own),
     )
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from babylon_rl.cli.data import app as data_commands
 from babylon_rl.cli.deployment import app as deployment_commands
 from babylon_rl.cli.judging import app as judging_commands
+from babylon_rl.cli.publish import app as publish_commands
 from babylon_rl.cli.settings import app as settings_commands
 from babylon_rl.cli.windows import IntoForeignGame
 from babylon_rl.cli.windows import app as window_commands
@@ -29,6 +30,7 @@ app.add_typer(window_commands)
 app.add_typer(data_commands)
 app.add_typer(judging_commands)
 app.add_typer(deployment_commands)
+app.add_typer(publish_commands)
 app.add_typer(settings_commands)
 console = Console()
 errors = Console(stderr=True)
@@ -55,7 +57,7 @@ def demo(
     ] = Path(),
     into_foreign_game: IntoForeignGame = False,
 ) -> None:
-    """Run the whole loop on this machine: play, judge, train, and evaluate against the base on held-out windows."""
+    """Run the whole loop on this machine: play, judge, train, evaluate on held-out windows, and deploy in the game."""
     from babylon_rl.cli.demo import DemoPlan, run_demo
 
     plan = DemoPlan(iterations=iterations, windows=windows, learners=agents)

@@ -29,6 +29,8 @@ class Lock(StrEnum):
     """Decisions of one lineage about which windows drop out."""
     LINEAGE = "lineage"
     """Trainings of one lineage; held by a session, because a training outlives any transaction."""
+    PUBLISH = "publish"
+    """Writers of what we publish into the game's tables."""
 
 
 def lock_transaction(conn: sa.Connection, kind: Lock, name: str) -> None:

@@ -447,6 +447,7 @@ served_calls = Table(  # every call that the gateway answered, or could not
     Column("messages", Text),  # JSON, only if asked for
     Column("response", Text),
     Index("ix_served_calls_window_agent", "window_id", "agent_id"),
+    Index("ix_served_calls_agent", "lineage", "agent_id", "asked_at"),
     Index("ix_served_calls_trajectory", "trajectory_id", postgresql_where=text("trajectory_id IS NOT NULL")),
     Index("ix_served_calls_rollout", "rollout", "window_id", postgresql_where=text("rollout IS NOT NULL")),
 )

@@ -208,9 +208,7 @@ def watch_deployment(
 ) -> dg.RunRequest | dg.SkipReason:
     """Requests one range run over the hours that are due; while nothing is deployed or on trial, a few small queries."""
     end_dead_runs(context.instance)
-    now, start = workspace.now(), HourWindow.parse(workspace.settings.start)
     hours, why = find_due_hours(workspace, limit=WINDOWS_PER_RUN)
-    hours = [w for w in hours if w >= start]
     if not hours:
         return dg.SkipReason(why)
     if any(r.tags.get(LOOK_TAG) for r in context.instance.get_runs(filters=dg.RunsFilter(statuses=_UNFINISHED))):
@@ -218,7 +216,11 @@ def watch_deployment(
     first, last = hours[0], min(hours[-1], hours[0].next(WINDOWS_PER_RUN - 1))
     key = f"{workspace.settings.lineage}/{first}/{last}"
     return _ask(
-        context.instance, now, {LOOK_TAG: key, RANGE_START: str(first), RANGE_END: str(last)}, f"look/{key}", None
+        context.instance,
+        workspace.now(),
+        {LOOK_TAG: key, RANGE_START: str(first), RANGE_END: str(last)},
+        f"look/{key}",
+        None,
     )
 
 

@@ -21,7 +21,7 @@ from babylon_rl.deployment.sequence import choose_rho2, mixture_boundary, t_quan
 from babylon_rl.deployment.spread import Spread, split_spread
 from babylon_rl.deployment.stages import Arm
 
-BURN_IN_WINDOWS = 12
+BURN_IN_WINDOWS = 8
 """Compared windows before which there is no interval: the boundary is asymptotic (measured in docs/deployment.md)."""
 SHARPEST_WINDOWS = 60
 """Windows of half against half about which the interval is narrowest."""

@@ -85,7 +85,8 @@ class _Rates:
         share_c, share_i = hits_c / trials_c if trials_c else 0.0, hits_i / trials_i if trials_i else 0.0
         state = State.FINE
         if trials_c >= FEWEST_TRIALS and self.windows >= FEWEST_WINDOWS and share_c - share_i > RATE_MARGIN:
-            lo, hi = bound_rate(hits_c, trials_c, self.alpha)[0], bound_rate(hits_i, trials_i, self.alpha)[1]
+            half = self.alpha / 2  # for each of the two bounds
+            lo, hi = bound_rate(hits_c, trials_c, half)[0], bound_rate(hits_i, trials_i, half)[1]
             state = State.BREACHED if lo - hi > RATE_MARGIN else State.SUSPECT
         sentence = (
             f"{hits_c} of {trials_c} {self.noun} of the candidate ({share_c:.1%}) and {hits_i} of {trials_i} of the incumbent "
@@ -144,9 +145,7 @@ class Latency:
     def judge(self) -> Verdict:
         state = State.FINE
         if self.hours >= FEWEST_WINDOWS and self.slow > SLOW_SHARE * self.hours:
-            lo = bound_rate(self.slow, self.hours, 2 * self.alpha)[
-                0
-            ]  # one bound is asked for, so it may have all of alpha
+            lo = bound_rate(self.slow, self.hours, self.alpha)[0]
             state = State.BREACHED if lo > SLOW_SHARE else State.SUSPECT
         sentence = (
             f"in {self.slow} of {self.hours} hours the candidate's p95 was more than {LATENCY_RATIO:g} times the incumbent's "

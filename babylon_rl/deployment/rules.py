@@ -21,7 +21,7 @@ from babylon_rl.types import Json
 GUARD_SHARE = 0.05
 """Of `alpha`, for each of the four guard rails; the interval has the rest."""
 WIDEN_AFTER_WINDOWS = 3
-"""Played windows in a row in which the candidate had no agent."""
+"""Played windows in a row in which the incumbent had agents, and the candidate none to compare with them."""
 
 
 class Decision(StrEnum):
@@ -153,9 +153,13 @@ class Rollout:
             )
         )
 
+    def interval(self) -> Interval | None:
+        """The interval after the windows so far; None: nothing compared yet."""
+        return self._comparison.interval()
+
     def look(self, deployment: Deployment) -> Look:
         """What the windows so far say to do."""
-        interval = self._comparison.interval()
+        interval = self.interval()
         decision, reason = self.choose(deployment, interval)
         return Look(
             decision=decision,
@@ -174,11 +178,11 @@ class Rollout:
             return Decision.HOLD, "no agent is answered by a candidate, so there is nothing to compare"
         money = describe_interval(interval)
         verdicts = [g.judge() for g in self._guards]
+        if interval and interval.hi is not None and interval.hi < 0:
+            return Decision.ROLL_BACK, f"worse than the incumbent: {money}"
         for v in verdicts:
             if v.state is State.BREACHED:
                 return Decision.ROLL_BACK, f"guard rail `{v.name}`: {v.sentence}"
-        if interval and interval.hi is not None and interval.hi < 0:
-            return Decision.ROLL_BACK, f"worse than the incumbent: {money}"
         suspect = next((v for v in verdicts if v.state is State.SUSPECT), None)
         if stage is Stage.HALF and interval and interval.lo is not None and interval.lo > 0 and suspect is None:
             return Decision.PROMOTE, f"better than the incumbent: {money}"
@@ -186,7 +190,8 @@ class Rollout:
             return Decision.END, f"undecided after {len(self._hours)} windows, so the incumbent stays: {money}"
         if stage is not Stage.SHADOW and self._lacks_agents(deployment.number):
             return Decision.WIDEN, (
-                f"none of the agents of the last {WIDEN_AFTER_WINDOWS} played windows was the candidate's; its share has to grow"
+                f"in the last {WIDEN_AFTER_WINDOWS} played windows no agent of the candidate stood beside one of the incumbent; "
+                "its share has to grow"
             )
         if suspect is not None:
             return Decision.HOLD, f"goes no further while guard rail `{suspect.name}` is in doubt: {suspect.sentence}"
@@ -202,8 +207,16 @@ class Rollout:
         return Decision.HOLD, f"undecided after {len(self._hours)} of {settings.rollout_windows} windows: {money}"
 
     def _lacks_agents(self, number: int) -> bool:
-        played = [h.arms for h in self._hours if h.number == number and h.arms][-WIDEN_AFTER_WINDOWS:]
-        return len(played) == WIDEN_AFTER_WINDOWS and all(Arm.CANDIDATE not in arms for arms in played)
+        missed = 0
+        for hour in reversed(self._hours):
+            if not hour.arms:
+                continue
+            if hour.number != number or hour.compared or Arm.INCUMBENT not in hour.arms:
+                return False
+            missed += 1
+            if missed == WIDEN_AFTER_WINDOWS:
+                return True
+        return False
 
     def _collect_facts(self, interval: Interval | None) -> Json:
         candidate, incumbent = self._totals

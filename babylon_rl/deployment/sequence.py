@@ -35,16 +35,16 @@ def mixture_boundary(variance: float, alpha: float, rho2: float) -> float:
 
 
 def bound_rate(hits: int, trials: int, alpha: float) -> tuple[float, float]:
-    """Lower and upper bound of a rate, each wrong at any look with chance at most `alpha` / 2.
+    """Lower and upper bound of a rate; at any look one of them is wrong with chance at most `alpha`.
 
     The likelihood ratio of a uniform mixture of rates against one rate is a martingale under that rate; the rates against
-    which it stays below 2 / `alpha` are the interval. No trial: (0, 1).
+    which it stays below 1 / `alpha` are the interval. No trial: (0, 1).
     """
     if trials <= 0:
         return 0.0, 1.0
     misses = trials - hits
     mixture = math.lgamma(hits + 1) + math.lgamma(misses + 1) - math.lgamma(trials + 2)
-    limit = math.log(2 / alpha)
+    limit = -math.log(alpha)
 
     def excess(rate: float) -> float:
         seen = (hits * math.log(rate) if hits else 0.0) + (misses * math.log1p(-rate) if misses else 0.0)

@@ -29,7 +29,7 @@ class ArmTotals:
 
     def add(self, window: WindowEvidence) -> None:
         """Take a window in."""
-        for a in window.agents:
+        for a in sorted(window.agents, key=lambda a: a.agent_id):  # sums to the same digit in any order
             if a.arm is not self.arm:
                 continue
             self.timed += a.timed

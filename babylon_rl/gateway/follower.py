@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import psycopg
 import sqlalchemy as sa
 
 from babylon_rl.common.backoff import backoff
 from babylon_rl.common.files import atomic_file
 from babylon_rl.database.connection import connect
-from babylon_rl.errors import BabylonRLError, ConfigError
+from babylon_rl.errors import ConfigError
 from babylon_rl.gateway.state import ServedState
 from babylon_rl.store.deployment_state import CHANNEL, read_state, read_state_mark
 
@@ -115,7 +114,7 @@ class DeploymentFollower:
                 with _open(self._url) as (engine, listener):
                     for _ in self._ticks(engine, listener):
                         failures = 0
-            except (sa.exc.SQLAlchemyError, psycopg.Error, BabylonRLError, OSError) as e:
+            except Exception as e:  # noqa: BLE001  # whatever it says, calls are answered by what is known
                 failures += 1
                 if self._error is None:
                     logger.warning("the deployment is not followed error=%s", type(e).__name__)

@@ -10,11 +10,12 @@ that loses power otherwise loses the last batch.
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from itertools import islice
@@ -204,10 +205,10 @@ class CallRecorder:
         failures, adopt_at = 0, 0.0
         while True:
             stopping = self._stop.is_set()
-            if time.monotonic() >= adopt_at:
-                self._adopt()
-                adopt_at = time.monotonic() + ADOPT_EVERY_S
             try:
+                if time.monotonic() >= adopt_at:
+                    adopt_at = time.monotonic() + ADOPT_EVERY_S
+                    self._adopt()
                 while self._write_next():
                     failures = 0
                 self._note_success()
@@ -295,8 +296,10 @@ class CallRecorder:
     def _reject(self, line: bytes, error: Exception) -> None:
         self._rejected += 1
         path = self._folder / "rejected.txt"
-        with path.open("ab") as file:
-            file.write(line + b"\n")
+        with suppress(OSError):  # nothing more can be done for it, and the others go on
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            with os.fdopen(descriptor, "ab") as file:
+                file.write(line + b"\n")
         self._say_once("rejected", "a served call cannot be recorded error=%s kept=%s", type(error).__name__, path)
 
     def _open(self, url: str) -> sa.Engine:

@@ -4,7 +4,7 @@ What belongs here: the row of a call, in whichever spelling the database has. Th
 write; the two meet in `ingest/reader.py`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -32,6 +32,12 @@ _REQUIRED: Final = (
     "response",
 )
 _SYSTEM: Final = ("system", "developer")
+# Prisma's table takes no null here. A reader of the game takes a limit below 1 for none; an answer without one was not cut by it.
+_FILLERS: Final = {"max_tokens": 0, "temperature": 0.0}
+_CATALOG: Final = sa.text(
+    "SELECT attname, attnotnull AND NOT atthasdef AND attidentity = '' FROM pg_attribute "
+    "WHERE attrelid = to_regclass(:name) AND attnum > 0 AND NOT attisdropped"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,25 +110,30 @@ def write_call_logs(conn: sa.Connection, calls: Sequence[AnsweredCall], *, into_
     """
     if not calls:
         return 0
-    columns = _find_columns(conn, into_foreign_game=into_foreign_game)
-    rows = [{columns[k]: v for k, v in _make_row(c).items() if k in columns} for c in calls]
+    columns, required = _find_columns(conn, into_foreign_game=into_foreign_game)
+    rows = [
+        {
+            columns[k]: _FILLERS.get(k) if v is None and k in required else v
+            for k, v in _make_row(c).items()
+            if k in columns
+        }
+        for c in calls
+    ]
     # The table as this database spells it.
     types = {columns[c.name]: c.type for c in game_tables.llm_call_logs.columns if c.name in columns}
     table = sa.Table(_TABLE, sa.MetaData(), *(sa.Column(name, kind) for name, kind in types.items()))
     return insert_new(conn, table, rows, key=columns["call_id"])
 
 
-def _find_columns(conn: sa.Connection, *, into_foreign_game: bool) -> Mapping[str, str]:
-    """Our name of each column that the table has → its own."""
+def _find_columns(conn: sa.Connection, *, into_foreign_game: bool) -> tuple[Mapping[str, str], Collection[str]]:
+    """Our name of each column that the table has → its own; and those, by our names, that take no null."""
     if not into_foreign_game and not created_by_us(conn, _TABLE):
         raise ConfigError(
             f"calls of agents are not logged in table {_TABLE!r}: our migrations did not create it, so it is another game's "
             "to write; that game logs its agents' calls itself, or give the gateway --into-foreign-game"
         )
-    query = sa.text(
-        "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(:name) AND attnum > 0 AND NOT attisdropped"
-    )
-    found = {ignore_case(name): name for name in conn.scalars(query, {"name": _TABLE})}
+    catalog = conn.execute(_CATALOG, {"name": _TABLE}).all()
+    found = {ignore_case(name): name for name, _ in catalog}
     columns = {c.name: found[key] for c in game_tables.llm_call_logs.columns if (key := ignore_case(c.name)) in found}
     missing = [name for name in _REQUIRED if name not in columns]
     if missing:
@@ -130,11 +141,19 @@ def _find_columns(conn: sa.Connection, *, into_foreign_game: bool) -> Mapping[st
             f"calls of agents are not logged: the game's database has no table {_TABLE!r} with a column {missing[0]!r} in any "
             "spelling; expected the game's schema; check DATABASE_URL and its ?schema="
         )
+    ours = {theirs: name for name, theirs in columns.items()}
+    required = {name for name, takes_no_null in catalog if takes_no_null}
+    unknown = sorted(required - ours.keys())
+    if unknown:
+        raise ConfigError(
+            f"calls of agents are not logged: table {_TABLE!r} has a column {unknown[0]!r} that takes no null, and nothing is "
+            "known of it; give it a default"
+        )
     if not conn.scalar(sa.text("SELECT has_table_privilege(to_regclass(:name), 'INSERT')"), {"name": _TABLE}):
         raise ConfigError(
             f"calls of agents are not logged: the role of DATABASE_URL may not INSERT into table {_TABLE!r}; grant that"
         )
-    return columns
+    return columns, {ours[name] for name in required}
 
 
 def _make_row(c: AnsweredCall) -> Json:

@@ -107,7 +107,9 @@ def find_due_hours(workspace: Workspace, *, limit: int) -> tuple[list[HourWindow
     if deployment.rollout is None:
         begun = _find_beginning(workspace, deployment, moves)
         return ([], begun) if isinstance(begun, str) else ([begun[0]], begun[2])
-    after = max(filter(None, (newest_looked(engine, lineage, deployment.rollout), _newest_move(moves))), default=None)
+    looked, moved = newest_looked(engine, lineage, deployment.rollout), _newest_move(moves)
+    # Hours before BABYLON_START are no partitions.
+    after = max(filter(None, (looked, moved, HourWindow.parse(workspace.settings.start).next(-1))))
     hours = [w for w in next_hours(engine, deployment.rollout, after=after, limit=limit) if w.closed_at(now)]
     prepared = read_versions(engine, [str(w) for w in hours])
     if (waits := next((w for w in hours if _is_awaited(w, prepared, now)), None)) is not None:
@@ -229,16 +231,19 @@ def _find_beginning(
     if deployment.paused:
         return f"{answering}; paused: `babylon-rl resume` lets rollouts begin again"
     tried = {m.subject for m in moves if m.kind in _DECIDED}
-    untried = [s for s in ledger.steps_after(deployment.incumbent) if s not in tried]
+    # One that is older than a former incumbent was passed over, also where that was rolled back since.
+    newest_served = max([deployment.incumbent, *(m.subject for m in moves if m.kind is MoveKind.PROMOTED)])
+    untried = [s for s in ledger.steps_after(newest_served) if s not in tried]
     if not untried:
         return f"{answering}; there is no newer checkpoint that was not tried"
     results = judge_evaluations(workspace, untried)
     passed = next((results[s] for s in reversed(untried) if results[s].gate is Gate.PASSED), None)
     if passed is None:
         return f"{answering}; {results[untried[-1]].sentence}"
-    newest = newest_prepared(workspace.store.engine, up_to=HourWindow.containing(workspace.now()).next(-1))
-    moved = _newest_move(moves)
-    if newest is None or (moved is not None and newest <= moved):
+    engine, start = workspace.store.engine, HourWindow.parse(workspace.settings.start)
+    newest = newest_prepared(engine, up_to=HourWindow.containing(workspace.now()).next(-1))
+    last = max(filter(None, (_newest_move(moves), start.next(-1))))
+    if newest is None or newest <= last or read_looks_of(engine, deployment.lineage, newest):
         return f"{answering}; {passed.sentence}; it is tried with the next prepared hour"
     return newest, passed.step, f"passed its evaluation: {passed.sentence}"
 

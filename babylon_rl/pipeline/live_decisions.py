@@ -3,6 +3,7 @@
 The game's action objects differ from writer to writer; what one does not say is unknown, and not 0.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -44,7 +45,7 @@ def count_decisions(played: Sequence[Trajectory], outcomes: WindowOutcomes) -> C
         invalid=sum(map(_is_invalid, actions)),
         timed=len(timed),
         timed_right=sum(timed),
-        volume_usd=sum(map(abs, amounts)) if len(amounts) == len(trades) else None,
+        volume_usd=math.fsum(map(abs, amounts)) if len(amounts) == len(trades) else None,
     )
 
 

@@ -7,6 +7,7 @@ The unit is the hour. An agent that met several scenarios in it has the sum of t
 scenarios, so this widens the interval and favours neither.
 """
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Final
 from babylon_rl.common.canonical import digest
 from babylon_rl.deployment.evidence import AgentResult, ArmCalls, WindowEvidence
 from babylon_rl.deployment.stages import Arm, Deployment, is_test_agent
+from babylon_rl.pipeline.each_window import explain_failure, is_of_one_window
 from babylon_rl.pipeline.live_decisions import count_decisions
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.deployments import Move
@@ -23,6 +25,8 @@ from babylon_rl.store.rollout_hours import count_calls_by_hour, earlier_pnl_usd,
 from babylon_rl.store.served_calls import RecordedCall, read_calls
 from babylon_rl.types import Trajectory, policy_name
 from babylon_rl.windows import HourWindow
+
+logger = logging.getLogger(__name__)
 
 _VERSION: Final = "1"  # of what is collected: another one collects every hour anew
 _LATENCIES: Final = 200  # kept of an arm's hour, evenly over its quantiles
@@ -49,14 +53,31 @@ def collect_evidence(
         version = digest([_VERSION, prepared.get(hour), calls])[:16]
         evidence = kept.get(hour)
         if evidence is None or evidence.version != version:
-            window = collect_window(
-                workspace, deployment, moves, HourWindow.parse(hour), first=HourWindow.parse(next(iter(hours)))
-            )
+            first = HourWindow.parse(next(iter(hours)))
+            try:
+                window = collect_window(workspace, deployment, moves, HourWindow.parse(hour), first=first)
+            except Exception as e:
+                if not is_of_one_window(e):
+                    raise
+                logger.warning("could not collect window=%s rollout=%s error=%s", hour, rollout, type(e).__name__)
+                version, window = "", _make_unreadable(workspace, deployment, hour, explain_failure(e))
             evidence = Evidence(version=version, window=window)
             changed += [evidence] if hour in kept else []
         collected.append(evidence)
     write_evidence(engine, deployment.lineage, rollout, changed)
     return collected
+
+
+def _make_unreadable(workspace: Workspace, deployment: Deployment, hour: str, reason: str) -> WindowEvidence:
+    """An hour that cannot be read counts for nobody, and does not stop the rollout; it is tried again at each look."""
+    calls = read_calls(workspace.store.engine, deployment.lineage, [hour])
+    return WindowEvidence(
+        window_id=hour,
+        stage=deployment.stage,
+        number=deployment.number,
+        agents=(),
+        excluded={c.agent_id: f"its hour cannot be read: {reason}" for c in calls if c.agent_id is not None},
+    )
 
 
 def collect_window(

@@ -43,7 +43,7 @@ def begin_rollout(
     bare = replace(
         before, number=number, stage=stage, candidate=step, rollout=rollout, threshold=0.0, test_threshold=0.0
     )
-    after = _choose_thresholds(workspace, bare, recent_agents(workspace.store.engine, before.lineage))
+    after = _choose_thresholds(workspace, bare, _find_agents(workspace))
     return Move(
         kind=MoveKind(stage.value),
         after=after,
@@ -72,11 +72,12 @@ def move_by_decision(
             return None
         case Decision.ADVANCE:
             stage = _NEXT[before.stage]
-            agents = recent_agents(workspace.store.engine, before.lineage)
+            agents = _find_agents(workspace)
             after = _choose_thresholds(workspace, replace(_next(before), stage=stage), agents)
             kind = MoveKind(stage.value)
         case Decision.WIDEN:
-            present = {a.agent_id for w in evidence[-WIDEN_AFTER_WINDOWS:] for a in w.agents}
+            played = [w for w in evidence if w.agents][-WIDEN_AFTER_WINDOWS:]
+            present = {a.agent_id for w in played for a in w.agents}
             after, kind = _choose_thresholds(workspace, _next(before), present), MoveKind.WIDENED
             if (after.threshold, after.test_threshold) == (before.threshold, before.test_threshold):
                 return None
@@ -113,6 +114,11 @@ def pause_or_resume(before: Deployment, *, paused: bool, reason: str) -> Move:
         reason=reason,
         made_by=OPERATOR,
     )
+
+
+def _find_agents(workspace: Workspace) -> list[str]:
+    now = HourWindow.containing(workspace.now())  # a caller may name an hour of the far future
+    return recent_agents(workspace.store.engine, workspace.settings.lineage, up_to=now)
 
 
 def _next(before: Deployment) -> Deployment:

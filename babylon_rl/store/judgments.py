@@ -1,8 +1,11 @@
 """Judgments, each stored once and never deleted, and which of them is the current one of a window."""
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Literal
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from babylon_rl.common.canonical import from_json, to_json
 from babylon_rl.database import tables as t
@@ -87,14 +90,27 @@ class JudgmentStore:
 
 def read_judgment(conn: sa.Connection, key: str) -> Judgment | None:
     """A judgment made before, its scores by trajectory id."""
+    return read_judgments(conn, [key]).get(key)
+
+
+def read_judgments(conn: sa.Connection, keys: Sequence[str]) -> dict[str, Judgment]:
+    """Key → judgment, of those that are stored, in one query."""
     c = t.judgments.c
-    query = sa.select(t.judgments).where(c.judgment_key == key).order_by(c.trajectory_id.collate("C"))
-    rows = conn.execute(query).mappings().all()
-    if not rows:
-        return None
+    query = (
+        sa.select(t.judgments)
+        .where(c.judgment_key == sa.any_(sa.literal(list(keys), ARRAY(sa.Text))))
+        .order_by(c.trajectory_id.collate("C"))
+    )
+    by_key: defaultdict[str, list[sa.RowMapping]] = defaultdict(list)
+    for row in conn.execute(query).mappings():
+        by_key[row["judgment_key"]].append(row)
+    return {key: _make_judgment(rows) for key, rows in by_key.items()}
+
+
+def _make_judgment(rows: Sequence[sa.RowMapping]) -> Judgment:
     first = rows[0]
     return Judgment(
-        key=key,
+        key=first["judgment_key"],
         group_id=first["group_id"],
         window_id=first["window_id"],
         judge_model=first["judge_model"],

@@ -36,11 +36,11 @@ def next_hours(engine: sa.Engine, rollout: str, *, after: HourWindow | None, lim
     return found
 
 
-def recent_agents(engine: sa.Engine, lineage: str) -> list[str]:
-    """Agents that asked in the last `RECENT_HOURS` hours in which anybody did, by id."""
+def recent_agents(engine: sa.Engine, lineage: str, *, up_to: HourWindow) -> list[str]:
+    """Agents that asked in the last `RECENT_HOURS` hours up to one, counted from the newest in which anybody did, by id."""
     c = t.served_calls.c
     with engine.connect() as conn:
-        newest = conn.scalar(sa.select(sa.func.max(c.window_id)))
+        newest = conn.scalar(sa.select(sa.func.max(c.window_id)).where(c.window_id <= str(up_to)))
         if newest is None:
             return []
         since = str(HourWindow.parse(newest).next(1 - RECENT_HOURS))
@@ -62,6 +62,7 @@ def earlier_pnl_usd(
                                 ORDER BY window_id DESC LIMIT :hours)
               AND agent_id = ANY(:agents)
             GROUP BY agent_id, window_id HAVING count(*) = count(pnl_usd)) hours
+        WHERE abs(pnl_usd) < 'Infinity'  -- NaN, which a double may be, is above infinity
         GROUP BY agent_id"""
     )
     with engine.connect() as conn:

@@ -125,6 +125,39 @@ def test_calls_and_steps_meet_in_prismas_tables(
     check_turns(trajectory)
 
 
+def test_what_a_real_game_takes_no_null_for_is_filled(
+    engine: sa.Engine, database_url: str, prisma: sa.Engine, empty_database_url: str, tmp_path: Path
+) -> None:
+    """The game's own schema has `temperature Float` and `maxTokens Int`; an agent need not send a limit."""
+    with prisma.begin() as conn:
+        conn.exec_driver_sql(
+            'ALTER TABLE llm_call_logs ALTER "maxTokens" SET NOT NULL, ALTER temperature SET NOT NULL, '
+            "ALTER model SET NOT NULL, ALTER purpose SET NOT NULL"
+        )
+    write_agents_row(prisma, "t-1", spelling="prisma")
+    calls = [a_logged_call("t-1", i, a, max_tokens=None, finish_reason=None) for i, a in enumerate(ANSWERS)]
+    stats = record(database_url, tmp_path, calls, game_url=empty_database_url, into_foreign_game=True)
+    assert (stats.logged, stats.rejected) == (3, 0)
+    (trajectory,) = stitched(prisma)
+    assert [t.response for t in trajectory.turns] == ANSWERS
+    assert {t.is_cut is True for t in trajectory.turns} == {False}
+
+
+def test_a_column_that_nothing_is_known_of_is_named(
+    engine: sa.Engine,
+    database_url: str,
+    prisma: sa.Engine,
+    empty_database_url: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with prisma.begin() as conn:
+        conn.exec_driver_sql('ALTER TABLE llm_call_logs ADD "tenantId" text NOT NULL')
+    stats = record(database_url, tmp_path, calls_of("t"), game_url=empty_database_url, into_foreign_game=True)
+    assert (stats.refused, stats.written) == (4, 6)
+    assert "'tenantId' that takes no null" in caplog.text
+
+
 def test_another_games_log_is_left_alone(
     engine: sa.Engine,
     database_url: str,

@@ -1,13 +1,12 @@
 """An agent in any language is recorded by its base URL and two headers: it makes HTTP calls, and writes its own steps."""
 
 import json
-from collections.abc import Iterator
 
 import httpx
 import pytest
 import sqlalchemy as sa
 from gateway_factories import LINEAGE, gateway_in_thread, move, record_remote
-from upstream_server import Upstream, running_upstream
+from upstream_server import Upstream
 
 from babylon_rl.database.connection import connect
 from babylon_rl.deployment.stages import MoveKind
@@ -16,12 +15,6 @@ from babylon_rl.ingest.stitching import stitch
 from babylon_rl.settings import Settings
 from babylon_rl_tests.factories import WINDOW, a_json_step, a_row, insert_rows
 from babylon_rl_tests.prisma_tables import PRISMA
-
-
-@pytest.fixture(scope="module")
-def upstream() -> Iterator[Upstream]:
-    with running_upstream() as upstream:
-        yield upstream
 
 
 def play_one_tick(url: str, trajectory_id: str, step: int, prompt: str, *, stream: bool) -> str:

@@ -48,7 +48,7 @@ def test_migrating_twice_changes_nothing(empty_database_url: str, tmp_path: Path
     assert migrate.current(settings) == "base"
     migrate.upgrade(settings)
     migrate.upgrade(settings)
-    assert migrate.current(settings) == migrate.latest() == "0015"
+    assert migrate.current(settings) == migrate.latest() == "0016"
     assert table_names(empty_database_url) == GAME
 
 
