@@ -23,6 +23,7 @@ def texts() -> list[Path]:
     """Every text file of the repository; not what is installed or generated beside it."""
     folders = ("babylon_rl", "babylon_rl_tests", "benchmarks", "docs", ".ci")
     files = [p for f in folders for p in (ROOT / f).rglob("*") if p.is_file() and p.suffix in TEXT]
+    files = [p for p in files if "node_modules" not in p.parts]  # what npm installed
     return sorted(files + [p for p in ROOT.iterdir() if p.is_file() and (p.suffix in TEXT or p.name == "Makefile")])
 
 

@@ -6,6 +6,9 @@
 The three ways answer the same requests, turn by turn, so that what else the machine does falls on all of them alike:
 `engine` is the policy server, one process; `gateway` has the same engine inside, also one process; `gateway before engine`
 passes requests on to the policy server, as to a vLLM, two processes. Seeds are given, so the same answers are drawn.
+`another engine` is a second policy server: its difference is what this machine's noise can make of equal servers. Of 64 requests
+sent in one instant, those that pass a second process reach the engine over more than the 20 ms that it waits for a batch, so
+some of them wait for the next batch; an engine that takes in requests while it samples, such as vLLM, has no such wait.
 Exit status 1: the gateway adds more than 5 ms at the median.
 """
 

@@ -274,13 +274,13 @@ def gateway(
     into_foreign_game: IntoForeignGame = False,
 ) -> None:
     """Answer live agents with the policy that is deployed for them, at an OpenAI-compatible /v1/chat/completions."""
-    from babylon_rl.database.migrate import upgrade
     from babylon_rl.gateway.access import check_address
+    from babylon_rl.gateway.server import migrate_if_reachable
     from babylon_rl.gateway.server import serve as run
 
     settings = _settings()
     check_address(host, settings.gateway.key)
-    upgrade(settings.database)
+    migrate_if_reachable(settings)
     if port:
         console.print(
             f"agents call http://{host}:{port}/v1 with model={settings.lineage}   (Ctrl-C stops it)", highlight=False

@@ -84,6 +84,10 @@ class DeploymentFollower:
         """Why the database cannot be followed now, by the error's name; None: it is followed."""
         return self._error
 
+    def has_kept_state(self) -> bool:
+        """Whether an earlier gateway left what it knew of this database and lineage."""
+        return self._read_kept() is not None
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Follow until the end of the block.

@@ -5,10 +5,13 @@ import json
 import logging
 import socket
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from babylon_rl.common.child_server import exit_with_parent, read_line
 from babylon_rl.database.connection import game_url, platform_url
+from babylon_rl.database.migrate import upgrade
+from babylon_rl.errors import ConfigError
 from babylon_rl.gateway.access import check_address
 from babylon_rl.gateway.app import create_gateway
 from babylon_rl.gateway.follower import DeploymentFollower
@@ -20,6 +23,8 @@ from babylon_rl.settings import Settings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+logger = logging.getLogger(__name__)
 
 
 def serve(
@@ -54,12 +59,34 @@ def serve(
     )
 
 
+def migrate_if_reachable(settings: Settings) -> None:
+    """Bring our tables up to date, unless the database is away and an earlier gateway left what was deployed.
+
+    Raises:
+        ConfigError: The database cannot be used, and nothing is known of what is deployed.
+    """
+    try:
+        upgrade(settings.database)
+    except ConfigError as e:
+        if not _open_follower(settings).has_kept_state():
+            raise
+        logger.warning("started by what was deployed when the database last answered: %s", e)
+
+
+def _folder_of(settings: Settings) -> Path:
+    return settings.home / "gateway"
+
+
+def _open_follower(settings: Settings) -> DeploymentFollower:
+    return DeploymentFollower(platform_url(settings.database), settings.lineage, _folder_of(settings))
+
+
 def open_gateway(settings: Settings, *, into_foreign_game: bool = False) -> "FastAPI":
     """The application with its own follower and recorder, which keep their files under `gateway/` of BABYLON_HOME."""
-    folder, url = settings.home / "gateway", platform_url(settings.database)
+    folder, url = _folder_of(settings), platform_url(settings.database)
     return create_gateway(
         settings,
-        DeploymentFollower(url, settings.lineage, folder),
+        _open_follower(settings),
         CallRecorder(url, folder / "spill", game_url=game_url(settings.database), into_foreign_game=into_foreign_game),
     )
 

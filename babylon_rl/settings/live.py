@@ -78,7 +78,7 @@ class GatewaySettings(Part):
         default=4096,
         ge=1,
         validation_alias="BABYLON_GATEWAY_MAX_TOKENS",
-        description="Longest answer in tokens; a longer one is cut, streamed or not.",
+        description="Longest answer in tokens, streamed or not; upstreams are told it also where a caller names no limit.",
     )
     keep_text: Literal["off", "on"] = Field(
         default="off",

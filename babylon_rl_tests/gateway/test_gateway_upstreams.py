@@ -11,10 +11,16 @@ import openai
 import pytest
 import sqlalchemy as sa
 from gateway_factories import LINEAGE, MESSAGES, gateway_in_thread, move, read_calls, record_remote, wait_until
+from pydantic import SecretStr
+from sqlalchemy.engine import make_url
 from upstream_server import TOOL_CALL, USAGE, Upstream
 
+from babylon_rl.database.connection import platform_url
 from babylon_rl.deployment.stages import MoveKind, Stage, place_of
+from babylon_rl.errors import ConfigError
 from babylon_rl.gateway.answering import MOST_SHADOWS
+from babylon_rl.gateway.follower import _identify
+from babylon_rl.gateway.server import migrate_if_reachable
 from babylon_rl.settings import Settings
 
 KEY = "sk-the-gateways-own"
@@ -363,6 +369,26 @@ def test_health_and_metrics_say_what_is_served_and_no_secret(url: str, client: o
     assert 'babylon_gateway_calls_total{arm="' in metrics
     for secret in (KEY, "127.0.0.1", "agent-with-a-name"):
         assert secret not in metrics
+
+
+def test_a_gateway_starts_without_its_database_by_what_was_kept(
+    settings: Settings, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (kept,) = (settings.home / "gateway").glob("deployment-*.json")
+    assert settings.database.url is not None
+    known = make_url(settings.database.url.get_secret_value())
+    away = settings.changed(database={"url": SecretStr(known.set(host="127.0.0.1", port=9).render_as_string(False))})
+
+    with pytest.raises(ConfigError, match="cannot be reached"):
+        migrate_if_reachable(away)
+    kept.write_bytes(kept.read_bytes().replace(identify(settings), identify(away)))
+    migrate_if_reachable(away)
+
+    assert "started by what was deployed when the database last answered" in caplog.text
+
+
+def identify(settings: Settings) -> bytes:
+    return _identify(platform_url(settings.database)).encode()
 
 
 def test_wandb_is_asked_by_the_artifacts_name(
