@@ -17,6 +17,7 @@ from babylon_rl.gateway.breaker import Breakers
 from babylon_rl.gateway.chat import ChatEndpoint
 from babylon_rl.gateway.follower import DeploymentFollower
 from babylon_rl.gateway.metrics import GatewayMetrics
+from babylon_rl.gateway.preparing import preparing
 from babylon_rl.gateway.recording import CallRecorder
 from babylon_rl.gateway.routing import names_of
 from babylon_rl.gateway.upstreams import Upstreams
@@ -47,6 +48,7 @@ def create_gateway(settings: "Settings", follower: DeploymentFollower, recorder:
         async with AsyncExitStack() as stack:
             for part in (follower, recorder, upstreams, answerer):
                 await stack.enter_async_context(part.running())
+            await stack.enter_async_context(preparing(follower, upstreams))
             yield
 
     def age_s() -> float:

@@ -133,14 +133,24 @@ class EngineUpstream:
         finally:
             sampling.cancel()
 
+    async def prepare(self) -> None:
+        opened = await self._open()
+        try:
+            await opened.engine.prepare(self._policy)
+        except BabylonRLError as e:
+            raise UpstreamError(Failure.UNAVAILABLE, str(e)) from e
+
+    async def _open(self) -> _OpenEngine:
+        try:
+            return await self._engines.open()
+        except BabylonRLError as e:
+            raise UpstreamError(Failure.UNAVAILABLE, str(e)) from e
+
     async def _prepare(self, asked: Asked, heard: Heard) -> _Prepared:
         from babylon_rl.policy.sampling import SampleRequest
 
         request = ChatRequest.of(asked.fields)
-        try:
-            opened = await self._engines.open()
-        except BabylonRLError as e:
-            raise UpstreamError(Failure.UNAVAILABLE, str(e)) from e
+        opened = await self._open()
         prompt = opened.renderer.ids_of([m.plain() for m in request.messages])
         room = opened.base.context - len(prompt)
         if room < 1:

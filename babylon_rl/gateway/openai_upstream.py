@@ -118,6 +118,9 @@ class OpenAIUpstream:
                     return
                 yield chunk
 
+    async def prepare(self) -> None:
+        """Its server loads what it serves."""
+
     async def _chunks(self, response: "aiohttp.ClientResponse", heard: Heard) -> AsyncIterator[Json]:
         reader = EventReader()
         while piece := await self._next_piece(response):

@@ -42,6 +42,10 @@ class Upstream(Protocol):
         """The answer's `chat.completion.chunk`s as they come, without `[DONE]`; raises as `answer`, also between chunks."""
         ...
 
+    async def prepare(self) -> None:
+        """Load what an answer needs, where it is loaded here; raises `UpstreamError`."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
@@ -101,6 +105,14 @@ class Upstreams:
             raise UpstreamError(Failure.UNAVAILABLE, str(e)) from e
         self._known[lineage, step] = recorded, target
         return target
+
+    async def prepare(self, state: ServedState, step: int) -> None:
+        """Make a step ready to be asked.
+
+        Raises:
+            UpstreamError: It cannot be served here.
+        """
+        await self.find(state, step).upstream.prepare()
 
     @property
     def waiting(self) -> int:

@@ -38,13 +38,14 @@ class EngineStats:
 @dataclass(slots=True)
 class _PendingRequest:
     request: SampleRequest
+    model: LoadedPolicy
     answer: asyncio.Future[Sampled]
     on_token: Callable[[int, float], None] | None = None
 
 
 @dataclass(slots=True)
 class SamplingEngine:
-    """Samples for many callers on one event loop; the model itself runs on one worker thread.
+    """Samples for many callers on one event loop; the models run on one worker thread, and are loaded on another.
 
     Attributes:
         base: Directory of the base policy.
@@ -60,13 +61,18 @@ class SamplingEngine:
     stats: EngineStats = field(default_factory=EngineStats)
     _queues: "OrderedDict[ServablePolicy, list[_PendingRequest]]" = field(default_factory=OrderedDict)
     _loaded: "OrderedDict[str, LoadedPolicy]" = field(default_factory=OrderedDict)  # by digest: a name can change hands
+    _loading: "dict[str, asyncio.Future[LoadedPolicy]]" = field(default_factory=dict)
     _base_policy: LoadedPolicy | None = None
+    _loader: ThreadPoolExecutor | None = None
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[LoadedPolicy]:
         """Load the base and answer requests until the end of the block; yields the base policy."""
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy") as worker:
+        with (
+            ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy") as worker,
+            ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy-loader") as self._loader,
+        ):
             loop = asyncio.get_running_loop()
             self._base_policy = await loop.run_in_executor(worker, self._load_base)
             answering = loop.create_task(self._answer_all(worker))
@@ -97,11 +103,16 @@ class SamplingEngine:
         Raises:
             DataError: Its files are not those recorded, it cannot be loaded, or the request does not fit it.
         """
-        waiting = _PendingRequest(request, asyncio.get_running_loop().create_future(), on_token)
+        self.stats.requests += 1
+        model = await self._load(policy)
+        waiting = _PendingRequest(request, model, asyncio.get_running_loop().create_future(), on_token)
         self._queues.setdefault(policy, []).append(waiting)
         self._wake.set()
-        self.stats.requests += 1
         return await waiting.answer
+
+    async def prepare(self, policy: ServablePolicy) -> None:
+        """Load a policy before it is asked; raises as `ask`."""
+        await self._load(policy)
 
     async def _answer_all(self, worker: ThreadPoolExecutor) -> None:
         loop = asyncio.get_running_loop()
@@ -113,7 +124,7 @@ class SamplingEngine:
             if not batch:
                 continue
             try:
-                answers = await loop.run_in_executor(worker, self._sample, key, batch, loop)
+                answers = await loop.run_in_executor(worker, self._sample, batch[0].model, batch, loop)
             except Exception as e:  # noqa: BLE001  # a failed batch is reported to its callers; the server keeps running
                 logger.warning("batch failed policy=%s requests=%d error=%s", key.name, len(batch), e)
                 for w in batch:
@@ -146,27 +157,40 @@ class SamplingEngine:
         return policy
 
     def _sample(
-        self, policy: ServablePolicy, batch: list[_PendingRequest], loop: asyncio.AbstractEventLoop
+        self, policy: LoadedPolicy, batch: list[_PendingRequest], loop: asyncio.AbstractEventLoop
     ) -> list[Sampled]:
         # A batch in which nobody streams is sampled without a word in between.
         listener = _listen(batch, loop) if any(w.on_token for w in batch) else None
-        return sample(self._load(policy), [w.request for w in batch], on_tokens=listener)
+        return sample(policy, [w.request for w in batch], on_tokens=listener)
 
-    def _load(self, policy: ServablePolicy) -> LoadedPolicy:
-        """The policy's weights, checked and loaded at first use; called on the worker thread only."""
+    async def _load(self, policy: ServablePolicy) -> LoadedPolicy:
+        """The policy's weights, checked and loaded at first use, while others are sampled."""
+        if self._base_policy is None or self._loader is None:
+            raise RuntimeError("the engine is not running")
         if policy.directory is None:
-            if self._base_policy is None:
-                raise RuntimeError("the engine is not running")
             return self._base_policy
         key = policy.digest
         if key not in self._loaded:
-            policy.check_files()
-            self._loaded[key] = load_policy(self.base, policy.directory)
-            if len(self._loaded) > MAX_CACHED_CHECKPOINTS:
-                self._loaded.popitem(last=False)
-            logger.info("loaded policy=%s digest=%s", policy.name, key[:12])
+            if key not in self._loading:
+                self._loading[key] = asyncio.get_running_loop().run_in_executor(self._loader, self._read, policy)
+                self._loading[key].add_done_callback(lambda done: self._keep(key, done))
+            return await asyncio.shield(self._loading[key])
         self._loaded.move_to_end(key)
         return self._loaded[key]
+
+    def _read(self, policy: ServablePolicy) -> LoadedPolicy:
+        policy.check_files()
+        model = load_policy(self.base, policy.directory)
+        logger.info("loaded policy=%s digest=%s", policy.name, policy.digest[:12])
+        return model
+
+    def _keep(self, key: str, done: "asyncio.Future[LoadedPolicy]") -> None:
+        del self._loading[key]
+        if done.cancelled() or done.exception() is not None:
+            return
+        self._loaded[key] = done.result()
+        if len(self._loaded) > MAX_CACHED_CHECKPOINTS:
+            self._loaded.popitem(last=False)
 
 
 def _listen(batch: list[_PendingRequest], loop: asyncio.AbstractEventLoop) -> TokenListener:

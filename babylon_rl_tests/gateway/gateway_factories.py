@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import httpx
 import sqlalchemy as sa
 import uvicorn
 
@@ -74,3 +75,9 @@ def wait_until(condition: Any, timeout_s: float = 20) -> Any:
         assert time.monotonic() < deadline, "it did not become true in time"
         time.sleep(0.005)
     return found
+
+
+def post_chat(url: str, *, headers: dict[str, str] | None = None, **changes: Any) -> httpx.Response:
+    """Ask for the lineage's name."""
+    body = {"model": LINEAGE, "messages": MESSAGES, "max_tokens": 5} | changes
+    return httpx.post(f"{url}/chat/completions", json=body, headers=headers, timeout=20, trust_env=False)
