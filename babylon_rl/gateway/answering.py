@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from babylon_rl.deployment.stages import Arm, Stage
-from babylon_rl.gateway.breaker import Breakers
+from babylon_rl.gateway.breaker import Breaker, Breakers
 from babylon_rl.gateway.call import Call
 from babylon_rl.gateway.calls import CALLER_LEFT, CallSink
 from babylon_rl.gateway.errors import Failure, UpstreamError
@@ -59,6 +59,7 @@ class Answerer:
             RequestError: Nobody answered; it says why.
         """
         body = await self._ask_in_turn(call, lambda target: target.upstream.answer(call.asked, call.heard))
+        self._breaker_of(call).succeed()
         return _rename(body, call)
 
     async def begin_stream(self, call: Call) -> AsyncIterator[Json]:
@@ -80,15 +81,20 @@ class Answerer:
         return self._go_on(call, first, rest)
 
     async def _go_on(self, call: Call, first: Json, rest: AsyncIterator[Json]) -> AsyncIterator[Json]:
+        """A stream that breaks is a failure, however well it began."""
+        breaker = self._breaker_of(call)
         async with aclosing(rest):  # type: ignore[type-var]  # a generator, though the protocol need not say so
-            yield _rename(first, call)
             try:
+                yield _rename(first, call)
                 async for chunk in rest:
                     yield _rename(chunk, call)
             except UpstreamError as e:
-                if call.target is not None:
-                    self._breakers.of(call.target.key).fail()
+                breaker.fail()
                 raise self._tell(call, e) from e
+            except BaseException:
+                breaker.let_go()
+                raise
+            breaker.succeed()
 
     async def _ask_in_turn(self, call: Call, ask: Callable[[Target], Awaitable[T]]) -> T:
         """Ask the call's own step and, where that fails, the one behind it, which is always tried."""
@@ -110,15 +116,19 @@ class Answerer:
         if only_if_healthy and not breaker.lets_through():
             raise UpstreamError(Failure.RESTING)
         try:
-            answer = await ask(target)
+            return await ask(target)
         except UpstreamError:
             breaker.fail()
             raise
         except BaseException:
             breaker.let_go()
             raise
-        breaker.succeed()
-        return answer
+
+    def _breaker_of(self, call: Call) -> Breaker:
+        """Of who answers; who asks it also tells it how that ended."""
+        if call.target is None:
+            raise RuntimeError(f"nobody was asked for call {call.id}")
+        return self._breakers.of(call.target.key)
 
     def _tell(self, call: Call, e: UpstreamError) -> RequestError:
         """Log and count a failure; what the caller is told of it."""

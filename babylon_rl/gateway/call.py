@@ -71,7 +71,6 @@ class Call:
                 "response": heard.response,
                 "reasoning": heard.reasoning,
             }
-        top_p = asked.fields.get("top_p")
         return ServedCall(
             call_id=self.id,
             agent_id=asked.agent_id,
@@ -100,10 +99,18 @@ class Call:
             keep_text=keep_text,
             purpose=asked.purpose,
             max_tokens=asked.limit,
-            top_p=float(top_p) if isinstance(top_p, int | float) else None,
+            top_p=_read_float(asked.fields.get("top_p")),
             model_asked=asked.model,
             **text,
         )
 
     def _elapsed_ms(self) -> float:
         return (time.perf_counter() - self._began) * 1000
+
+
+def _read_float(value: object) -> float | None:
+    """A number of the request that the gateway itself does not need: whatever it is, the call is answered and recorded."""
+    try:
+        return float(value) if isinstance(value, int | float) else None
+    except OverflowError:
+        return None

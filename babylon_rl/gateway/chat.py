@@ -133,6 +133,10 @@ class _Response:
                 await self._send_message(message)
         except (TimeoutError, OSError):
             raise asyncio.CancelledError from None
+        except RuntimeError as e:
+            if "the handler is closed" not in str(e):
+                raise
+            raise asyncio.CancelledError from None  # uvloop's word for a caller that left a moment ago
 
 
 async def _wait_until_gone(receive: "Receive") -> None:

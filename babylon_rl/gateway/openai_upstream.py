@@ -90,9 +90,7 @@ class OpenAIUpstream:
 
     async def answer(self, asked: Asked, heard: Heard) -> Json:
         async with self._ask(self._fields(asked)) as response:
-            body = _read_object(await self._read(response, MOST_BYTES))
-        if not isinstance(body.get("choices"), list):
-            raise UpstreamError(Failure.FAILED, "the answer has no choices")
+            body = _read_answer(await self._read(response, MOST_BYTES))
         heard.take_completion(body)
         return body
 
@@ -104,7 +102,7 @@ class OpenAIUpstream:
         longest = asked.limit_of(self.most_tokens)
         async with self._ask(fields) as response:
             if "event-stream" not in response.headers.get("content-type", ""):
-                chunk = build_chunk(_read_object(await self._read(response, MOST_BYTES)))
+                chunk = build_chunk(_read_answer(await self._read(response, MOST_BYTES)))
                 heard.take_chunk(chunk)
                 yield chunk
                 return
@@ -209,14 +207,14 @@ class OpenAIUpstream:
             error = None
         error = error if isinstance(error, dict) else {}
         message = str(error.get("message") or f"{self.name} refused the request with HTTP {status}")
-        for hidden in (self._secret(), self.base_url, urlsplit(self.base_url).netloc):
-            message = message.replace(hidden, "…") if hidden else message
-        message = message.replace(self.model, self.name)
-        param, code = (v if isinstance(v := error.get(n), str) else None for n in ("param", "code"))
-        return RequestError(status, message[:500], param=param, code=code)
+        param, code = (self._hide(v)[:100] if isinstance(v := error.get(n), str) else None for n in ("param", "code"))
+        return RequestError(status, self._hide(message)[:500], param=param, code=code)
 
-    def _secret(self) -> str:
-        return "" if self.key is None else self.key.get_secret_value()
+    def _hide(self, text: str) -> str:
+        secret = "" if self.key is None else self.key.get_secret_value()
+        for hidden in (secret, self.base_url, urlsplit(self.base_url).netloc):
+            text = text.replace(hidden, "…") if hidden else text
+        return text.replace(self.model, self.name)
 
     async def _read(self, response: "aiohttp.ClientResponse", most: int, *, cut: bool = False) -> bytes:
         parts, size = [], 0
@@ -249,6 +247,15 @@ def _read_object(data: bytes) -> Json:
     if not isinstance(found, dict):
         raise UpstreamError(Failure.FAILED, "the answer is JSON, but no object")
     return found
+
+
+def _read_answer(data: bytes) -> Json:
+    """A `chat.completion`; some servers say with status 200 that they failed."""
+    body = _read_object(data)
+    choices = body.get("choices")
+    if not isinstance(choices, list) or not choices or not all(isinstance(c, dict) and "message" in c for c in choices):
+        raise UpstreamError(Failure.FAILED, "the answer has no message")
+    return body
 
 
 def _end_early(chunk: Json) -> Json:

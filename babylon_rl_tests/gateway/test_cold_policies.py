@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from gateway_factories import LINEAGE, MESSAGES, gateway_in_thread, move, post_chat, wait_until
+from gateway_factories import LINEAGE, gateway_in_thread, move, post_chat, wait_until
 
 from babylon_rl.common.files import hash_file
 from babylon_rl.deployment.stages import MoveKind, Stage

@@ -18,7 +18,8 @@ class Upstream:
     """What the server is asked, and what it does: model → behaviour; by default it answers.
 
     Behaviours: `500`, `429`, `401`, `404`, `400`, `once` (503 the first time), `hang` (no byte), `break` (a stream that
-    stops in its middle), `not-json`, `long` (a stream without end).
+    stops in its middle), `not-json`, `long` (a stream without end), `error-200` and `no-choices` (JSON that is no answer,
+    whether or not a stream was asked for), `echo` (400 that repeats the key it was sent).
     """
 
     url: str = ""
@@ -56,6 +57,13 @@ class _Handler(BaseHTTPRequestHandler):
         elif behaviour.isdigit():
             message = f"{body['model']} at {self.upstream.url} with key sk-secret is wrong"
             self._send(int(behaviour), {"error": {"message": message, "type": "x", "param": "n", "code": "bad"}})
+        elif behaviour == "error-200":
+            self._send(200, {"error": {"message": "the engine is dead", "code": 500}})
+        elif behaviour == "no-choices":
+            self._send(200, self._envelope(body, "chat.completion", []))
+        elif behaviour == "echo":
+            told = f"not for {self.headers['authorization']}"
+            self._send(400, {"error": {"message": told, "type": told, "param": told, "code": told}})
         elif behaviour == "not-json":
             self._send(200, None)
         elif body.get("stream"):
