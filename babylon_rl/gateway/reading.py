@@ -27,7 +27,7 @@ class Asked:
     Attributes:
         fields: The body as it was sent, unknown fields too.
         agent_id: Header `x-babylon-agent`, else the body's `user`; None: not said.
-        window_id: Header `x-babylon-window`, else the UTC hour of `at`.
+        window_id: The hour of header `x-babylon-window`, whatever its scenario, else the UTC hour of `at`.
         trajectory_id: Header `x-babylon-trajectory`.
         step_number: Header `x-babylon-step`.
         purpose: Header `x-babylon-purpose`.
@@ -174,7 +174,7 @@ def _read_window(headers: Mapping[bytes, bytes], at: datetime) -> str:
     if text is None:
         return str(HourWindow.containing(at.astimezone(UTC)))
     try:
-        return str(HourWindow.parse(text))
+        return str(HourWindow.parse(text).hour)
     except DataError as e:
         raise RequestError(400, str(e), param="x-babylon-window") from None
 

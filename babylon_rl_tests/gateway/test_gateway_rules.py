@@ -90,6 +90,11 @@ def test_headers_name_agent_window_and_trajectory() -> None:
     assert (asked.step_number, asked.purpose) == (4, "news")
 
 
+def test_a_call_of_a_scenario_belongs_to_its_hour() -> None:
+    """Deployment looks at whole hours: under another name, the call would count in none, and its hour would be waited for."""
+    assert read(ASKED, window="2025-01-15T03:00~trust-attack").window_id == "2025-01-15T03:00"
+
+
 def test_without_headers_user_names_the_agent() -> None:
     asked = read(ASKED | {"user": "me"})
 
