@@ -47,7 +47,8 @@ class Engines:
 
                 engine = SamplingEngine(base=base_of(self._settings.training))
                 base = await self._stack.enter_async_context(engine.running())
-                self._open = _OpenEngine(engine, base, PromptRenderer(base.tokenizer))
+                most_letters = base.context * max(map(len, base.tokenizer.get_vocab()))
+                self._open = _OpenEngine(engine, base, PromptRenderer(base.tokenizer), most_letters)
         return self._open
 
 
@@ -58,6 +59,8 @@ class _OpenEngine:
     engine: "SamplingEngine"
     base: "LoadedPolicy"
     renderer: PromptRenderer
+    most_letters: int
+    """No longer prompt fits the context, however well it is tokenized."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,7 @@ class EngineUpstream:
         self._engines, self._policy = engines, policy
         self._temperature = settings.serving.serve_temperature
         self._most_tokens = settings.gateway.max_answer_tokens
+        self._timeout_s = settings.gateway.timeout_s
 
     async def answer(self, asked: Asked, heard: Heard) -> Json:
         prepared = await self._prepare(asked, heard)
@@ -134,32 +138,33 @@ class EngineUpstream:
             sampling.cancel()
 
     async def prepare(self) -> None:
-        opened = await self._open()
-        try:
-            await opened.engine.prepare(self._policy)
-        except BabylonRLError as e:
-            raise UpstreamError(Failure.UNAVAILABLE, str(e)) from e
+        await self._load()
 
-    async def _open(self) -> _OpenEngine:
+    async def _load(self) -> _OpenEngine:
         try:
-            return await self._engines.open()
+            opened = await self._engines.open()
+            async with asyncio.timeout(self._timeout_s):
+                await opened.engine.prepare(self._policy)
+        except TimeoutError as e:
+            raise UpstreamError(Failure.TIMED_OUT, "its weights are not loaded yet") from e
         except BabylonRLError as e:
             raise UpstreamError(Failure.UNAVAILABLE, str(e)) from e
+        except Exception as e:  # a file that no library understands
+            raise UpstreamError(Failure.FAILED, f"{type(e).__name__}: {e}") from e
+        return opened
 
     async def _prepare(self, asked: Asked, heard: Heard) -> _Prepared:
         from babylon_rl.policy.sampling import SampleRequest
 
         request = ChatRequest.of(asked.fields)
-        opened = await self._open()
+        opened = await self._load()
+        letters = sum(len(m.text) for m in request.messages)
+        if letters > opened.most_letters:  # to tokenize it would hold up everybody else for seconds
+            raise _refuse_length(f"{letters} letters", opened)
         prompt = opened.renderer.ids_of([m.plain() for m in request.messages])
         room = opened.base.context - len(prompt)
         if room < 1:
-            raise RequestError(
-                400,
-                f"the prompt has {len(prompt)} tokens, but the context has {opened.base.context}, answer included; shorten it",
-                param="messages",
-                code="context_length_exceeded",
-            )
+            raise _refuse_length(f"{len(prompt)} tokens", opened)
         heard.prompt_tokens = len(prompt)
         sample = SampleRequest(
             prompt_ids=prompt,
@@ -179,3 +184,12 @@ class EngineUpstream:
             raise UpstreamError(Failure.FAILED, f"{type(e).__name__}: {e}") from e
         finally:
             self._engines.waiting -= 1
+
+
+def _refuse_length(found: str, opened: _OpenEngine) -> RequestError:
+    return RequestError(
+        400,
+        f"the prompt has {found}, but the context has {opened.base.context} tokens, answer included; shorten it",
+        param="messages",
+        code="context_length_exceeded",
+    )
