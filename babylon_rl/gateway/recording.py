@@ -225,9 +225,20 @@ class CallRecorder:
             self._wake.wait(max(0.0, adopt_at - time.monotonic()))
             self._wake.clear()
             self._stop.wait(self._gather_s)
+        self._hand_memory_over()
         self._journal.close()
         for engine in self._engines.values():
             engine.dispose()
+
+    def _hand_memory_over(self) -> None:
+        """What only memory has goes to the disk, which may take it by now."""
+        try:
+            while self._memory:
+                self._journal.append(self._memory[0])
+                self._memory.popleft()
+        except OSError as e:
+            self._lost += len(self._memory)
+            logger.warning("served calls are lost: the disk takes no more calls=%d error=%s", len(self._memory), e)
 
     def _adopt(self) -> None:
         lines = self._journal.adopt()

@@ -190,6 +190,24 @@ def test_memory_takes_what_the_disk_does_not(
     assert {c.call_id for c in served(engine)} == {c.call_id for c in calls[:5]}
 
 
+def test_at_a_stop_the_disk_gets_what_memory_has(
+    engine: sa.Engine, server_url: str, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recording, "STOP_S", 0.2)
+    folder, calls = tmp_path / "spill", [a_served_call() for _ in range(5)]
+
+    async def record(recorder: CallRecorder, some: Any) -> None:
+        async with recorder.running():
+            for call in some:
+                recorder.record(call)
+            folder.unlink(missing_ok=True)  # there is space again, after the last call
+
+    folder.write_text("")
+    with database_away(server_url, database_url):
+        asyncio.run(record(CallRecorder(database_url, folder), calls))
+    assert sum(f.read_bytes().count(b"\n") for f in folder.glob("*.jsonl")) == 5
+
+
 def test_recording_costs_less_than_a_tenth_of_a_millisecond(
     engine: sa.Engine, database_url: str, tmp_path: Path
 ) -> None:
