@@ -55,6 +55,7 @@ _OF_THE_ROW: Final = (
     msgspec.MsgspecError,
     ValueError,
     TypeError,
+    ArithmeticError,
 )
 _DECODER: Final = msgspec.json.Decoder(ServedCall)
 _COLUMNS: Final = [

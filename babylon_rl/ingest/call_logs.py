@@ -160,6 +160,7 @@ def _make_row(c: AnsweredCall) -> Json:
     prompts = find_prompts(c.messages)
     system, user = prompts or ("", "")
     known = c.prompt_tokens is not None and c.completion_tokens is not None
+    total = (c.prompt_tokens or 0) + (c.completion_tokens or 0)
     metadata: Json = {"modelVersion": c.model_version, "gateway": c.call_id}
     if c.finish_reason is not None:
         metadata["finishReason"] = c.finish_reason
@@ -184,7 +185,7 @@ def _make_row(c: AnsweredCall) -> Json:
         "top_p": c.top_p,
         "prompt_tokens": c.prompt_tokens,
         "completion_tokens": c.completion_tokens,
-        "total_tokens": (c.prompt_tokens or 0) + (c.completion_tokens or 0) if known else None,
+        "total_tokens": total if known and total < 2**31 else None,
         "metadata": msgspec.json.encode(metadata).decode(),
     }
 

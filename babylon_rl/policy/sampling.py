@@ -23,6 +23,7 @@ from babylon_rl.policy.model import LoadedPolicy
 MAX_ROWS_PER_BATCH: Final = 128  # rows decoded together: above it the KV cache no longer fits the processor's caches
 MAX_PROMPTS_PER_PREFILL: Final = 32  # most prompts that share one prefill
 MIN_COMMON_FRACTION: Final = 0.6  # of a prompt's tokens that must be common before it joins a block
+GREEDY_BELOW: Final = 1e-6  # logits divided by 1e-38 are no numbers, and at 1e-6 the best token has all the probability
 HIDDEN_BIAS: Final = torch.finfo(torch.float32).min  # not -inf: padding attends to nothing, and softmax would give NaN
 COMPACT_AT_FRACTION: Final = 0.75  # finished rows are dropped from the batch once so few are left
 
@@ -32,7 +33,7 @@ class SampleRequest:
     """A request for one answer.
 
     Attributes:
-        temperature: 0 means greedy.
+        temperature: 0 means greedy, and so does anything below `GREEDY_BELOW`.
         seed: Any integer. With the prompt and temperature it decides the answer, whatever else is in the batch.
         max_tokens: Length limit of the answer, its end token included; at least 1.
     """
@@ -316,7 +317,7 @@ def _draw_tokens(
 
     `temperatures` and `uniforms` are [rows].
     """
-    greedy = temperatures == 0  # [rows] bool
+    greedy = temperatures < GREEDY_BELOW  # [rows] bool
     logp = F.log_softmax(logits / torch.where(greedy, 1.0, temperatures)[:, None], -1)  # [rows, vocab]
     token = logp.argmax(-1)  # [rows] int64
     if not bool(greedy.all()):

@@ -115,6 +115,18 @@ def test_calls_and_steps_meet_in_our_own_tables(engine: sa.Engine, database_url:
     }
 
 
+def test_numbers_that_no_column_holds_hold_up_nothing(engine: sa.Engine, database_url: str, tmp_path: Path) -> None:
+    """As an upstream may count tokens, and no clock tells time."""
+    counts = {"prompt_tokens": 2**31 - 1, "completion_tokens": 2**31 - 1}
+    calls = [a_logged_call("t", 0, "r", latency_ms=1e300), a_logged_call("t", 1, "r", **counts)]
+
+    stats = record(database_url, tmp_path, calls)
+
+    assert (stats.written, stats.logged, stats.rejected, stats.waiting) == (2, 1, 1, 0)
+    with engine.connect() as conn:
+        assert conn.scalars(sa.select(game_tables.llm_call_logs.c.total_tokens)).all() == [None]
+
+
 def test_calls_and_steps_meet_in_prismas_tables(
     engine: sa.Engine, database_url: str, prisma: sa.Engine, empty_database_url: str, tmp_path: Path
 ) -> None:

@@ -1,3 +1,4 @@
+import math
 import random
 from collections.abc import Mapping
 
@@ -46,6 +47,14 @@ def test_greedy_sampling_is_the_same_in_a_batch_and_alone(policy: LoadedPolicy, 
         for token in together[2].token_ids:
             assert int(policy.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()) == token
             ids.append(token)
+
+
+def test_a_temperature_that_divides_to_infinity_is_greedy(policy: LoadedPolicy, prompts: list[list[int]]) -> None:
+    tiny = sample(policy, [ask(prompts[0], temperature=t) for t in (1e-7, 1e-38, 1e-45)])
+    greedy = sample(policy, [ask(prompts[0], temperature=0)])[0]
+
+    assert {a.token_ids for a in tiny} == {greedy.token_ids}
+    assert all(math.isfinite(p) for a in tiny for p in a.logprobs)
 
 
 def test_an_answer_does_not_depend_on_who_shares_the_batch(policy: LoadedPolicy, prompts: list[list[int]]) -> None:
