@@ -177,7 +177,7 @@ class DeploymentFollower:
             logger.warning("the deployment could not be kept file=%s error=%s", self._file, type(e).__name__)
 
     def _read_kept(self) -> ServedState | None:
-        with suppress(OSError, msgspec.MsgspecError):
+        with suppress(OSError, ValueError):  # a file that is no text is a ValueError and no MsgspecError
             kept = msgspec.json.decode(self._file.read_bytes(), type=_Kept)
             if kept.database == _identify(self._url) and kept.state.deployment.lineage == self._lineage:
                 return kept.state

@@ -268,7 +268,7 @@ class CallRecorder:
     def _decode(self, line: bytes) -> ServedCall | None:
         try:
             return _DECODER.decode(line)
-        except msgspec.DecodeError as e:
+        except ValueError as e:  # no JSON, not of this shape, or no text at all
             self._reject(line, e)
             return None
 

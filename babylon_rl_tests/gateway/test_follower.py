@@ -119,3 +119,10 @@ def test_a_gateway_that_starts_without_it_knows_the_last_state(
                 asyncio.run(unknown)
     assert datetime.now(UTC) - known.read_at < timedelta(minutes=1)
     assert known.policies[1].manifest == {"f": "00"}
+
+
+def test_a_kept_state_that_is_no_text_is_none(database_url: str, tmp_path: Path) -> None:
+    follower = DeploymentFollower(database_url, LINEAGE, tmp_path)
+    (tmp_path / f"deployment-{LINEAGE}.json").write_bytes(b'{"database": "\xff"}')
+
+    assert not follower.has_kept_state()

@@ -170,6 +170,25 @@ def test_a_call_that_the_database_refuses_costs_no_other(engine: sa.Engine, data
     assert json.loads((tmp_path / "rejected.txt").read_text())["call_id"] == calls[3].call_id
 
 
+def test_bytes_that_are_no_text_hold_up_nothing(
+    engine: sa.Engine, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut may leave anything in a journal; the oldest segment is read first."""
+    monkeypatch.setattr(recording, "STOP_S", 0.5)
+    (tmp_path / "0.jsonl").write_bytes(b'{"call_id": "\xff"}\n\x00\x00\n')
+    call = a_served_call()
+
+    async def record() -> CallRecorder:
+        recorder = CallRecorder(database_url, tmp_path)
+        async with recorder.running():
+            recorder.record(call)
+        return recorder
+
+    stats = asyncio.run(record()).stats
+    assert [c.call_id for c in served(engine)] == [call.call_id]
+    assert (stats.written, stats.rejected, stats.waiting) == (1, 2, 0)
+
+
 def test_memory_takes_what_the_disk_does_not(
     engine: sa.Engine, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
