@@ -158,8 +158,10 @@ class EngineUpstream:
 
         request = ChatRequest.of(asked.fields)
         opened = await self._load()
-        letters = sum(len(m.text) for m in request.messages)
-        if letters > opened.most_letters:  # to tokenize it would hold up everybody else for seconds
+        # To tokenize these would hold up everybody else for up to seconds; each message is one token at least.
+        if (count := len(request.messages)) > opened.base.context:
+            raise _refuse_length(f"{count} messages", opened)
+        if (letters := sum(len(m.text) for m in request.messages)) > opened.most_letters:
             raise _refuse_length(f"{letters} letters", opened)
         prompt = opened.renderer.ids_of([m.plain() for m in request.messages])
         room = opened.base.context - len(prompt)

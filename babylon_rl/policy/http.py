@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES: Final = 1 << 20
+REQUEST_TIMEOUT_S: Final = 30.0  # for the first request of a connection, headers included
 _DRAIN_S: Final = 2.0
 _DRAIN_BYTES: Final = 16 << 20
 
@@ -74,6 +75,29 @@ class _UnreadResponse(JSONResponse):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+def make_protocol() -> type[asyncio.Protocol]:
+    """Uvicorn's protocol, which waits `REQUEST_TIMEOUT_S` for a connection's first request; its own waits for ever.
+
+    A silent connection holds a file descriptor, and a process has few of them.
+    """
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+    class Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # which of two it is, uvicorn finds out
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            self._waiting = self.loop.call_later(REQUEST_TIMEOUT_S, self._close_if_silent)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._waiting.cancel()
+            super().connection_lost(exc)
+
+        def _close_if_silent(self) -> None:
+            if self.cycle is None and not self.transport.is_closing():  # no request has come
+                self.transport.close()
+
+    return Protocol
+
+
 def run_app(app: FastAPI, *, host: str, port: int, listener: socket.socket | None, what: str) -> None:
     """Serve an application until SIGINT or SIGTERM.
 
@@ -98,7 +122,9 @@ def run_app(app: FastAPI, *, host: str, port: int, listener: socket.socket | Non
             if self.started:
                 logger.info("serving url=http://%s:%d/v1 %s", address, bound_port, what)
 
-    config = uvicorn.Config(app, lifespan="on", log_config=None, access_log=False, timeout_graceful_shutdown=5)
+    config = uvicorn.Config(
+        app, http=make_protocol(), lifespan="on", log_config=None, access_log=False, timeout_graceful_shutdown=5
+    )
     server = Server(config)
     server.run(sockets=[listener])
     if not server.started:

@@ -13,6 +13,7 @@ import uvicorn
 from babylon_rl.database import tables as t
 from babylon_rl.deployment.stages import Deployment, MoveKind
 from babylon_rl.gateway.server import open_gateway
+from babylon_rl.policy.http import make_protocol
 from babylon_rl.settings import Settings
 from babylon_rl.store.deployments import Move, read_deployment, write_move
 
@@ -24,7 +25,9 @@ MESSAGES: list[Any] = [{"role": "system", "content": "You trade."}, {"role": "us
 def gateway_in_thread(settings: Settings, *, into_foreign_game: bool = False) -> Iterator[str]:
     """The base URL, ending in `/v1`, of a gateway that needs no engine."""
     app = open_gateway(settings, into_foreign_game=into_foreign_game)
-    config = uvicorn.Config(app, port=0, log_config=None, lifespan="on", timeout_graceful_shutdown=2)
+    config = uvicorn.Config(
+        app, port=0, http=make_protocol(), log_config=None, lifespan="on", timeout_graceful_shutdown=2
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -72,9 +72,11 @@ def test_a_prompt_far_too_long_is_refused_untokenized(settings: Settings) -> Non
     """A megabyte took up to 1.9 s on the event loop, in which nobody else got a token."""
     with gateway_in_thread(settings) as url:
         got = post_chat(url, messages=[{"role": "user", "content": "1 2,3" * 200_000}])
+        many = post_chat(url, messages=[{"role": "user", "content": ""}] * 30_000)
 
     assert (got.status_code, got.json()["error"]["code"]) == (400, "context_length_exceeded")
     assert "the prompt has 1000000 letters" in got.text
+    assert (many.status_code, "the prompt has 30000 messages" in many.text) == (400, True)
 
 
 def give_to_all(engine: sa.Engine, candidate: int) -> None:

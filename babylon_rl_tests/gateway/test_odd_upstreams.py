@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import sqlalchemy as sa
@@ -21,6 +23,7 @@ from upstream_server import Upstream
 
 from babylon_rl.deployment.stages import MoveKind, Stage
 from babylon_rl.gateway.server import open_gateway
+from babylon_rl.policy import http
 from babylon_rl.settings import Settings
 
 CANDIDATE, INCUMBENT = f"{LINEAGE}@2", f"{LINEAGE}@1"
@@ -91,6 +94,23 @@ def test_a_candidate_whose_streams_break_is_left_alone(url: str, upstream: Upstr
     policies = [post_chat(url, user="a", stream=True).headers["x-babylon-policy"] for _ in range(5)]
 
     assert policies == [CANDIDATE] * 3 + [INCUMBENT] * 2
+
+
+@pytest.mark.parametrize("said", [b"", b"POST /v1/chat/completions HTTP/1.1\r\nhost: "])
+def test_a_connection_without_a_request_is_closed(
+    settings: Settings, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    """Each of them is a file descriptor: where a process may have 1,024, as many silent callers shut all others out."""
+    monkeypatch.setattr(http, "REQUEST_TIMEOUT_S", 0.3)
+    with gateway_in_thread(settings) as url:
+        address = urlsplit(url)
+        with socket.create_connection((str(address.hostname), address.port or 0), timeout=5) as silent:
+            silent.sendall(said)
+            upstream.behaviour[CANDIDATE] = "long"
+            got = post_chat(url, user="a", stream=True, max_tokens=300)  # takes 0.6 s
+
+            assert silent.recv(1) == b""
+    assert got.text.endswith("data: [DONE]\n\n"), "who has asked is waited for"
 
 
 def test_a_caller_that_just_left_is_no_failure_of_ours(
