@@ -86,12 +86,15 @@ class Heard:
 
 def _join(calls: list[Json]) -> list[Json]:
     """Tool calls whose arguments may have come in pieces; a piece says by `index` which call it continues."""
-    whole: dict[Any, Json] = {}
+    whole: dict[str, Json] = {}
     for place, call in enumerate(calls):
-        key = call.get("index", f"#{place}")
+        key = str(call.get("index", f"#{place}"))
         known = whole.setdefault(key, {k: v for k, v in call.items() if k not in ("index", "function")})
-        function = known.setdefault("function", {})
-        for name, value in (call.get("function") or {}).items():
+        function, new = known.setdefault("function", {}), call.get("function") or {}
+        if not isinstance(function, dict) or not isinstance(new, dict):
+            known["function"] = new
+            continue
+        for name, value in new.items():
             both = isinstance(value, str) and isinstance(function.get(name), str)
             function[name] = function[name] + value if both else value
     return list(whole.values())

@@ -9,7 +9,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -17,7 +17,7 @@ import msgspec
 
 from babylon_rl.gateway.errors import Failure, UpstreamError
 from babylon_rl.gateway.heard import Heard
-from babylon_rl.gateway.reading import Asked
+from babylon_rl.gateway.reading import Asked, decode_json
 from babylon_rl.gateway.sse import DONE, EventReader
 from babylon_rl.policy.client import LOOPBACK
 from babylon_rl.policy.wire import RequestError, build_chunk
@@ -241,8 +241,8 @@ class OpenAIUpstream:
 
 def _read_object(data: bytes) -> Json:
     try:
-        found: Any = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        found = decode_json(data)
+    except (ValueError, RecursionError) as e:
         raise UpstreamError(Failure.FAILED, "the answer is not JSON") from e
     if not isinstance(found, dict):
         raise UpstreamError(Failure.FAILED, "the answer is JSON, but no object")

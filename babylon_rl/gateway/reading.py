@@ -105,13 +105,21 @@ class Asked:
         return longest * (choices if isinstance(choices, int) and choices > 1 else 1)
 
 
+def decode_json(body: bytes) -> Any:
+    """JSON as agents and upstreams send it: half an emoji, as a text that was cut has it, is no reason to fail.
+
+    Raises:
+        ValueError: It is no JSON. Also RecursionError, where it is nested too deeply.
+    """
+    try:
+        return msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        return msgspec.json.decode(replace_lone_surrogates(json.dumps(json.loads(body), ensure_ascii=False)))
+
+
 def _read_object(body: bytes) -> Json:
     try:
-        try:
-            fields = msgspec.json.decode(body)
-        except msgspec.DecodeError:
-            # Half an emoji, as a text that was cut has it, is no reason to leave an agent without an answer.
-            fields = msgspec.json.decode(replace_lone_surrogates(json.dumps(json.loads(body), ensure_ascii=False)))
+        fields = decode_json(body)
     except (msgspec.DecodeError, ValueError, RecursionError) as e:
         raise RequestError(
             400, f"the body is not JSON ({str(e)[:100]}); correct it and send the request again"

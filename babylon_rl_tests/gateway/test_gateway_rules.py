@@ -224,6 +224,13 @@ def test_a_streamed_tool_call_is_put_together() -> None:
     assert heard.pieces == 3
 
 
+def test_a_tool_call_of_any_shape_is_told() -> None:
+    heard = Heard()
+    heard.take_chunk({"choices": [{"delta": {"tool_calls": [{"index": [1], "function": ["buy"]}, {"function": "f"}]}}]})
+
+    assert json.loads(heard.response) == {"tool_calls": [{"function": ["buy"]}, {"function": "f"}]}
+
+
 def test_call_ids_sort_by_time_and_differ() -> None:
     ids = [new_call_id() for _ in range(1000)]
 

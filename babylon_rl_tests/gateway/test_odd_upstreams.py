@@ -69,6 +69,17 @@ def test_what_is_no_answer_is_another_policys_to_give(
     assert (got.status_code, got.headers["x-babylon-policy"]) == (200, INCUMBENT)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_half_an_emoji_of_an_upstream_breaks_no_answer(url: str, upstream: Upstream, stream: bool) -> None:
+    upstream.behaviour[CANDIDATE] = "half"
+
+    got = post_chat(url, user="a", stream=stream)
+
+    assert (got.status_code, got.headers["x-babylon-policy"]) == (200, CANDIDATE)
+    assert "\ufffd" in got.text
+    assert not stream or got.text.endswith("data: [DONE]\n\n")
+
+
 def test_a_number_beyond_a_floats_range_costs_no_answer(url: str, upstream: Upstream, shared_engine: sa.Engine) -> None:
     got = post_chat(url, user="a", top_p=10**400, headers={"x-babylon-trajectory": "t"})
 

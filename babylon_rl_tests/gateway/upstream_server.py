@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 TOOL_CALL = {"id": "call_7", "type": "function", "function": {"name": "buy", "arguments": '{"ticker":"$AI"}'}}
+HALF = "\ud83d"
 USAGE = {"prompt_tokens": 11, "completion_tokens": 3, "total_tokens": 14}
 
 
@@ -19,7 +20,7 @@ class Upstream:
 
     Behaviours: `500`, `429`, `401`, `404`, `400`, `once` (503 the first time), `hang` (no byte), `break` (a stream that
     stops in its middle), `not-json`, `long` (a stream without end), `error-200` and `no-choices` (JSON that is no answer,
-    whether or not a stream was asked for), `echo` (400 that repeats the key it was sent).
+    whether or not a stream was asked for), `half` (a text with half an emoji, as a server cuts it that counts in UTF-16), `echo` (400 that repeats the key it was sent).
     """
 
     url: str = ""
@@ -69,7 +70,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif body.get("stream"):
             self._stream(body, behaviour)
         else:
-            message: dict[str, Any] = {"role": "assistant", "content": f"I am {body['model']}"}
+            message: dict[str, Any] = {
+                "role": "assistant",
+                "content": f"I am {body['model']}{HALF * (behaviour == 'half')}",
+            }
             if body.get("tools"):
                 message = {"role": "assistant", "content": None, "tool_calls": [TOOL_CALL]}
             choice = {"index": 0, "message": message, "finish_reason": "stop", "x_choice": 1}
@@ -102,6 +106,8 @@ class _Handler(BaseHTTPRequestHandler):
             if behaviour == "break":
                 self.close_connection = True
                 return
+            if behaviour == "half":
+                self._event(self._envelope(body, "chat.completion.chunk", [_choice({"content": HALF})]))
             while behaviour == "long" and not self.upstream.stop.is_set():
                 self._event(self._envelope(body, "chat.completion.chunk", [_choice({"content": "x"})]))
                 time.sleep(0.002)
