@@ -197,7 +197,8 @@ class Rollout:
             return Decision.HOLD, f"goes no further while guard rail `{suspect.name}` is in doubt: {suspect.sentence}"
         here = [h for h in self._hours if h.stage is stage]
         if stage is Stage.SHADOW:
-            asked, needed = sum(h.asked for h in here), settings.shadow_windows
+            asked = sum(h.asked for h in here)
+            needed = max(settings.shadow_windows, 1)  # an operator may ask for one where the platform would not
             state = f"{asked} of {needed} windows in which the candidate was asked beside the incumbent, and no guard rail in doubt"
             return (Decision.ADVANCE if asked >= needed else Decision.HOLD), state
         if stage is Stage.CANARY:

@@ -1,7 +1,8 @@
 """What a rollout's hours show of its arms: who answered each agent from the served calls, what it earned from the game's rows.
 
 An agent's hour counts for an arm where every answered call of it was that arm's under this rollout, and the policy that
-its own rows name is the same. Every other agent of the hour is left out with a reason: each is in one of the two.
+its own rows name is the same. Every other agent of the hour is left out with a reason: each is in one of the two. Agents that
+another lineage's gateway answered are none of this one's.
 
 The unit is the hour. An agent that met several scenarios in it has the sum of their P&L; arms are drawn without regard to
 scenarios, so this widens the interval and favours neither.
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from babylon_rl.common.canonical import digest
-from babylon_rl.deployment.evidence import AgentResult, ArmCalls, WindowEvidence
+from babylon_rl.deployment.evidence import AgentResult, ArmCalls, WindowEvidence, is_money
 from babylon_rl.deployment.stages import Arm, Deployment, is_test_agent
 from babylon_rl.pipeline.each_window import explain_failure, is_of_one_window
 from babylon_rl.pipeline.live_decisions import count_decisions
@@ -22,7 +23,7 @@ from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.deployments import Move
 from babylon_rl.store.looks import Evidence, read_evidence, write_evidence
 from babylon_rl.store.rollout_hours import count_calls_by_hour, earlier_pnl_usd, read_versions
-from babylon_rl.store.served_calls import RecordedCall, read_calls
+from babylon_rl.store.served_calls import RecordedCall, find_agents_of_others, read_calls
 from babylon_rl.types import Trajectory, policy_name
 from babylon_rl.windows import HourWindow
 
@@ -99,8 +100,10 @@ def collect_window(
         if call.agent_id is not None and call.arm is not Arm.SHADOW:
             by_agent[call.agent_id].append(call)
     played: defaultdict[str, list[Trajectory]] = defaultdict(list)
+    theirs = find_agents_of_others(store.engine, deployment.lineage, str(window)) - set(by_agent)
     for trajectory in store.trajectories(window):
-        played[trajectory.agent_id].append(trajectory)
+        if trajectory.agent_id not in theirs:
+            played[trajectory.agent_id].append(trajectory)
     agents = sorted({*by_agent, *played})
     earlier = earlier_pnl_usd(store.engine, agents, before=first)
     outcomes, patterns = store.outcomes(window), workspace.settings.deployment.test_agent_patterns
@@ -209,7 +212,7 @@ def _make_arm_calls(calls: Sequence[RecordedCall]) -> ArmCalls:
 
 
 def _sum_pnl(played: Sequence[Trajectory]) -> float | None:
-    known = [t.pnl_usd for t in played if t.pnl_usd is not None and math.isfinite(t.pnl_usd)]
+    known = [t.pnl_usd for t in played if is_money(t.pnl_usd)]
     return math.fsum(known) if played and len(known) == len(played) else None
 
 

@@ -77,6 +77,7 @@ def test_one_call_that_was_another_s_leaves_its_hour_out(trial: LiveGame, case: 
     [
         ({"pnl_usd": None}, "what it earned inside the hour is unknown"),
         ({"pnl_usd": float("nan")}, "what it earned inside the hour is unknown"),
+        ({"pnl_usd": 1e200}, "what it earned inside the hour is unknown"),
         (
             {"turns": (name_policy("gpt-4o"),)},
             "its rows name gpt-4o, and the gateway answered as babylon-mmo@1",
@@ -127,6 +128,30 @@ def test_an_agent_of_two_scenarios_has_their_sum(trial: LiveGame) -> None:
     trial.workspace.store.write_ingest(window, played, [], rows=2)
     [result] = collect(trial, window).agents
     assert result.pnl_usd == 18.0
+
+
+def test_absurd_money_of_earlier_hours_blinds_no_rollout(trial: LiveGame) -> None:
+    """Two such rows of one agent overflow in the database; they took every hour of the rollout out, for everybody."""
+    before = FIRST.next(-1)
+    played = [
+        a_trajectory(
+            AGENTS[0], before, trajectory_id=f"{before}#{s}/{AGENTS[0]}", window_id=f"{before}#{s}", pnl_usd=1.7e308
+        )
+        for s in "ab"
+    ]
+    trial.workspace.store.write_ingest(before, played, [], rows=2)
+    trial.look(trial.play_next())
+    evidence = collect(trial, trial.play_next())
+    assert evidence.excluded == {}
+    assert all(a.earlier_pnl_usd is not None and abs(a.earlier_pnl_usd) < 100 for a in evidence.agents)
+
+
+def test_agents_of_another_lineage_are_none_of_the_rollout(trial: LiveGame) -> None:
+    window = trial.play_next()
+    played = [trial.make_trajectory(trial.deployed, window, a) for a in (*AGENTS, "theirs")]
+    trial.workspace.store.write_ingest(window, played, [], rows=len(played))
+    call_again(trial, window, "theirs", lineage="other", rollout=None, step=0)
+    assert collect(trial, window).excluded == {}
 
 
 def test_what_an_arm_could_not_answer_is_its_error(trial: LiveGame) -> None:
