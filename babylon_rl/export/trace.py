@@ -95,7 +95,7 @@ def _trace_call(workspace: Workspace, call: TracedCall, *, with_ids: bool) -> Tr
     elif call.arm is Arm.PINNED:
         sentences.append(f"The caller named {call.policy} itself, under deployment {call.deployment}.")
     else:
-        sentences.append("No move had been made: before the first one the base answers everybody.")
+        sentences.append("No move gave it its place: the base answers everybody until a checkpoint is deployed.")
     if not descent or descent[0].step != call.step:
         sentences.append(
             "It is the base, which learned from no row of this game."

@@ -24,6 +24,7 @@ from babylon_rl.store.deployments import Move
 from babylon_rl.store.looks import Evidence, read_evidence, write_evidence
 from babylon_rl.store.rollout_hours import count_calls_by_hour, earlier_pnl_usd, read_versions
 from babylon_rl.store.served_calls import RecordedCall, find_agents_of_others, read_calls
+from babylon_rl.training.foreign_turns import find_speaker
 from babylon_rl.types import Trajectory, policy_name
 from babylon_rl.windows import HourWindow
 
@@ -175,19 +176,27 @@ def find_arm(deployment: Deployment, calls: Sequence[RecordedCall], played: Sequ
 def find_disagreement(lineage: str, answered: Sequence[RecordedCall], played: Sequence[Trajectory]) -> str | None:
     """Where an agent's rows and the gateway do not say the same of who answered it, or None.
 
-    Rows that name no step of the lineage say nothing: then each decision needs a call at the gateway.
+    Rows that name no policy, or the lineage and no step of it, say nothing: then each decision needs a call at the gateway.
     """
     if not played:
         return "the game has no usable row of its hour"
-    turns = [turn for trajectory in played for turn in trajectory.turns]
+    said = [_read_name(turn.policy_version, lineage) for trajectory in played for turn in trajectory.turns]
     names = {policy_name(lineage, c.step) for c in answered}
-    silent = [t for t in turns if t.policy_version in (None, lineage)]
-    others = {t.policy_version for t in turns if t.policy_version not in (None, lineage)} - names
+    others = {name for name in said if name is not None} - names
     if others:
-        return f"its rows name {', '.join(sorted(map(str, others)))}, and the gateway answered as {', '.join(sorted(names))}"
-    if silent and len(answered) < len(turns):
-        return f"it bypassed the gateway in part: {len(answered)} calls for {len(turns)} decisions"
+        return f"its rows name {', '.join(sorted(others))}, and the gateway answered as {', '.join(sorted(names))}"
+    if None in said and len(answered) < len(said):
+        return f"it bypassed the gateway in part: {len(answered)} calls for {len(said)} decisions"
     return None
+
+
+def _read_name(version: str | None, lineage: str) -> str | None:
+    """The policy that a row names, as `babylon-mmo@3` where it is the lineage's under a client's prefix; None: it names no step."""
+    name = (version or "").strip()
+    if not name or name.rpartition("/")[2] == lineage:
+        return None
+    step = find_speaker(name, lineage).step
+    return name if step is None else policy_name(lineage, step)
 
 
 def _count_calls(deployment: Deployment, calls: Iterable[RecordedCall]) -> Mapping[Arm, ArmCalls]:

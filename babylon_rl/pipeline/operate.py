@@ -52,6 +52,11 @@ def deploy(
         _refuse_unfit(workspace, deployment, moves, chosen, again=again, at_once=at_once)
         result = judge_evaluations(workspace, [chosen])[chosen]
         if result.gate is Gate.UNKNOWN and not without_evaluation and not at_once:
+            if deployment.candidate == chosen:
+                raise DataError(
+                    f"{name} waits for its evaluation already: {result.sentence}; to put it on trial without, repeat with "
+                    "--without-evaluation"
+                )
             reason = f"an operator chose {name}, which waits for its evaluation: {result.sentence}"
             return choose_candidate(deployment, chosen, reason=reason, facts={"shadow": shadow})
         said = _refuse_unproven(result, without_evaluation=without_evaluation)
@@ -154,7 +159,8 @@ def _refuse_unfit(
     name = policy_name(deployment.lineage, step)
     if step == deployment.incumbent:
         raise DataError(f"{name} answers everybody already")
-    if deployment.candidate is not None and not (at_once and deployment.candidate == step):
+    is_on_trial = deployment.rollout is not None
+    if is_on_trial and not (at_once and deployment.candidate == step):
         advice = f"babylon-rl deploy {step} --at-once" if deployment.candidate == step else "babylon-rl rollback"
         raise DataError(
             f"{deployment.candidate_name} is on trial ({deployment.stage.value}); wait for its end, or run: {advice}"

@@ -54,7 +54,10 @@ def find_start(workspace: Workspace, deployment: Deployment, moves: Sequence[Mov
     if deployment.stage is Stage.CANDIDATE and deployment.candidate is not None:
         chosen = judge_evaluations(workspace, [deployment.candidate])[deployment.candidate]
         if chosen.gate is Gate.UNKNOWN:
-            return f"{answering}; an operator chose {deployment.candidate_name}, which waits: {chosen.sentence}"
+            return (
+                f"{answering}; an operator chose {deployment.candidate_name}, which waits: {chosen.sentence}; "
+                f"`babylon-rl deploy {chosen.step} --without-evaluation` does not wait"
+            )
     else:
         found = _choose(workspace, deployment, moves)
         if isinstance(found, str):

@@ -6,6 +6,7 @@ import pytest
 
 from babylon_rl.deployment.evidence import WindowEvidence
 from babylon_rl.deployment.stages import Arm, Stage
+from babylon_rl.pipeline.deployment_checks import live_agents_are_answered_by_the_deployed_policy
 from babylon_rl.pipeline.live_decisions import count_decisions
 from babylon_rl.pipeline.live_windows import collect_evidence
 from babylon_rl.store.deployments import read_moves
@@ -103,6 +104,27 @@ def test_rows_that_name_no_step_say_nothing(trial: LiveGame) -> None:
         but={AGENTS[0]: {"turns": (name_policy(None),) * 3}, AGENTS[1]: {"turns": (name_policy("babylon-mmo"),)}},
     )
     assert collect(trial, window).excluded == {}
+
+
+@pytest.mark.parametrize("named", ["openai/{}", "hosted_vllm/{}", "wandb-artifact:///team/game/babylon-mmo:step{step}"])
+def test_rows_may_name_the_policy_as_their_client_does(trial: LiveGame, named: str) -> None:
+    """As training reads it (`foreign_turns`): such rows are the policy's own, and no other's."""
+    window = trial.play_next()
+    names = {a: trial.deployed.step_of(trial.arm_of(trial.deployed, a)) for a in AGENTS}
+    trial.prepare(
+        window,
+        but={
+            a: {
+                "turns": (
+                    name_policy(named.format(f"babylon-mmo@{step}", step=step)),
+                    name_policy("openai/babylon-mmo"),
+                )
+            }
+            for a, step in names.items()
+        },
+    )
+    assert collect(trial, window).excluded == {}
+    assert live_agents_are_answered_by_the_deployed_policy(window, trial.workspace).passed
 
 
 def test_who_is_in_one_record_only_is_named(trial: LiveGame) -> None:

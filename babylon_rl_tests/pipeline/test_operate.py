@@ -57,6 +57,19 @@ def test_an_unevaluated_one_waits_for_its_evaluation(ten: LiveGame, lift_usd: fl
     assert ten.deployed.incumbent == 0
 
 
+def test_what_only_waits_can_be_tried_or_replaced(ten: LiveGame) -> None:
+    """Its evaluation may never come; it is on trial nowhere, and was refused as if it were."""
+    operate.deploy(ten.workspace, 10)
+    assert "`babylon-rl deploy 10 --without-evaluation` does not wait" in ten.play_and_look().reason
+    with pytest.raises(DataError, match=r"babylon-mmo@10 waits for its evaluation already.* --without-evaluation"):
+        operate.deploy(ten.workspace, 10)
+    begun = operate.deploy(ten.workspace, 10, without_evaluation=True)
+    assert (begun.after.stage, begun.after.candidate) == (Stage.CANARY, 10)
+    operate.roll_back(ten.workspace)
+    operate.deploy(ten.workspace, 10, again=True)
+    assert operate.deploy(ten.workspace, 8).after.candidate == 8
+
+
 def test_a_trial_in_progress_is_not_replaced(ten: LiveGame) -> None:
     operate.deploy(ten.workspace, 7, shadow=True)
     assert ten.deployed.stage is Stage.SHADOW

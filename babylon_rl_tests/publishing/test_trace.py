@@ -16,13 +16,15 @@ from published import MANIFEST, move, record_step, serve
 
 from babylon_rl.common.canonical import to_json
 from babylon_rl.database import tables as t
-from babylon_rl.deployment.stages import Arm, MoveKind, Stage
+from babylon_rl.deployment.stages import Arm, Deployment, MoveKind, Stage
 from babylon_rl.errors import DataError
 from babylon_rl.export.trace import trace
 from babylon_rl.pipeline.train import train_range
 from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.settings import Settings
 from babylon_rl.store.call_traces import digest_manifest
+from babylon_rl.store.deployments import Move
+from babylon_rl.store.service_times import find_placing_move
 from babylon_rl_tests.factories import insert_row
 from babylon_rl_tests.played import FIRST, judge, prepare
 
@@ -75,6 +77,20 @@ def test_an_answer_leads_back_to_its_rows(deployed: Workspace) -> None:
     assert "had its place by move 2 (promoted)" in story(deployed, "call-a"), (
         "it stands there since, whatever came after"
     )
+
+
+def test_a_pause_gave_the_base_no_place() -> None:
+    """A move that is about nothing else left it where it was; the trace named it as the move that deployed the base."""
+    states = [
+        (MoveKind.PAUSED, Deployment(lineage="l", number=1, paused=True)),
+        (MoveKind.RESUMED, Deployment(lineage="l", number=2)),
+        (MoveKind.PROMOTED, Deployment(lineage="l", number=3, incumbent=4)),
+        (MoveKind.ROLLED_BACK, Deployment(lineage="l", number=4)),
+    ]
+    moves = [Move(kind=k, after=d, subject=0, reason="r", made_by="operator") for k, d in states]
+    assert find_placing_move(moves, 2, 0) is None
+    assert find_placing_move(moves, 4, 0) is moves[3]
+    assert find_placing_move(moves, 3, 4) is moves[2]
 
 
 def test_a_member_that_was_left_out_taught_nothing(deployed: Workspace) -> None:
