@@ -141,6 +141,17 @@ def test_an_hour_that_is_not_read_yet_is_waited_for(game: LiveGame) -> None:
     assert look_at_hour(closed, missing).move is not None
 
 
+def test_an_hour_before_babylon_start_is_not_waited_for(game: LiveGame) -> None:
+    """It is no partition, so nothing will ever read its rows."""
+    game.look(FIRST)
+    unread, hour = game.play_next(prepare=False), game.play_next()
+    settings = game.workspace.settings.model_copy(update={"start": str(hour)})
+    later = replace(game.workspace, settings=settings, now=lambda: hour.end_at + timedelta(minutes=20))
+    assert find_due_hours(later, limit=9)[0] == [hour]
+    assert not look_at_hour(later, hour).is_waiting
+    assert look_at_hour(replace(later, settings=game.workspace.settings), unread).is_waiting
+
+
 def test_an_hour_that_is_never_read_blocks_nothing(game: LiveGame) -> None:
     game.look(FIRST)
     missing, later = game.play_next(prepare=False), game.play_next()

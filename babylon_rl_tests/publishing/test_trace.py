@@ -123,7 +123,9 @@ def test_each_way_an_answer_came_is_worded(deployed: Workspace) -> None:
     serve(deployed, "call-vllm", "a", 1, digest="")
     serve(deployed, "call-lost", "a", 9, Arm.PINNED)
     base = story(deployed, "call-base")
-    assert "before the first one the base answers everybody. It is the base, which learned from no row" in base
+    assert (
+        "the base answers everybody until a checkpoint is deployed. It is the base, which learned from no row" in base
+    )
     assert "The caller named babylon-mmo@1 itself, under deployment 3." in story(deployed, "call-pin")
     assert "put to babylon-mmo@2 beside the incumbent: nobody saw that answer." in story(deployed, "call-shadow")
     assert "(incumbent), in place of babylon-mmo@2, which could not after" in story(deployed, "call-fell")
