@@ -66,6 +66,11 @@ def test_the_asset_says_why_and_draws_the_interval(runner: Runner, game: LiveGam
     shown = read_metadata(runner, FIRST)
     assert (shown["move"], shown["stage"], shown["candidate"]) == ("canary", "canary", "babylon-mmo@1")
     assert shown["reason"].startswith("passed its evaluation")
+    compared = game.play_next()
+    materialize(runner, game, compared)
+    assert read_metadata(runner, compared)["interval"] == (
+        "no interval yet: too few windows or agents have been compared"
+    )
     last = game.play_until_decided().window
     materialize(runner, game, last.next(-1), last)
     shown = read_metadata(runner, last)
