@@ -62,10 +62,31 @@ def test_a_second_demo_repeats_no_work(environment: dict[str, str], engine: sa.E
     assert judged == 2 * 3 * 5
     assert unaccounted == 0
 
-    demo(environment, tmp_path / "b")
+    assert report["in_the_game"]["moves"] == []
+    assert "Nothing was deployed: babylon-mmo@2 earns" in report["in_the_game"]["decision"]
+
+    # An evaluation of six windows proves nothing; with one that did, the demo ends in the game.
+    with engine.begin() as conn:
+        conn.execute(
+            sa.text("UPDATE babylon_rl.evaluations SET lift_usd = 2, lift_lo_usd = 1, lift_hi_usd = 3 WHERE step = 2")
+        )
+    environment |= {"BABYLON_CANARY_WINDOWS": "1", "BABYLON_ROLLOUT_WINDOWS": "3"}
+    output = demo(environment, tmp_path / "b")
     again = json.loads((tmp_path / "b/report.json").read_text())
     for key in ("base", "final", "lift", "curve", "leaderboard", "training_windows"):
         assert again[key] == report[key]
+    game = again["in_the_game"]
+    assert [m["kind"] for m in game["moves"]][:2] == ["canary", "half"]
+    assert game["moves"][-1]["kind"] in ("ended", "rolled_back")
+    windows = len(game["points"])
+    assert game["calls"] == windows * 10 * 3
+    assert sum(a["agent_windows"] for a in game["arms"]) == windows * 10
+    assert "In the game" in (tmp_path / "b/report.html").read_text()
+    assert "deployed" in output
+
+    # The third repeats nothing of that either: two windows in which the candidate was compared, and the one before.
+    demo(environment, tmp_path / "c")
+    assert json.loads((tmp_path / "c/report.json").read_text())["in_the_game"] == game
     with engine.connect() as conn:
-        assert conn.scalar(sa.text("SELECT count(*) FROM trajectories")) == rows
+        assert conn.scalar(sa.text("SELECT count(*) FROM trajectories")) == rows + (windows + 1) * 10 * 3
         assert conn.scalar(sa.text("SELECT count(*) FROM babylon_rl.judgments")) == judged

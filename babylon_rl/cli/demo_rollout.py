@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from babylon_rl.deployment.stages import Arm, MoveKind
 from babylon_rl.gateway.process import running_gateway
-from babylon_rl.pipeline.evaluation_gate import judge_evaluations
+from babylon_rl.pipeline.evaluation_gate import Gate, judge_evaluations
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.report import formatting
 from babylon_rl.report.data import InTheGame, LiveArm, LiveMove
@@ -55,7 +55,8 @@ def deploy_in_game(
     if newest is None:
         return None
     settings = workspace.settings
-    if _find_end(workspace, newest.step) is None:
+    may_begin = judge_evaluations(workspace, [newest.step])[newest.step].gate is Gate.PASSED
+    if may_begin and _find_end(workspace, newest.step) is None:
         lineup = AgentLineup(
             learners=AGENTS,
             policy=settings.lineage,
@@ -99,7 +100,7 @@ def describe_rollout(workspace: Workspace, step: int) -> InTheGame:
     begun = next((m for m in reversed(moves) if m.after.candidate == step and m.after.rollout is not None), None)
     if begun is None or begun.after.rollout is None:
         why = judge_evaluations(workspace, [step])[step].sentence
-        return InTheGame(decision=f"{policy_name(lineage, step)} was not deployed: {why}.", calls=0, level=level)
+        return InTheGame(decision=f"Nothing was deployed: {why}.", calls=0, level=level)
     rollout = begun.after.rollout
     looks = read_looks(engine, lineage, rollout)
     own = [m for m in moves if m.subject == step and m.kind not in (MoveKind.PAUSED, MoveKind.RESUMED)]

@@ -14,7 +14,7 @@ import pytest
 from babylon_rl.cli.runner import Runner
 from babylon_rl.defs.automation import LOOK_TAG, RANGE_END, RANGE_START, watch_deployment
 from babylon_rl.deployment.comparison import BURN_IN_WINDOWS
-from babylon_rl.deployment.stages import Arm
+from babylon_rl.deployment.stages import Arm, Stage
 from babylon_rl.pipeline import operate
 from babylon_rl.pipeline.deployment_checks import live_agents_are_answered_by_the_deployed_policy
 from babylon_rl.pipeline.workspace import Workspace
@@ -275,6 +275,16 @@ def test_a_kill_at_any_move_leaves_one_state_and_no_second_move(game: LiveGame, 
     assert (game.deployed.number, game.deployed.incumbent, game.deployed.candidate) == (3, 1, None)
     assert {look.decision for look in game.looks[1:-1]} == {"hold"}
     assert [game.looks[0].decision, game.looks[-1].decision] == ["advance", "promote"]
+
+    game.add_checkpoint(2)
+    game.gain_usd = -100.0
+    assert game.play_and_look().after.candidate == 2
+    assert game.play_and_look().after.stage is Stage.HALF
+    assert game.play_and_look().after.candidate == 2
+    die_twice(game.play_next(), "deployment_events")  # so much worse that the drawdown takes it back
+    kinds = [kind for kind, subject, _ in game.moves if subject == 2]
+    assert kinds == ["canary", "half", "rolled_back"]
+    assert game.deployed.incumbent == 1
 
 
 def _job() -> dg.JobDefinition:
