@@ -45,9 +45,7 @@ def describe(status: DeploymentStatus) -> Iterator[str]:
 
 def wrap(line: str, width: int) -> str:
     """A line of the screen at a terminal's width: what does not fit goes on under the text, not under its title."""
-    return textwrap.fill(
-        line, width, subsequent_indent=" " * _INDENT, break_long_words=False, break_on_hyphens=False
-    )
+    return textwrap.fill(line, width, subsequent_indent=" " * _INDENT, break_long_words=False, break_on_hyphens=False)
 
 
 def describe_move(move: Move) -> str:

@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from babylon_rl.cli.demo_rollout import describe_rollout
-from babylon_rl.cli.main import app
 from babylon_rl.cli.deployment_screen import wrap
+from babylon_rl.cli.main import app
 from babylon_rl.deployment.stages import Arm, Stage
 from babylon_rl.errors import ConfigError, DataError
 from babylon_rl.pipeline import operate
@@ -186,6 +186,6 @@ def test_a_wrong_argument_is_one_sentence(command: Any, arguments: tuple[str, ..
 def test_a_long_line_goes_on_under_its_text() -> None:
     reason = "passed its evaluation: babylon-mmo@12 earns +383.63 USD a held-out window beside its base"
     lines = wrap(f"moves       #1 canary @12: {reason}", 60).splitlines()
-    assert [line[:14] for line in lines] == ["moves       #1", " " * 12 + "ba", " " * 12 + "be"]
+    assert [line[:14] for line in lines] == ["moves       #1", " " * 12 + "ba", " " * 12 + "wi"]
     assert max(map(len, lines)) <= 60
     assert " ".join(line.strip() for line in lines) == f"moves       #1 canary @12: {reason}"
