@@ -92,15 +92,13 @@ def roll_back(workspace: Workspace, to: int | None = None, *, reason: str | None
                 "to try another checkpoint, run: babylon-rl deploy STEP"
             )
         if deployment.candidate is not None:
-            return take_back(
-                deployment, incumbent=deployment.incumbent, subject=deployment.candidate, reason=f"rolled back: {said}"
-            )
+            return take_back(deployment, incumbent=deployment.incumbent, subject=deployment.candidate, reason=said)
         if deployment.incumbent == 0:
             raise DataError("nothing to roll back: the base answers everybody, and no checkpoint is on trial")
         if to == deployment.incumbent:
             raise DataError(f"{deployment.incumbent_name} answers everybody already; there is nothing to roll back")
         incumbent = _find_former(deployment, moves) if to is None else to
-        return take_back(deployment, incumbent=incumbent, subject=deployment.incumbent, reason=f"rolled back: {said}")
+        return take_back(deployment, incumbent=incumbent, subject=deployment.incumbent, reason=said)
 
     made = [_move(workspace, decide)]
     if to is not None and made[0].after.incumbent != to:
@@ -120,8 +118,7 @@ def pause(workspace: Workspace, *, paused: bool, reason: str | None = None) -> M
             raise DataError(
                 f"the deployment of {deployment.lineage} {'is paused already' if paused else 'is not paused'}"
             )
-        done = "paused" if paused else "resumed"
-        return pause_or_resume(deployment, paused=paused, reason=f"{done}: {reason or 'an operator gave no reason'}")
+        return pause_or_resume(deployment, paused=paused, reason=reason or "an operator gave no reason")
 
     return _move(workspace, decide)
 
