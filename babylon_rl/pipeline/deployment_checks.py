@@ -23,7 +23,7 @@ DeploymentCheck = Callable[[HourWindow, Workspace], CheckResult]
 
 
 def live_agents_are_answered_by_the_deployed_policy(window: HourWindow, workspace: Workspace) -> CheckResult:
-    """Every agent of the hour asked the gateway for each decision, and was answered by a policy that was in service then. Before a checkpoint is in service or on trial, playing without the gateway is no fault: it passes and says so."""
+    """Every agent of the hour asked the gateway for each decision, and was answered by a policy that was in service then. Where no agent plays through the gateway, and no checkpoint was in service or on trial when the hour began, it passes and says so."""
     engine, lineage = workspace.store.engine, workspace.settings.lineage
     calls = [c for c in read_calls(engine, lineage, [str(window)]) if c.arm is not Arm.SHADOW and c.status in ANSWERED]
     moves = read_moves(engine, lineage)
