@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from babylon_rl.deployment.stages import Deployment, MoveKind, Stage
 from babylon_rl.errors import DataError, TransientError
+from babylon_rl.ingest.steps import replace_lone_surrogates
 from babylon_rl.pipeline.deploy import find_problem
 from babylon_rl.pipeline.evaluation_gate import Gate, GateResult, judge_evaluations
 from babylon_rl.pipeline.moves import (
@@ -81,7 +82,7 @@ def roll_back(workspace: Workspace, to: int | None = None, *, reason: str | None
     Raises:
         DataError: There is nothing to take back, or `to` was never in service.
     """
-    said = reason or "an operator gave no reason"
+    said = _make_reason(reason)
 
     def decide(deployment: Deployment, moves: Sequence[Move]) -> Move:
         servable = servable_steps(moves, deployment) - {deployment.candidate}
@@ -118,7 +119,7 @@ def pause(workspace: Workspace, *, paused: bool, reason: str | None = None) -> M
             raise DataError(
                 f"the deployment of {deployment.lineage} {'is paused already' if paused else 'is not paused'}"
             )
-        return pause_or_resume(deployment, paused=paused, reason=reason or "an operator gave no reason")
+        return pause_or_resume(deployment, paused=paused, reason=_make_reason(reason))
 
     return _move(workspace, decide)
 
@@ -133,6 +134,11 @@ def _move(workspace: Workspace, decide: Callable[[Deployment, Sequence[Move]], M
     raise TransientError(
         f"what is deployed of {lineage} moved {_TRIES} times meanwhile; nothing was written; try again"
     )
+
+
+def _make_reason(reason: str | None) -> str:
+    """A person's words as they are kept; a shell of another character set gives what is no text."""
+    return replace_lone_surrogates(reason) if reason else "an operator gave no reason"
 
 
 def _choose(workspace: Workspace, step: int | None) -> tuple[int, str]:

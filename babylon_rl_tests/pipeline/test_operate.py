@@ -16,7 +16,7 @@ from babylon_rl.pipeline import operate
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.report.charts import WIDE
 from babylon_rl.report.live_chart import draw_interval
-from babylon_rl.store.deployments import servable_steps
+from babylon_rl.store.deployments import read_moves, servable_steps
 from babylon_rl_tests.live_game import FIRST, LiveGame
 
 
@@ -119,8 +119,10 @@ def test_pausing_twice_is_refused(ten: LiveGame) -> None:
     with pytest.raises(DataError, match="is paused already"):
         operate.pause(ten.workspace, paused=True)
     assert ten.deployed.paused
-    operate.pause(ten.workspace, paused=False)
+    # What a terminal of another character set gives, a traceback before.
+    operate.pause(ten.workspace, paused=False, reason="caf\udce9")
     assert not ten.deployed.paused
+    assert read_moves(ten.workspace.store.engine, "babylon-mmo")[-1].reason == "caf\ufffd"
 
 
 def test_a_trial_that_ends_before_its_interval_is_drawn(game: LiveGame) -> None:

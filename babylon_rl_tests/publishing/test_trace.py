@@ -18,6 +18,7 @@ from babylon_rl.common.canonical import to_json
 from babylon_rl.database import tables as t
 from babylon_rl.deployment.stages import Arm, Deployment, MoveKind, Stage
 from babylon_rl.errors import DataError
+from babylon_rl.export.explain import explain
 from babylon_rl.export.trace import trace
 from babylon_rl.pipeline.train import train_range
 from babylon_rl.pipeline.workspace import Workspace, open_workspace
@@ -261,3 +262,11 @@ def test_a_trained_lineage_is_traced_both_ways_by_command(trained: Workspace) ->
             "UPDATE babylon_rl.checkpoints SET manifest = '{\"adapter\":\"00\"}' WHERE lineage = 'real' AND step = 2"
         )
     assert "THE DIGEST DIFFERS" in run("call-real")
+
+
+@pytest.mark.parametrize("id_", ["call-\udce9", "\udce9"])
+def test_an_id_that_is_no_text_is_one_sentence(ours: Workspace, id_: str) -> None:
+    with pytest.raises(DataError, match="no UTF-8 text"):
+        trace(ours, id_)
+    with pytest.raises(DataError, match="no UTF-8 text"):
+        explain(ours, id_)
