@@ -214,7 +214,7 @@ def _count_calls(deployment: Deployment, calls: Iterable[RecordedCall]) -> Mappi
 
 def _make_arm_calls(calls: Sequence[RecordedCall]) -> ArmCalls:
     good = [c for c in calls if c.status == 200 and c.fell_back_from is None]
-    latency = sorted(c.latency_ms for c in good)
+    latency = sorted(c.latency_ms for c in good if math.isfinite(c.latency_ms))
     if len(latency) > _LATENCIES:
         latency = [latency[round(i * (len(latency) - 1) / (_LATENCIES - 1))] for i in range(_LATENCIES)]
     return ArmCalls(calls=len(calls), errors=len(calls) - len(good), latency_ms=tuple(latency))

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import sqlalchemy as sa
 
 from babylon_rl.deployment.evidence import WindowEvidence
 from babylon_rl.deployment.stages import Arm, Stage
@@ -10,6 +11,7 @@ from babylon_rl.pipeline.deployment_checks import live_agents_are_answered_by_th
 from babylon_rl.pipeline.live_decisions import count_decisions
 from babylon_rl.pipeline.live_windows import collect_evidence
 from babylon_rl.store.deployments import read_moves
+from babylon_rl.store.looks import read_evidence
 from babylon_rl.store.served_calls import write_calls
 from babylon_rl.types import Json, PredictionOutcome, StockOutcome, WindowOutcomes
 from babylon_rl.windows import HourWindow
@@ -189,6 +191,25 @@ def test_what_an_arm_could_not_answer_is_its_error(trial: LiveGame) -> None:
     assert (calls[Arm.CANDIDATE].calls, calls[Arm.CANDIDATE].errors) == (17, 2)
     assert (calls[Arm.INCUMBENT].calls, calls[Arm.INCUMBENT].errors) == (16, 1)
     assert calls[Arm.SHADOW].latency_ms == (9.0,)
+
+
+@pytest.mark.parametrize("kept", ["of another shape", "with a latency that is no number"])
+def test_evidence_that_cannot_be_read_back_is_collected_anew(trial: LiveGame, kept: str) -> None:
+    """Each later look reads it; one that it ends would end them all."""
+    window = trial.play_next()
+    if kept == "of another shape":
+        trial.look(window)
+        with trial.workspace.store.engine.begin() as conn:
+            conn.execute(
+                sa.text("UPDATE babylon_rl.deployment_looks SET facts = replace(facts, '\"agents\"', '\"players\"')")
+            )
+    else:
+        trial.serve(trial.deployed, window, AGENTS[:1], latency_ms=float("nan"))
+        trial.look(window)
+    assert len(collect(trial, window).agents) == 10
+    assert trial.play_and_look().look is not None
+    stored = read_evidence(trial.workspace.store.engine, "babylon-mmo", "babylon-mmo@1#1")
+    assert None not in stored.values(), "and kept as it is written now"
 
 
 def test_many_latencies_keep_their_quantiles(trial: LiveGame) -> None:
