@@ -102,6 +102,7 @@ class _Hour:
     number: int
     compared: bool
     asked: bool
+    failed: bool
     arms: frozenset[Arm]
 
 
@@ -149,6 +150,7 @@ class Rollout:
                 number=window.number,
                 compared=compared,
                 asked=calls is not None and calls.calls > 0,
+                failed=calls is not None and calls.calls == calls.errors > 0,
                 arms=frozenset(a.arm for a in window.agents),
             )
         )
@@ -212,7 +214,8 @@ class Rollout:
         for hour in reversed(self._hours):
             if not hour.arms:
                 continue
-            if hour.number != number or hour.compared or Arm.INCUMBENT not in hour.arms:
+            # A candidate that answers nobody lacks no agents: that is the errors' to judge.
+            if hour.number != number or hour.compared or hour.failed or Arm.INCUMBENT not in hour.arms:
                 return False
             missed += 1
             if missed == WIDEN_AFTER_WINDOWS:
