@@ -108,7 +108,9 @@ def run_demo(
                         loop.iterate(iteration)
                     sampled = loop.evaluate_sampled()
                     first = plan.window_range(plan.iterations)[1].next()
-                    in_the_game = deploy_in_game(workspace, runner, run, first, into_foreign_game=into_foreign_game)
+                    in_the_game = deploy_in_game(
+                        workspace, runner, run, first, serving=settings, into_foreign_game=into_foreign_game
+                    )
                 with run.phase("report"):
                     report = build_report(workspace, plan, seconds=run.seconds, sampled=sampled)
         finally:

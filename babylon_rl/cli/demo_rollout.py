@@ -15,6 +15,7 @@ from babylon_rl.report import formatting
 from babylon_rl.report.data import InTheGame, LiveArm, LiveMove
 from babylon_rl.report.live_chart import make_points
 from babylon_rl.report.screen import RunProgress
+from babylon_rl.settings import Settings
 from babylon_rl.simulator.recording import recorded_windows
 from babylon_rl.simulator.spawn import AgentLineup, spawn
 from babylon_rl.store.deployments import Move, read_deployment, read_moves
@@ -37,7 +38,13 @@ _DONE: Final = {
 
 
 def deploy_in_game(
-    workspace: Workspace, runner: "Runner", run: RunProgress, first: HourWindow, *, into_foreign_game: bool = False
+    workspace: Workspace,
+    runner: "Runner",
+    run: RunProgress,
+    first: HourWindow,
+    *,
+    serving: Settings,
+    into_foreign_game: bool = False,
 ) -> InTheGame | None:
     """Play hours through the gateway until the newest checkpoint's rollout is decided, at most `MOST_WINDOWS`.
 
@@ -46,6 +53,7 @@ def deploy_in_game(
         runner: Runs the assets of each hour.
         run: Shows the progress.
         first: The first hour to play.
+        serving: Settings of the gateway: without the address of the demo's own server, it samples by itself and says which weights.
         into_foreign_game: As in `spawn`.
 
     Returns:
@@ -65,7 +73,7 @@ def deploy_in_game(
         )
         with (
             run.phase("deploy", newest.name, total=MOST_WINDOWS) as phase,
-            running_gateway(settings, into_foreign_game=into_foreign_game) as url,
+            running_gateway(serving, into_foreign_game=into_foreign_game) as url,
         ):
             for hour in first.until(first.next(MOST_WINDOWS - 1)):
                 if not recorded_windows(workspace.game, [hour]):

@@ -85,7 +85,7 @@ def deployment(
     last: Annotated[int, typer.Option(min=0, help="Moves to show.")] = 8,
 ) -> None:
     """Show which checkpoint answers agents, which is on trial, what its trial says, and the last moves."""
-    from babylon_rl.cli.deployment_screen import describe
+    from babylon_rl.cli.deployment_screen import describe, wrap
     from babylon_rl.pipeline.deployment_status import read_status
 
     with _open_workspace() as workspace:
@@ -94,7 +94,7 @@ def deployment(
         sys.stdout.write(json.dumps(status.facts(), indent=2, ensure_ascii=False) + "\n")
         return
     for line in describe(status):
-        _print(line)
+        _print(wrap(line, console.width) if console.is_terminal else line)
 
 
 def _pause(*, paused: bool, reason: str | None) -> None:

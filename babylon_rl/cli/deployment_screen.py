@@ -1,6 +1,8 @@
 """What is deployed, for a person: one screen of lines."""
 
+import textwrap
 from collections.abc import Iterator
+from typing import Final
 
 from babylon_rl.deployment.stages import Stage
 from babylon_rl.pipeline.deployment_status import DeploymentStatus
@@ -8,6 +10,7 @@ from babylon_rl.report import formatting
 from babylon_rl.store.deployments import Move
 from babylon_rl.store.looks import Look
 
+_INDENT: Final = 12  # of the text, behind the titles
 _SHARES = {
     Stage.NONE: "it answers nobody",
     Stage.CANDIDATE: "it waits for its evaluation",
@@ -38,6 +41,11 @@ def describe(status: DeploymentStatus) -> Iterator[str]:
     yield f"next        {status.next}{due}"
     for i, move in enumerate(status.moves):
         yield f"{'moves' if i == 0 else '':<11} {describe_move(move)}"
+
+
+def wrap(line: str, width: int) -> str:
+    """A line of the screen at a terminal's width: what does not fit goes on under the text, not under its title."""
+    return textwrap.fill(line, width, subsequent_indent=" " * _INDENT, break_long_words=False, break_on_hyphens=False)
 
 
 def describe_move(move: Move) -> str:

@@ -16,7 +16,7 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from babylon_rl.deployment.evidence import AgentResult, WindowEvidence
+from babylon_rl.deployment.evidence import AgentResult, WindowEvidence, is_money
 from babylon_rl.deployment.sequence import choose_rho2, mixture_boundary, t_quantile
 from babylon_rl.deployment.spread import Spread, split_spread
 from babylon_rl.deployment.stages import Arm
@@ -92,7 +92,7 @@ class Comparison:
 
     def add(self, window: WindowEvidence) -> bool:
         """Take a window in; False: no stratum had an agent in both arms, so nothing was compared."""
-        known = [a for a in window.agents if math.isfinite(a.pnl_usd) and a.arm in (Arm.INCUMBENT, Arm.CANDIDATE)]
+        known = [a for a in window.agents if is_money(a.pnl_usd) and a.arm in (Arm.INCUMBENT, Arm.CANDIDATE)]
         parts = [
             part for is_test in (False, True) if (part := self._compare([a for a in known if a.is_test is is_test]))
         ]
@@ -126,11 +126,7 @@ class Comparison:
             self._unit = (n_candidate + n_incumbent) / 4
         weight = n_candidate * n_incumbent / (n_candidate + n_incumbent) / self._unit
         self._wwn += weight**2 * (1 / n_candidate + 1 / n_incumbent)
-        earlier = {
-            a.agent_id: a.earlier_pnl_usd
-            for a in stratum
-            if a.earlier_pnl_usd is not None and math.isfinite(a.earlier_pnl_usd)
-        }
+        earlier = {a.agent_id: a.earlier_pnl_usd for a in stratum if is_money(a.earlier_pnl_usd)}
         unknown = math.fsum(earlier.values()) / len(earlier) if earlier else 0.0
         means: dict[Arm, tuple[float, float]] = {}
         for arm, agents in arms.items():

@@ -1,9 +1,19 @@
 """What one closed hour shows of the two arms of a rollout. Numbers only; `pipeline/` collects them, `rules.py` reads them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from babylon_rl.deployment.stages import Arm, Stage
+
+MOST_USD = 1e15
+"""From here on a number is no money; the squares of greater ones overflow, and one row would end every look."""
+
+
+def is_money(usd: float | None) -> TypeGuard[float]:
+    """Whether an amount is known, and one that may enter a sum."""
+    return usd is not None and math.isfinite(usd) and abs(usd) < MOST_USD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

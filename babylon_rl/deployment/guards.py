@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from babylon_rl.deployment.evidence import AgentResult, ArmCalls, WindowEvidence
+from babylon_rl.deployment.evidence import AgentResult, ArmCalls, WindowEvidence, is_money
 from babylon_rl.deployment.sequence import bound_rate, choose_rho2, mixture_boundary
 from babylon_rl.deployment.spread import split_spread
 from babylon_rl.deployment.stages import Arm
@@ -175,7 +175,7 @@ class Drawdown:
 
     def add(self, window: WindowEvidence) -> None:
         candidate, incumbent = (
-            sorted((a for a in window.agents if a.arm is arm and math.isfinite(a.pnl_usd)), key=lambda a: a.agent_id)
+            sorted((a for a in window.agents if a.arm is arm and is_money(a.pnl_usd)), key=lambda a: a.agent_id)
             for arm in (Arm.CANDIDATE, Arm.INCUMBENT)
         )
         if not candidate or not incumbent:

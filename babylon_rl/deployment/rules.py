@@ -102,6 +102,7 @@ class _Hour:
     number: int
     compared: bool
     asked: bool
+    failed: bool
     arms: frozenset[Arm]
 
 
@@ -149,6 +150,7 @@ class Rollout:
                 number=window.number,
                 compared=compared,
                 asked=calls is not None and calls.calls > 0,
+                failed=calls is not None and calls.calls == calls.errors > 0,
                 arms=frozenset(a.arm for a in window.agents),
             )
         )
@@ -197,7 +199,8 @@ class Rollout:
             return Decision.HOLD, f"goes no further while guard rail `{suspect.name}` is in doubt: {suspect.sentence}"
         here = [h for h in self._hours if h.stage is stage]
         if stage is Stage.SHADOW:
-            asked, needed = sum(h.asked for h in here), settings.shadow_windows
+            asked = sum(h.asked for h in here)
+            needed = max(settings.shadow_windows, 1)  # an operator may ask for one where the platform would not
             state = f"{asked} of {needed} windows in which the candidate was asked beside the incumbent, and no guard rail in doubt"
             return (Decision.ADVANCE if asked >= needed else Decision.HOLD), state
         if stage is Stage.CANARY:
@@ -211,7 +214,8 @@ class Rollout:
         for hour in reversed(self._hours):
             if not hour.arms:
                 continue
-            if hour.number != number or hour.compared or Arm.INCUMBENT not in hour.arms:
+            # A candidate that answers nobody lacks no agents: that is the errors' to judge.
+            if hour.number != number or hour.compared or hour.failed or Arm.INCUMBENT not in hour.arms:
                 return False
             missed += 1
             if missed == WIDEN_AFTER_WINDOWS:

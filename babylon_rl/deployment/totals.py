@@ -1,9 +1,8 @@
 """What an arm did so far, for people: means and shares, without a claim about which arm is better."""
 
-import math
 from dataclasses import dataclass, field
 
-from babylon_rl.deployment.evidence import WindowEvidence
+from babylon_rl.deployment.evidence import WindowEvidence, is_money
 from babylon_rl.deployment.guards import candidate_calls, find_quantile, known_latencies
 from babylon_rl.deployment.stages import Arm
 from babylon_rl.types import Json
@@ -36,9 +35,9 @@ class ArmTotals:
             self.timed_right += a.timed_right
             self.decisions += a.decisions
             self.invalid += a.invalid
-            if a.volume_usd is not None and math.isfinite(a.volume_usd):
+            if is_money(a.volume_usd):
                 self.volume_usd = (self.volume_usd or 0.0) + a.volume_usd
-            if math.isfinite(a.pnl_usd):
+            if is_money(a.pnl_usd):
                 self.agents.add(a.agent_id)
                 self.agent_hours += 1
                 self.pnl_usd += a.pnl_usd

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from babylon_rl.errors import DataError
 from babylon_rl.ingest.columns import find_column_names
 from babylon_rl.ingest.queries import select_row_by_id, window_of
+from babylon_rl.ingest.steps import has_lone_surrogate
 from babylon_rl.pipeline.evaluate import describe_evaluation
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.report import formatting
@@ -42,6 +43,16 @@ class _GameRow:
         return window_of(self.own_window_id, self.start_at)
 
 
+def refuse_unreadable(id_: str) -> None:
+    """Refuse what no database holds: a shell of another character set gives such an argument.
+
+    Raises:
+        DataError: It is no UTF-8 text.
+    """
+    if has_lone_surrogate(id_):
+        raise DataError(f"{id_!r} is no UTF-8 text, so no record has that id; copy it again, or set the shell to UTF-8")
+
+
 def explain(workspace: Workspace, row_or_trajectory_id: str) -> list[str]:
     """Explain what became of one row or trajectory.
 
@@ -55,6 +66,7 @@ def explain(workspace: Workspace, row_or_trajectory_id: str) -> list[str]:
     Raises:
         DataError: The id is unknown.
     """
+    refuse_unreadable(row_or_trajectory_id)
     known = _find_row(workspace, row_or_trajectory_id)
     if known is not None:
         row, outcome = known

@@ -12,7 +12,7 @@ from typing import Final
 
 from babylon_rl.deployment.stages import Arm
 from babylon_rl.errors import DataError
-from babylon_rl.export.explain import explain
+from babylon_rl.export.explain import explain, refuse_unreadable
 from babylon_rl.pipeline.published_values import ANSWERED_WITHIN
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.call_traces import (
@@ -61,6 +61,7 @@ def trace(workspace: Workspace, id_: str, *, with_ids: bool = False) -> Trace:
     Raises:
         DataError: The id is unknown.
     """
+    refuse_unreadable(id_)
     call = find_call(workspace.store.engine, id_)
     if call is not None:
         return _trace_call(workspace, call, with_ids=with_ids)
@@ -95,7 +96,7 @@ def _trace_call(workspace: Workspace, call: TracedCall, *, with_ids: bool) -> Tr
     elif call.arm is Arm.PINNED:
         sentences.append(f"The caller named {call.policy} itself, under deployment {call.deployment}.")
     else:
-        sentences.append("No move had been made: before the first one the base answers everybody.")
+        sentences.append("No move gave it its place: the base answers everybody until a checkpoint is deployed.")
     if not descent or descent[0].step != call.step:
         sentences.append(
             "It is the base, which learned from no row of this game."

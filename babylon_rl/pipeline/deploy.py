@@ -169,8 +169,9 @@ def _look(workspace: Workspace, window: HourWindow) -> LookResult | None:
     if window not in hours:
         return say(f"no agent was answered under {deployment.candidate_name}'s rollout in {window}")
     before = [w for w in hours if w <= window]
-    prepared = read_versions(engine, [str(w) for w in before])
-    if (waits := next((w for w in before if _is_awaited(w, prepared, now)), None)) is not None:
+    prepared, start = read_versions(engine, [str(w) for w in before]), HourWindow.parse(workspace.settings.start)
+    partitions = [w for w in before if w >= start]  # no other hour's rows are ever read by themselves
+    if (waits := next((w for w in partitions if _is_awaited(w, prepared, now)), None)) is not None:
         return say(_explain_wait(waits), is_waiting=True)
     evidence = collect_evidence(workspace, deployment, moves, up_to=window)
     decided = rules.decide(deployment, [e.window for e in evidence], workspace.settings.deployment)

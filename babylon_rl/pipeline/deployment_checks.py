@@ -11,7 +11,7 @@ from babylon_rl.pipeline.live_windows import ANSWERED, find_disagreement
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.deployments import Move, read_moves, servable_steps
 from babylon_rl.store.looks import read_looks_of
-from babylon_rl.store.served_calls import RecordedCall, read_calls
+from babylon_rl.store.served_calls import RecordedCall, find_agents_of_others, read_calls
 from babylon_rl.types import CheckResult, Json, Trajectory, policy_name
 from babylon_rl.windows import HourWindow
 
@@ -23,20 +23,22 @@ DeploymentCheck = Callable[[HourWindow, Workspace], CheckResult]
 
 
 def live_agents_are_answered_by_the_deployed_policy(window: HourWindow, workspace: Workspace) -> CheckResult:
-    """Every agent of the hour asked the gateway for each decision, and was answered by a policy that was in service then. Where no agent plays through the gateway at all, it passes and says so."""
+    """Every agent of the hour asked the gateway for each decision, and was answered by a policy that was in service then. Where no agent plays through the gateway, and no checkpoint was in service or on trial when the hour began, it passes and says so."""
     engine, lineage = workspace.store.engine, workspace.settings.lineage
     calls = [c for c in read_calls(engine, lineage, [str(window)]) if c.arm is not Arm.SHADOW and c.status in ANSWERED]
-    if not calls:
-        return CheckResult(passed=True, facts={"uses_gateway": False})
     moves = read_moves(engine, lineage)
+    if not calls and not _was_deployed(moves, window):
+        return CheckResult(passed=True, facts={"uses_gateway": False})
     wrong = _find_unservable(lineage, moves, calls)
     by_agent: defaultdict[str, list[RecordedCall]] = defaultdict(list)
     for call in calls:
         if call.agent_id is not None:
             by_agent[call.agent_id].append(call)
     played: defaultdict[str, list[Trajectory]] = defaultdict(list)
+    theirs = find_agents_of_others(engine, lineage, str(window)) - set(by_agent)
     for trajectory in workspace.store.trajectories(window):
-        played[trajectory.agent_id].append(trajectory)
+        if trajectory.agent_id not in theirs:
+            played[trajectory.agent_id].append(trajectory)
     bypassed = {
         agent: "no call of the hour names it"
         if agent not in by_agent
@@ -45,7 +47,7 @@ def live_agents_are_answered_by_the_deployed_policy(window: HourWindow, workspac
     }
     bypassed = {agent: why for agent, why in bypassed.items() if why}
     facts: Json = {
-        "uses_gateway": True,
+        "uses_gateway": bool(calls),
         "calls": len(calls),
         "agents": len({*by_agent, *played}),
         "bypassed_the_gateway": len(bypassed),
@@ -84,6 +86,12 @@ DEPLOYMENT_CHECKS: Final[tuple[DeploymentCheck, ...]] = (
     live_agents_are_answered_by_the_deployed_policy,
     candidate_is_not_worse,
 )
+
+
+def _was_deployed(moves: Sequence[Move], window: HourWindow) -> bool:
+    """Whether a checkpoint was in service or on trial when the hour began."""
+    made = [m.after for m in moves if m.at is not None and m.at <= window.start_at]
+    return bool(made) and (made[-1].incumbent != 0 or made[-1].rollout is not None)
 
 
 def _find_unservable(lineage: str, moves: Sequence[Move], calls: Iterable[RecordedCall]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from babylon_rl.deployment.evidence import is_money
 from babylon_rl.ingest.steps import parse_number
 from babylon_rl.types import Json, Trajectory, WindowOutcomes
 
@@ -39,7 +40,7 @@ def count_decisions(played: Sequence[Trajectory], outcomes: WindowOutcomes) -> C
     actions = [a for t in played for a in t.decisions]
     trades = [a for a in actions if not _is_idle(a) and not _is_invalid(a) and _find_side(a) is not None]
     timed = [right for a in trades if (right := _moved_with(a, outcomes)) is not None]
-    amounts = [amount for a in trades if (amount := _find_number(a, _AMOUNTS)) is not None]
+    amounts = [amount for a in trades if is_money(amount := _find_number(a, _AMOUNTS))]
     return CountedDecisions(
         decisions=len(actions),
         invalid=sum(map(_is_invalid, actions)),

@@ -1,7 +1,8 @@
 """What a rollout's hours show of its arms: who answered each agent from the served calls, what it earned from the game's rows.
 
 An agent's hour counts for an arm where every answered call of it was that arm's under this rollout, and the policy that
-its own rows name is the same. Every other agent of the hour is left out with a reason: each is in one of the two.
+its own rows name is the same. Every other agent of the hour is left out with a reason: each is in one of the two. Agents that
+another lineage's gateway answered are none of this one's.
 
 The unit is the hour. An agent that met several scenarios in it has the sum of their P&L; arms are drawn without regard to
 scenarios, so this widens the interval and favours neither.
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from babylon_rl.common.canonical import digest
-from babylon_rl.deployment.evidence import AgentResult, ArmCalls, WindowEvidence
+from babylon_rl.deployment.evidence import AgentResult, ArmCalls, WindowEvidence, is_money
 from babylon_rl.deployment.stages import Arm, Deployment, is_test_agent
 from babylon_rl.pipeline.each_window import explain_failure, is_of_one_window
 from babylon_rl.pipeline.live_decisions import count_decisions
@@ -22,7 +23,8 @@ from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.deployments import Move
 from babylon_rl.store.looks import Evidence, read_evidence, write_evidence
 from babylon_rl.store.rollout_hours import count_calls_by_hour, earlier_pnl_usd, read_versions
-from babylon_rl.store.served_calls import RecordedCall, read_calls
+from babylon_rl.store.served_calls import RecordedCall, find_agents_of_others, read_calls
+from babylon_rl.training.foreign_turns import find_speaker
 from babylon_rl.types import Trajectory, policy_name
 from babylon_rl.windows import HourWindow
 
@@ -99,8 +101,10 @@ def collect_window(
         if call.agent_id is not None and call.arm is not Arm.SHADOW:
             by_agent[call.agent_id].append(call)
     played: defaultdict[str, list[Trajectory]] = defaultdict(list)
+    theirs = find_agents_of_others(store.engine, deployment.lineage, str(window)) - set(by_agent)
     for trajectory in store.trajectories(window):
-        played[trajectory.agent_id].append(trajectory)
+        if trajectory.agent_id not in theirs:
+            played[trajectory.agent_id].append(trajectory)
     agents = sorted({*by_agent, *played})
     earlier = earlier_pnl_usd(store.engine, agents, before=first)
     outcomes, patterns = store.outcomes(window), workspace.settings.deployment.test_agent_patterns
@@ -172,19 +176,27 @@ def find_arm(deployment: Deployment, calls: Sequence[RecordedCall], played: Sequ
 def find_disagreement(lineage: str, answered: Sequence[RecordedCall], played: Sequence[Trajectory]) -> str | None:
     """Where an agent's rows and the gateway do not say the same of who answered it, or None.
 
-    Rows that name no step of the lineage say nothing: then each decision needs a call at the gateway.
+    Rows that name no policy, or the lineage and no step of it, say nothing: then each decision needs a call at the gateway.
     """
     if not played:
         return "the game has no usable row of its hour"
-    turns = [turn for trajectory in played for turn in trajectory.turns]
+    said = [_read_name(turn.policy_version, lineage) for trajectory in played for turn in trajectory.turns]
     names = {policy_name(lineage, c.step) for c in answered}
-    silent = [t for t in turns if t.policy_version in (None, lineage)]
-    others = {t.policy_version for t in turns if t.policy_version not in (None, lineage)} - names
+    others = {name for name in said if name is not None} - names
     if others:
-        return f"its rows name {', '.join(sorted(map(str, others)))}, and the gateway answered as {', '.join(sorted(names))}"
-    if silent and len(answered) < len(turns):
-        return f"it bypassed the gateway in part: {len(answered)} calls for {len(turns)} decisions"
+        return f"its rows name {', '.join(sorted(others))}, and the gateway answered as {', '.join(sorted(names))}"
+    if None in said and len(answered) < len(said):
+        return f"it bypassed the gateway in part: {len(answered)} calls for {len(said)} decisions"
     return None
+
+
+def _read_name(version: str | None, lineage: str) -> str | None:
+    """The policy that a row names, as `babylon-mmo@3` where it is the lineage's under a client's prefix; None: it names no step."""
+    name = (version or "").strip()
+    if not name or name.rpartition("/")[2] == lineage:
+        return None
+    step = find_speaker(name, lineage).step
+    return name if step is None else policy_name(lineage, step)
 
 
 def _count_calls(deployment: Deployment, calls: Iterable[RecordedCall]) -> Mapping[Arm, ArmCalls]:
@@ -202,14 +214,14 @@ def _count_calls(deployment: Deployment, calls: Iterable[RecordedCall]) -> Mappi
 
 def _make_arm_calls(calls: Sequence[RecordedCall]) -> ArmCalls:
     good = [c for c in calls if c.status == 200 and c.fell_back_from is None]
-    latency = sorted(c.latency_ms for c in good)
+    latency = sorted(c.latency_ms for c in good if math.isfinite(c.latency_ms))
     if len(latency) > _LATENCIES:
         latency = [latency[round(i * (len(latency) - 1) / (_LATENCIES - 1))] for i in range(_LATENCIES)]
     return ArmCalls(calls=len(calls), errors=len(calls) - len(good), latency_ms=tuple(latency))
 
 
 def _sum_pnl(played: Sequence[Trajectory]) -> float | None:
-    known = [t.pnl_usd for t in played if t.pnl_usd is not None and math.isfinite(t.pnl_usd)]
+    known = [t.pnl_usd for t in played if is_money(t.pnl_usd)]
     return math.fsum(known) if played and len(known) == len(played) else None
 
 

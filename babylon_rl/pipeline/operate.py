@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from babylon_rl.deployment.stages import Deployment, MoveKind, Stage
 from babylon_rl.errors import DataError, TransientError
+from babylon_rl.ingest.steps import replace_lone_surrogates
 from babylon_rl.pipeline.deploy import find_problem
 from babylon_rl.pipeline.evaluation_gate import Gate, GateResult, judge_evaluations
 from babylon_rl.pipeline.moves import (
@@ -52,6 +53,11 @@ def deploy(
         _refuse_unfit(workspace, deployment, moves, chosen, again=again, at_once=at_once)
         result = judge_evaluations(workspace, [chosen])[chosen]
         if result.gate is Gate.UNKNOWN and not without_evaluation and not at_once:
+            if deployment.candidate == chosen:
+                raise DataError(
+                    f"{name} waits for its evaluation already: {result.sentence}; to put it on trial without, repeat with "
+                    "--without-evaluation"
+                )
             reason = f"an operator chose {name}, which waits for its evaluation: {result.sentence}"
             return choose_candidate(deployment, chosen, reason=reason, facts={"shadow": shadow})
         said = _refuse_unproven(result, without_evaluation=without_evaluation)
@@ -76,7 +82,7 @@ def roll_back(workspace: Workspace, to: int | None = None, *, reason: str | None
     Raises:
         DataError: There is nothing to take back, or `to` was never in service.
     """
-    said = reason or "an operator gave no reason"
+    said = _make_reason(reason)
 
     def decide(deployment: Deployment, moves: Sequence[Move]) -> Move:
         servable = servable_steps(moves, deployment) - {deployment.candidate}
@@ -87,15 +93,13 @@ def roll_back(workspace: Workspace, to: int | None = None, *, reason: str | None
                 "to try another checkpoint, run: babylon-rl deploy STEP"
             )
         if deployment.candidate is not None:
-            return take_back(
-                deployment, incumbent=deployment.incumbent, subject=deployment.candidate, reason=f"rolled back: {said}"
-            )
+            return take_back(deployment, incumbent=deployment.incumbent, subject=deployment.candidate, reason=said)
         if deployment.incumbent == 0:
             raise DataError("nothing to roll back: the base answers everybody, and no checkpoint is on trial")
         if to == deployment.incumbent:
             raise DataError(f"{deployment.incumbent_name} answers everybody already; there is nothing to roll back")
         incumbent = _find_former(deployment, moves) if to is None else to
-        return take_back(deployment, incumbent=incumbent, subject=deployment.incumbent, reason=f"rolled back: {said}")
+        return take_back(deployment, incumbent=incumbent, subject=deployment.incumbent, reason=said)
 
     made = [_move(workspace, decide)]
     if to is not None and made[0].after.incumbent != to:
@@ -115,8 +119,7 @@ def pause(workspace: Workspace, *, paused: bool, reason: str | None = None) -> M
             raise DataError(
                 f"the deployment of {deployment.lineage} {'is paused already' if paused else 'is not paused'}"
             )
-        done = "paused" if paused else "resumed"
-        return pause_or_resume(deployment, paused=paused, reason=f"{done}: {reason or 'an operator gave no reason'}")
+        return pause_or_resume(deployment, paused=paused, reason=_make_reason(reason))
 
     return _move(workspace, decide)
 
@@ -131,6 +134,11 @@ def _move(workspace: Workspace, decide: Callable[[Deployment, Sequence[Move]], M
     raise TransientError(
         f"what is deployed of {lineage} moved {_TRIES} times meanwhile; nothing was written; try again"
     )
+
+
+def _make_reason(reason: str | None) -> str:
+    """A person's words as they are kept; a shell of another character set gives what is no text."""
+    return replace_lone_surrogates(reason) if reason else "an operator gave no reason"
 
 
 def _choose(workspace: Workspace, step: int | None) -> tuple[int, str]:
@@ -154,7 +162,8 @@ def _refuse_unfit(
     name = policy_name(deployment.lineage, step)
     if step == deployment.incumbent:
         raise DataError(f"{name} answers everybody already")
-    if deployment.candidate is not None and not (at_once and deployment.candidate == step):
+    is_on_trial = deployment.rollout is not None
+    if is_on_trial and not (at_once and deployment.candidate == step):
         advice = f"babylon-rl deploy {step} --at-once" if deployment.candidate == step else "babylon-rl rollback"
         raise DataError(
             f"{deployment.candidate_name} is on trial ({deployment.stage.value}); wait for its end, or run: {advice}"

@@ -1,7 +1,7 @@
 """Whether a rollout begins, with which checkpoint, and by which hour; or why none does.
 
-By itself the platform tries the newest checkpoint that passed its evaluation, once agents call the gateway: without any, a trial could
-only wait while newer checkpoints come. A checkpoint that an operator chose before its evaluation was made waits for that.
+By itself the platform tries the newest checkpoint that passed its evaluation, once `FEWEST_AGENTS` agents call the gateway: without any, a
+trial could only wait while newer checkpoints come. A checkpoint that an operator chose before its evaluation was made waits for that.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,8 @@ from babylon_rl.store.looks import read_looks_of
 from babylon_rl.store.rollout_hours import newest_prepared
 from babylon_rl.windows import HourWindow
 
+FEWEST_AGENTS: Final = 3
+"""With fewer there is never an interval (docs/deployment.md): a trial would end undecided, after meeting half of them or all."""
 _DECIDED: Final = (MoveKind.PROMOTED, MoveKind.ROLLED_BACK, MoveKind.ENDED)
 
 
@@ -52,7 +54,10 @@ def find_start(workspace: Workspace, deployment: Deployment, moves: Sequence[Mov
     if deployment.stage is Stage.CANDIDATE and deployment.candidate is not None:
         chosen = judge_evaluations(workspace, [deployment.candidate])[deployment.candidate]
         if chosen.gate is Gate.UNKNOWN:
-            return f"{answering}; an operator chose {deployment.candidate_name}, which waits: {chosen.sentence}"
+            return (
+                f"{answering}; an operator chose {deployment.candidate_name}, which waits: {chosen.sentence}; "
+                f"`babylon-rl deploy {chosen.step} --without-evaluation` does not wait"
+            )
     else:
         found = _choose(workspace, deployment, moves)
         if isinstance(found, str):
@@ -89,6 +94,6 @@ def _choose(workspace: Workspace, deployment: Deployment, moves: Sequence[Move])
     passed = next((results[s] for s in reversed(untried) if results[s].gate is Gate.PASSED), None)
     if passed is None:
         return results[untried[-1]].sentence
-    if not find_agents(workspace):
-        return f"{passed.sentence}; it is tried once an agent calls the gateway"
+    if (agents := len(find_agents(workspace))) < FEWEST_AGENTS:
+        return f"{passed.sentence}; it is tried once {FEWEST_AGENTS} agents call the gateway ({agents} did)"
     return passed

@@ -55,7 +55,7 @@ def draw_interval(points: Sequence[LivePoint], size: Size) -> Markup:
 def interval_picture(points: Sequence[LivePoint]) -> str:
     """Dagster's drawing, as Markdown."""
     if not any(p.mean is not None for p in points):
-        return "no window has been compared yet"
+        return "no interval yet: too few windows or agents have been compared"
     return markdown_picture("interval over time", _DAGSTER, list(_draw(points, _DAGSTER)), style=_STAGES)
 
 

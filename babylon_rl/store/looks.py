@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+import msgspec
 import sqlalchemy as sa
 
 from babylon_rl.common.canonical import from_json, to_json
@@ -86,15 +87,22 @@ def newest_looked(engine: sa.Engine, lineage: str, rollout: str) -> HourWindow |
     return None if newest is None else HourWindow.parse(newest)
 
 
-def read_evidence(engine: sa.Engine, lineage: str, rollout: str) -> dict[str, Evidence]:
-    """Window id → the evidence that was collected when that hour was looked at."""
+def read_evidence(engine: sa.Engine, lineage: str, rollout: str) -> dict[str, Evidence | None]:
+    """Window id → the evidence that was collected when that hour was looked at; None: it is not there, or of another shape."""
     query = sa.text(
         "SELECT window_id, (CAST(facts AS json) -> 'evidence')::text AS evidence FROM babylon_rl.deployment_looks "
         "WHERE lineage = :lineage AND rollout = :rollout"
     )
     with engine.connect() as conn:
         rows = conn.execute(query, {"lineage": lineage, "rollout": rollout}).all()
-    return {r.window_id: from_json(r.evidence, Evidence) for r in rows if r.evidence is not None}
+    return {r.window_id: _parse_evidence(r.evidence) for r in rows}
+
+
+def _parse_evidence(text: str | None) -> Evidence | None:
+    try:
+        return None if text is None else from_json(text, Evidence)
+    except msgspec.ValidationError:  # written by another version of ours
+        return None
 
 
 def write_look(engine: sa.Engine, look: Look) -> None:

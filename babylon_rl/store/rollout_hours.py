@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from babylon_rl.database import tables as t
+from babylon_rl.deployment.evidence import MOST_USD
 from babylon_rl.windows import HourWindow
 
 RECENT_HOURS = 24
@@ -37,17 +38,15 @@ def next_hours(engine: sa.Engine, rollout: str, *, after: HourWindow | None, lim
 
 
 def recent_agents(engine: sa.Engine, lineage: str, *, up_to: HourWindow) -> list[str]:
-    """Agents that asked in the last `RECENT_HOURS` hours up to one, counted from the newest in which anybody did, by id."""
+    """A lineage's agents that asked in the last `RECENT_HOURS` hours up to one, counted from the newest in which any did, by id."""
     c = t.served_calls.c
+    known = (c.lineage == lineage, c.agent_id.is_not(None), c.window_id <= str(up_to))
     with engine.connect() as conn:
-        newest = conn.scalar(sa.select(sa.func.max(c.window_id)).where(c.window_id <= str(up_to)))
+        newest = conn.scalar(sa.select(sa.func.max(c.window_id)).where(*known))
         if newest is None:
             return []
         since = str(HourWindow.parse(newest).next(1 - RECENT_HOURS))
-        query = (
-            sa.select(c.agent_id).distinct().where(c.lineage == lineage, c.window_id >= since, c.agent_id.is_not(None))
-        )
-        return sorted(conn.scalars(query))
+        return sorted(conn.scalars(sa.select(c.agent_id).distinct().where(*known, c.window_id >= since)))
 
 
 def earlier_pnl_usd(
@@ -57,16 +56,17 @@ def earlier_pnl_usd(
     query = sa.text(
         """
         SELECT agent_id, avg(pnl_usd) AS mean FROM (
-            SELECT agent_id, window_id, sum(pnl_usd) AS pnl_usd FROM babylon_rl.window_trajectories
+            SELECT agent_id, window_id, sum(pnl_usd) FILTER (WHERE abs(pnl_usd) < :most) AS pnl_usd FROM babylon_rl.window_trajectories
             WHERE window_id IN (SELECT window_id FROM babylon_rl.windows WHERE window_id < :before
                                 ORDER BY window_id DESC LIMIT :hours)
               AND agent_id = ANY(:agents)
-            GROUP BY agent_id, window_id HAVING count(*) = count(pnl_usd)) hours
-        WHERE abs(pnl_usd) < 'Infinity'  -- NaN, which a double may be, is above infinity
+            GROUP BY agent_id, window_id
+            -- NaN, which a double may be, is above every number
+            HAVING count(*) = count(*) FILTER (WHERE abs(pnl_usd) < :most)) hours
         GROUP BY agent_id"""
     )
     with engine.connect() as conn:
-        rows = conn.execute(query, {"before": str(before), "hours": hours, "agents": list(agents)})
+        rows = conn.execute(query, {"before": str(before), "hours": hours, "agents": list(agents), "most": MOST_USD})
         return {r.agent_id: float(r.mean) for r in rows}
 
 

@@ -84,6 +84,14 @@ def read_calls(engine: sa.Engine, lineage: str, window_ids: Collection[str]) -> 
         return [_make_call(dict(r)) for r in conn.execute(query).mappings()]
 
 
+def find_agents_of_others(engine: sa.Engine, lineage: str, window_id: str) -> set[str]:
+    """The agents of a window whom gateways of other lineages answered."""
+    c = t.served_calls.c
+    query = sa.select(c.agent_id).distinct().where(c.window_id == window_id, c.lineage != lineage)
+    with engine.connect() as conn:
+        return set(conn.scalars(query.where(c.agent_id.is_not(None))))
+
+
 def read_call(engine: sa.Engine, call_id: str) -> RecordedCall | None:
     """One call with its texts, by the id that its answer carried; None: it was never recorded, or is not yet."""
     c = t.served_calls.c

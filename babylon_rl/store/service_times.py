@@ -85,7 +85,7 @@ def find_placing_move(moves: Sequence[Move], number: int, step: int) -> Move | N
     """The move that gave a step the place that it had under deployment `number`.
 
     Returns:
-        None: it had none there: the base before the first move, or a step that the caller named.
+        None: it had none there: the base, as long as no checkpoint has taken its place, or a step that the caller named.
     """
     placing = None
     for move in reversed([m for m in moves if m.after.number <= number]):
@@ -93,6 +93,8 @@ def find_placing_move(moves: Sequence[Move], number: int, step: int) -> Move | N
         if role is None or (placing is not None and role != _role_of(placing, step)):
             break
         placing = move
+    else:
+        return None if step == 0 else placing
     return placing
 
 

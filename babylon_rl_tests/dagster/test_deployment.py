@@ -16,6 +16,7 @@ from babylon_rl.defs.automation import LOOK_TAG, RANGE_END, RANGE_START, watch_d
 from babylon_rl.deployment.comparison import BURN_IN_WINDOWS
 from babylon_rl.deployment.stages import Arm, Stage
 from babylon_rl.pipeline import operate
+from babylon_rl.pipeline.deployment_checks import live_agents_are_answered_by_the_deployed_policy
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.served_calls import write_calls
 from babylon_rl.types import Json
@@ -65,6 +66,11 @@ def test_the_asset_says_why_and_draws_the_interval(runner: Runner, game: LiveGam
     shown = read_metadata(runner, FIRST)
     assert (shown["move"], shown["stage"], shown["candidate"]) == ("canary", "canary", "babylon-mmo@1")
     assert shown["reason"].startswith("passed its evaluation")
+    compared = game.play_next()
+    materialize(runner, game, compared)
+    assert read_metadata(runner, compared)["interval"] == (
+        "no interval yet: too few windows or agents have been compared"
+    )
     last = game.play_until_decided().window
     materialize(runner, game, last.next(-1), last)
     shown = read_metadata(runner, last)
@@ -105,6 +111,30 @@ def test_where_nobody_asks_the_gateway_the_check_says_so(runner: Runner, game: L
     hour = game.play_next(bypass=AGENTS)
     materialize(runner, game, hour)
     assert read_check(runner, ANSWERED) == (True, {"uses_gateway": False})
+
+
+def test_all_agents_may_not_bypass_what_is_deployed(runner: Runner, game: LiveGame) -> None:
+    """The gateway was down for an hour: that every agent bypassed it is worse than that one did."""
+    operate.deploy(game.workspace, 1, at_once=True)
+    hour = HourWindow.containing(datetime.now(UTC)).next()
+    game.prepare(hour)
+    later = replace(game.workspace, now=lambda: hour.end_at + timedelta(minutes=10))
+    found = live_agents_are_answered_by_the_deployed_policy(hour, later)
+    assert (found.passed, found.facts["uses_gateway"], found.facts["bypassed_the_gateway"]) == (False, False, 10)
+
+
+def test_agents_of_another_lineage_bypass_nothing(game: LiveGame) -> None:
+    """Two lineages, each with a gateway of its own, in one game."""
+    theirs = [f"theirs-{i}" for i in range(3)]
+    hour = game.play_next()
+    game.serve(game.deployed, hour, theirs, lineage="other")
+    played = [game.make_trajectory(game.deployed, hour, a) for a in AGENTS]
+    played += [replace(game.make_trajectory(game.deployed, hour, a), turns=(name_policy("other@0"),)) for a in theirs]
+    game.workspace.store.write_ingest(hour, played, [], rows=len(played))
+    for lineage in ("babylon-mmo", "other"):
+        settings = game.workspace.settings.model_copy(update={"lineage": lineage})
+        found = live_agents_are_answered_by_the_deployed_policy(hour, replace(game.workspace, settings=settings))
+        assert found.facts.get("bypassing_agents") is None
 
 
 def test_agents_that_bypass_the_gateway_are_named(runner: Runner, game: LiveGame) -> None:

@@ -175,6 +175,13 @@ def test_an_arm_without_agents_widens() -> None:
     assert decide_at(Stage.HALF, empty).decision is Decision.WIDEN
 
 
+def test_a_candidate_that_answers_nobody_does_not_widen() -> None:
+    """Its agents are there, and the incumbent answers them: more of them would wait for a server that is down."""
+    down = {Arm.CANDIDATE: ArmCalls(calls=3, errors=3), Arm.INCUMBENT: ArmCalls(calls=3)}
+    hours = [an_hour(i, [], [0.0, 1.0, 2.0], calls=down) for i in range(WIDEN_AFTER_WINDOWS)]
+    assert decide_at(Stage.HALF, hours).decision is Decision.HOLD
+
+
 def test_a_test_agent_alone_widens_the_arm_of_the_others() -> None:
     lone = AgentResult(agent_id="test-1", arm=Arm.CANDIDATE, is_test=True, pnl_usd=0.0)
     hours = [an_hour(i, [], [0.0, 1.0], agents=[lone], stage=Stage.CANARY) for i in range(WIDEN_AFTER_WINDOWS)]

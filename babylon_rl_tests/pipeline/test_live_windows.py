@@ -3,12 +3,15 @@
 from dataclasses import replace
 
 import pytest
+import sqlalchemy as sa
 
 from babylon_rl.deployment.evidence import WindowEvidence
 from babylon_rl.deployment.stages import Arm, Stage
+from babylon_rl.pipeline.deployment_checks import live_agents_are_answered_by_the_deployed_policy
 from babylon_rl.pipeline.live_decisions import count_decisions
 from babylon_rl.pipeline.live_windows import collect_evidence
 from babylon_rl.store.deployments import read_moves
+from babylon_rl.store.looks import read_evidence
 from babylon_rl.store.served_calls import write_calls
 from babylon_rl.types import Json, PredictionOutcome, StockOutcome, WindowOutcomes
 from babylon_rl.windows import HourWindow
@@ -77,6 +80,7 @@ def test_one_call_that_was_another_s_leaves_its_hour_out(trial: LiveGame, case: 
     [
         ({"pnl_usd": None}, "what it earned inside the hour is unknown"),
         ({"pnl_usd": float("nan")}, "what it earned inside the hour is unknown"),
+        ({"pnl_usd": 1e200}, "what it earned inside the hour is unknown"),
         (
             {"turns": (name_policy("gpt-4o"),)},
             "its rows name gpt-4o, and the gateway answered as babylon-mmo@1",
@@ -104,6 +108,27 @@ def test_rows_that_name_no_step_say_nothing(trial: LiveGame) -> None:
     assert collect(trial, window).excluded == {}
 
 
+@pytest.mark.parametrize("named", ["openai/{}", "hosted_vllm/{}", "wandb-artifact:///team/game/babylon-mmo:step{step}"])
+def test_rows_may_name_the_policy_as_their_client_does(trial: LiveGame, named: str) -> None:
+    """As training reads it (`foreign_turns`): such rows are the policy's own, and no other's."""
+    window = trial.play_next()
+    names = {a: trial.deployed.step_of(trial.arm_of(trial.deployed, a)) for a in AGENTS}
+    trial.prepare(
+        window,
+        but={
+            a: {
+                "turns": (
+                    name_policy(named.format(f"babylon-mmo@{step}", step=step)),
+                    name_policy("openai/babylon-mmo"),
+                )
+            }
+            for a, step in names.items()
+        },
+    )
+    assert collect(trial, window).excluded == {}
+    assert live_agents_are_answered_by_the_deployed_policy(window, trial.workspace).passed
+
+
 def test_who_is_in_one_record_only_is_named(trial: LiveGame) -> None:
     trial.agents = AGENTS[1:]
     window = trial.play_next(bypass=[AGENTS[1]])
@@ -129,6 +154,30 @@ def test_an_agent_of_two_scenarios_has_their_sum(trial: LiveGame) -> None:
     assert result.pnl_usd == 18.0
 
 
+def test_absurd_money_of_earlier_hours_blinds_no_rollout(trial: LiveGame) -> None:
+    """Two such rows of one agent overflow in the database; they took every hour of the rollout out, for everybody."""
+    before = FIRST.next(-1)
+    played = [
+        a_trajectory(
+            AGENTS[0], before, trajectory_id=f"{before}#{s}/{AGENTS[0]}", window_id=f"{before}#{s}", pnl_usd=1.7e308
+        )
+        for s in "ab"
+    ]
+    trial.workspace.store.write_ingest(before, played, [], rows=2)
+    trial.look(trial.play_next())
+    evidence = collect(trial, trial.play_next())
+    assert evidence.excluded == {}
+    assert all(a.earlier_pnl_usd is not None and abs(a.earlier_pnl_usd) < 100 for a in evidence.agents)
+
+
+def test_agents_of_another_lineage_are_none_of_the_rollout(trial: LiveGame) -> None:
+    window = trial.play_next()
+    played = [trial.make_trajectory(trial.deployed, window, a) for a in (*AGENTS, "theirs")]
+    trial.workspace.store.write_ingest(window, played, [], rows=len(played))
+    call_again(trial, window, "theirs", lineage="other", rollout=None, step=0)
+    assert collect(trial, window).excluded == {}
+
+
 def test_what_an_arm_could_not_answer_is_its_error(trial: LiveGame) -> None:
     """A bad request is the caller's own; a caller that left had no answer."""
     window = trial.play_next()
@@ -142,6 +191,25 @@ def test_what_an_arm_could_not_answer_is_its_error(trial: LiveGame) -> None:
     assert (calls[Arm.CANDIDATE].calls, calls[Arm.CANDIDATE].errors) == (17, 2)
     assert (calls[Arm.INCUMBENT].calls, calls[Arm.INCUMBENT].errors) == (16, 1)
     assert calls[Arm.SHADOW].latency_ms == (9.0,)
+
+
+@pytest.mark.parametrize("kept", ["of another shape", "with a latency that is no number"])
+def test_evidence_that_cannot_be_read_back_is_collected_anew(trial: LiveGame, kept: str) -> None:
+    """Each later look reads it; one that it ends would end them all."""
+    window = trial.play_next()
+    if kept == "of another shape":
+        trial.look(window)
+        with trial.workspace.store.engine.begin() as conn:
+            conn.execute(
+                sa.text("UPDATE babylon_rl.deployment_looks SET facts = replace(facts, '\"agents\"', '\"players\"')")
+            )
+    else:
+        trial.serve(trial.deployed, window, AGENTS[:1], latency_ms=float("nan"))
+        trial.look(window)
+    assert len(collect(trial, window).agents) == 10
+    assert trial.play_and_look().look is not None
+    stored = read_evidence(trial.workspace.store.engine, "babylon-mmo", "babylon-mmo@1#1")
+    assert None not in stored.values(), "and kept as it is written now"
 
 
 def test_many_latencies_keep_their_quantiles(trial: LiveGame) -> None:

@@ -11,8 +11,10 @@ from babylon_rl.database.connection import connect
 from babylon_rl.deployment.stages import Stage
 from babylon_rl.pipeline import operate
 from babylon_rl.pipeline.deploy import PATIENCE, LookResult, find_due_hours, look_at_hour
+from babylon_rl.pipeline.moves import find_agents
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.log_evaluations import Change, LogEvaluation, LogFigures, NotEvaluated, write_log_evaluation
+from babylon_rl.store.served_calls import write_calls
 from babylon_rl.store.windows import Store
 from babylon_rl_tests.live_game import AGENTS, FIRST, LiveGame
 
@@ -139,6 +141,17 @@ def test_an_hour_that_is_not_read_yet_is_waited_for(game: LiveGame) -> None:
     assert look_at_hour(closed, missing).move is not None
 
 
+def test_an_hour_before_babylon_start_is_not_waited_for(game: LiveGame) -> None:
+    """It is no partition, so nothing will ever read its rows."""
+    game.look(FIRST)
+    unread, hour = game.play_next(prepare=False), game.play_next()
+    settings = game.workspace.settings.model_copy(update={"start": str(hour)})
+    later = replace(game.workspace, settings=settings, now=lambda: hour.end_at + timedelta(minutes=20))
+    assert find_due_hours(later, limit=9)[0] == [hour]
+    assert not look_at_hour(later, hour).is_waiting
+    assert look_at_hour(replace(later, settings=game.workspace.settings), unread).is_waiting
+
+
 def test_an_hour_that_is_never_read_blocks_nothing(game: LiveGame) -> None:
     game.look(FIRST)
     missing, later = game.play_next(prepare=False), game.play_next()
@@ -218,6 +231,18 @@ def test_a_shadow_comes_first_where_it_is_asked_for(game: LiveGame) -> None:
     assert (begun.after.threshold, begun.after.test_threshold) == (0.0, 0.0)
 
 
+def test_an_operator_s_shadow_is_asked_before_it_goes_on(game: LiveGame) -> None:
+    """Also where BABYLON_SHADOW_WINDOWS is 0, which asks for no shadow by itself."""
+    operate.deploy(game.workspace, 1, shadow=True)
+    assert "0 of 1 windows" in game.play_and_look().reason
+    hour = game.play_next()
+    d = game.deployed
+    write_calls(
+        game.workspace.store.engine, [game.make_call(d, hour, a, arm="shadow", step=d.candidate) for a in AGENTS]
+    )
+    assert game.look(hour).after.stage is Stage.CANARY
+
+
 def test_better_on_the_log_waits_for_an_operator(workspace: Workspace) -> None:
     game = LiveGame(workspace)
     for step in (1, 2, 3):
@@ -255,11 +280,21 @@ def test_no_rollout_begins_before_an_agent_calls(workspace: Workspace) -> None:
     game.add_checkpoint(1)
     game.play_next()
     assert due(workspace) == []
-    assert "it is tried once an agent calls the gateway" in game.look(FIRST).reason
+    assert "it is tried once 3 agents call the gateway (0 did)" in game.look(FIRST).reason
     game.add_checkpoint(2)
     game.agents = AGENTS
     assert due(workspace) == []
     assert game.play_and_look().after.candidate == 2
+
+
+def test_no_trial_begins_that_could_never_be_decided(workspace: Workspace) -> None:
+    """Two agents never tell a policy from an agent, and a single one would be the candidate's whole and alone."""
+    game = LiveGame(workspace, agents=AGENTS[:2])
+    game.add_checkpoint(1)
+    game.play_next()
+    assert "it is tried once 3 agents call the gateway (2 did)" in game.look(FIRST).reason
+    game.agents = AGENTS[:3]
+    assert game.play_and_look().after.candidate == 1
 
 
 def test_an_operator_may_begin_before_an_agent_calls(workspace: Workspace) -> None:
@@ -336,3 +371,11 @@ def test_agents_of_a_misnamed_future_hour_are_not_the_recent(game: LiveGame) -> 
     """A caller names its hour itself."""
     game.serve(game.deployed, FIRST.next(24 * 365 * 50), ["agent-of-2075"])
     assert 0 < game.look(FIRST).after.threshold != 0.1
+
+
+def test_agents_are_those_of_the_lineage_whoever_else_calls(game: LiveGame) -> None:
+    """Another lineage's agents called two days later, and one hour was misnamed: neither hides ours nor joins them."""
+    later = FIRST.next(60)
+    game.serve(game.deployed, later, ["theirs"], lineage="other")
+    game.serve(game.deployed, FIRST.next(24 * 365 * 50), ["agent-of-2075"])
+    assert find_agents(game.workspace) == list(AGENTS)

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from babylon_rl.cli.demo_rollout import describe_rollout
+from babylon_rl.cli.deployment_screen import wrap
 from babylon_rl.cli.main import app
 from babylon_rl.deployment.stages import Arm, Stage
 from babylon_rl.errors import ConfigError, DataError
@@ -15,7 +16,7 @@ from babylon_rl.pipeline import operate
 from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.report.charts import WIDE
 from babylon_rl.report.live_chart import draw_interval
-from babylon_rl.store.deployments import servable_steps
+from babylon_rl.store.deployments import read_moves, servable_steps
 from babylon_rl_tests.live_game import FIRST, LiveGame
 
 
@@ -57,6 +58,19 @@ def test_an_unevaluated_one_waits_for_its_evaluation(ten: LiveGame, lift_usd: fl
     assert ten.deployed.incumbent == 0
 
 
+def test_what_only_waits_can_be_tried_or_replaced(ten: LiveGame) -> None:
+    """Its evaluation may never come; it is on trial nowhere, and was refused as if it were."""
+    operate.deploy(ten.workspace, 10)
+    assert "`babylon-rl deploy 10 --without-evaluation` does not wait" in ten.play_and_look().reason
+    with pytest.raises(DataError, match=r"babylon-mmo@10 waits for its evaluation already.* --without-evaluation"):
+        operate.deploy(ten.workspace, 10)
+    begun = operate.deploy(ten.workspace, 10, without_evaluation=True)
+    assert (begun.after.stage, begun.after.candidate) == (Stage.CANARY, 10)
+    operate.roll_back(ten.workspace)
+    operate.deploy(ten.workspace, 10, again=True)
+    assert operate.deploy(ten.workspace, 8).after.candidate == 8
+
+
 def test_a_trial_in_progress_is_not_replaced(ten: LiveGame) -> None:
     operate.deploy(ten.workspace, 7, shadow=True)
     assert ten.deployed.stage is Stage.SHADOW
@@ -73,7 +87,7 @@ def test_a_trial_in_progress_is_not_replaced(ten: LiveGame) -> None:
 def test_what_was_rolled_back_needs_a_second_word(ten: LiveGame) -> None:
     operate.deploy(ten.workspace, 8)
     operate.roll_back(ten.workspace, reason="it buys everything")
-    with pytest.raises(DataError, match=r"was rolled back \(rolled back: it buys everything\).* --again"):
+    with pytest.raises(DataError, match=r"was rolled back \(it buys everything\).* --again"):
         operate.deploy(ten.workspace, 8)
     assert operate.deploy(ten.workspace, 8, again=True).after.candidate == 8
 
@@ -105,8 +119,10 @@ def test_pausing_twice_is_refused(ten: LiveGame) -> None:
     with pytest.raises(DataError, match="is paused already"):
         operate.pause(ten.workspace, paused=True)
     assert ten.deployed.paused
-    operate.pause(ten.workspace, paused=False)
+    # What a terminal of another character set gives, a traceback before.
+    operate.pause(ten.workspace, paused=False, reason="caf\udce9")
     assert not ten.deployed.paused
+    assert read_moves(ten.workspace.store.engine, "babylon-mmo")[-1].reason == "caf\ufffd"
 
 
 def test_a_trial_that_ends_before_its_interval_is_drawn(game: LiveGame) -> None:
@@ -167,3 +183,11 @@ def test_the_commands_do_it_and_the_screen_says_it(ten: LiveGame, command: Any) 
 def test_a_wrong_argument_is_one_sentence(command: Any, arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises((ConfigError, DataError), match=message):
         command(*arguments)
+
+
+def test_a_long_line_goes_on_under_its_text() -> None:
+    reason = "passed its evaluation: babylon-mmo@12 earns +383.63 USD a held-out window beside its base"
+    lines = wrap(f"moves       #1 canary @12: {reason}", 60).splitlines()
+    assert [line[:14] for line in lines] == ["moves       #1", " " * 12 + "ba", " " * 12 + "wi"]
+    assert max(map(len, lines)) <= 60
+    assert " ".join(line.strip() for line in lines) == f"moves       #1 canary @12: {reason}"

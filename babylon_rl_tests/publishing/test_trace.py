@@ -16,13 +16,16 @@ from published import MANIFEST, move, record_step, serve
 
 from babylon_rl.common.canonical import to_json
 from babylon_rl.database import tables as t
-from babylon_rl.deployment.stages import Arm, MoveKind, Stage
+from babylon_rl.deployment.stages import Arm, Deployment, MoveKind, Stage
 from babylon_rl.errors import DataError
+from babylon_rl.export.explain import explain
 from babylon_rl.export.trace import trace
 from babylon_rl.pipeline.train import train_range
 from babylon_rl.pipeline.workspace import Workspace, open_workspace
 from babylon_rl.settings import Settings
 from babylon_rl.store.call_traces import digest_manifest
+from babylon_rl.store.deployments import Move
+from babylon_rl.store.service_times import find_placing_move
 from babylon_rl_tests.factories import insert_row
 from babylon_rl_tests.played import FIRST, judge, prepare
 
@@ -77,6 +80,20 @@ def test_an_answer_leads_back_to_its_rows(deployed: Workspace) -> None:
     )
 
 
+def test_a_pause_gave_the_base_no_place() -> None:
+    """A move that is about nothing else left it where it was; the trace named it as the move that deployed the base."""
+    states = [
+        (MoveKind.PAUSED, Deployment(lineage="l", number=1, paused=True)),
+        (MoveKind.RESUMED, Deployment(lineage="l", number=2)),
+        (MoveKind.PROMOTED, Deployment(lineage="l", number=3, incumbent=4)),
+        (MoveKind.ROLLED_BACK, Deployment(lineage="l", number=4)),
+    ]
+    moves = [Move(kind=k, after=d, subject=0, reason="r", made_by="operator") for k, d in states]
+    assert find_placing_move(moves, 2, 0) is None
+    assert find_placing_move(moves, 4, 0) is moves[3]
+    assert find_placing_move(moves, 3, 4) is moves[2]
+
+
 def test_a_member_that_was_left_out_taught_nothing(deployed: Workspace) -> None:
     j = t.judgments.c
     with deployed.store.engine.begin() as conn:
@@ -107,7 +124,9 @@ def test_each_way_an_answer_came_is_worded(deployed: Workspace) -> None:
     serve(deployed, "call-vllm", "a", 1, digest="")
     serve(deployed, "call-lost", "a", 9, Arm.PINNED)
     base = story(deployed, "call-base")
-    assert "before the first one the base answers everybody. It is the base, which learned from no row" in base
+    assert (
+        "the base answers everybody until a checkpoint is deployed. It is the base, which learned from no row" in base
+    )
     assert "The caller named babylon-mmo@1 itself, under deployment 3." in story(deployed, "call-pin")
     assert "put to babylon-mmo@2 beside the incumbent: nobody saw that answer." in story(deployed, "call-shadow")
     assert "(incumbent), in place of babylon-mmo@2, which could not after" in story(deployed, "call-fell")
@@ -243,3 +262,11 @@ def test_a_trained_lineage_is_traced_both_ways_by_command(trained: Workspace) ->
             "UPDATE babylon_rl.checkpoints SET manifest = '{\"adapter\":\"00\"}' WHERE lineage = 'real' AND step = 2"
         )
     assert "THE DIGEST DIFFERS" in run("call-real")
+
+
+@pytest.mark.parametrize("id_", ["call-\udce9", "\udce9"])
+def test_an_id_that_is_no_text_is_one_sentence(ours: Workspace, id_: str) -> None:
+    with pytest.raises(DataError, match="no UTF-8 text"):
+        trace(ours, id_)
+    with pytest.raises(DataError, match="no UTF-8 text"):
+        explain(ours, id_)

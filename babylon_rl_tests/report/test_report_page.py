@@ -253,6 +253,6 @@ def test_a_rollout_without_an_interval_has_no_drawing(report: DemoReport) -> Non
     assert report.in_the_game is not None
     early = replace(report.in_the_game, points=report.in_the_game.points[:9])
     assert 'id="rollout-wide' not in render(replace(report, in_the_game=early))
-    assert interval_picture(early.points) == "no window has been compared yet"
+    assert interval_picture(early.points) == "no interval yet: too few windows or agents have been compared"
     drawn = interval_picture(report.in_the_game.points)
     assert drawn.startswith("![interval over time](data:image/svg+xml;base64,")
