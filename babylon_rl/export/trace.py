@@ -5,7 +5,7 @@ Reads what was stored and decides nothing. What became of a row up to its judgme
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Final
@@ -18,9 +18,7 @@ from babylon_rl.pipeline.workspace import Workspace
 from babylon_rl.store.call_traces import (
     AnsweredAgent,
     LearnedWindow,
-    TracedCall,
     TrainedStep,
-    find_call,
     read_answered_agents,
     read_descent,
     read_learned_windows,
@@ -29,6 +27,7 @@ from babylon_rl.store.call_traces import (
 from babylon_rl.store.deployments import read_deployment, read_moves
 from babylon_rl.store.ledger import TrainedWindow, find_trainings
 from babylon_rl.store.row_outcomes import find_row_outcome
+from babylon_rl.store.served_calls import RecordedCall, read_call
 from babylon_rl.store.service_times import find_placing_move
 from babylon_rl.types import Json, policy_name
 from babylon_rl.windows import HOUR_ID_LENGTH, HourWindow
@@ -62,7 +61,7 @@ def trace(workspace: Workspace, id_: str, *, with_ids: bool = False) -> Trace:
         DataError: The id is unknown.
     """
     refuse_unreadable(id_)
-    call = find_call(workspace.store.engine, id_)
+    call = read_call(workspace.store.engine, id_)
     if call is not None:
         return _trace_call(workspace, call, with_ids=with_ids)
     if id_.startswith("call-"):
@@ -77,7 +76,7 @@ def trace(workspace: Workspace, id_: str, *, with_ids: bool = False) -> Trace:
 # ── an answer ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _trace_call(workspace: Workspace, call: TracedCall, *, with_ids: bool) -> Trace:
+def _trace_call(workspace: Workspace, call: RecordedCall, *, with_ids: bool) -> Trace:
     engine = workspace.store.engine
     descent = read_descent(engine, call.lineage, call.step) if call.step else []
     windows = read_learned_windows(engine, call.lineage, call.step) if call.step else []
@@ -106,7 +105,8 @@ def _trace_call(workspace: Workspace, call: TracedCall, *, with_ids: bool) -> Tr
     else:
         sentences += _describe_learning(call, descent, windows, rows)
     facts: Json = {
-        "call": {n: getattr(call, n) for n in TracedCall.__dataclass_fields__} | {"policy": call.policy},
+        "call": {f.name: getattr(call, f.name) for f in fields(call) if f.name not in ("messages", "response")}
+        | {"policy": call.policy},
         "move": None
         if move is None
         else {
@@ -132,7 +132,7 @@ def _trace_call(workspace: Workspace, call: TracedCall, *, with_ids: bool) -> Tr
     return Trace(sentences=sentences, facts=facts)
 
 
-def _describe_call(call: TracedCall) -> str:
+def _describe_call(call: RecordedCall) -> str:
     who = "a caller that named no agent" if call.agent_id is None else f"agent {call.agent_id}"
     asked = f"{call.call_id} was asked on {_instant(call.asked_at)} by {who}, in window {call.window_id}"
     if call.arm is Arm.SHADOW:
@@ -153,7 +153,7 @@ def _describe_call(call: TracedCall) -> str:
 
 
 def _describe_learning(
-    call: TracedCall, descent: Sequence[TrainedStep], windows: Sequence[LearnedWindow], rows: Sequence[str]
+    call: RecordedCall, descent: Sequence[TrainedStep], windows: Sequence[LearnedWindow], rows: Sequence[str]
 ) -> Iterator[str]:
     own = descent[0]
     if not call.digest:

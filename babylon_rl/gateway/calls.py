@@ -3,30 +3,27 @@
 import secrets
 import time
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Final, Protocol
 
-from babylon_rl.deployment.stages import Arm
+from babylon_rl.store.served_calls import RecordedCall
 
 CALLER_LEFT: Final = 499
 _DIGITS: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's: no letter looks like a digit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServedCall:
-    """A row of `served_calls`, and what `llm_call_logs` needs beside it.
+class ServedCall(RecordedCall):
+    """A row of `served_calls` as the gateway makes it, and what `llm_call_logs` needs beside it.
 
     Attributes:
-        step: That answered; where nobody did, that was asked last.
-        digest: Of its recorded manifest; empty for the base and for remote weights.
-        deployment: Number of the deployment that it was answered under.
-        fell_back_from: Step that should have answered and could not.
+        digest: Of the step's recorded manifest; empty for the base and for remote weights.
         upstream: `engine` or `openai`.
         status: HTTP, as the caller got it; `CALLER_LEFT` where it did not wait.
         error: OpenAI's error code, never a message.
         asked_at: When the call's body had arrived.
         first_token_ms: From `asked_at`; only of streamed answers.
         temperature: That it was sampled with.
+        logprobs: Of each drawn token, where our engine answered.
         trajectory_id: As the caller named it; None: it named none, and nothing goes into `llm_call_logs`.
         messages: JSON of the request's messages; only where text is kept, or the call names a trajectory.
         response: Text of the answer; likewise.
@@ -35,32 +32,9 @@ class ServedCall:
         model_asked: The request's `model`.
     """
 
-    call_id: str
-    agent_id: str | None
-    window_id: str
-    lineage: str
-    step: int
-    digest: str
-    arm: Arm
-    deployment: int
-    rollout: str | None
-    fell_back_from: int | None
-    upstream: str
-    status: int
-    error: str | None
-    asked_at: datetime
-    first_token_ms: float | None
-    latency_ms: float
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    temperature: float | None
-    finish_reason: str | None
-    streamed: bool
     logprobs: tuple[float, ...] | None = None
     trajectory_id: str | None = None
     step_number: int | None = None
-    messages: str | None = None
-    response: str | None = None
     keep_text: bool = False
     purpose: str = "action"
     reasoning: str | None = None

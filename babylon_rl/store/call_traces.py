@@ -10,33 +10,8 @@ import sqlalchemy as sa
 from babylon_rl.common.canonical import digest, from_json
 from babylon_rl.database import tables as t
 from babylon_rl.deployment.stages import Arm
-from babylon_rl.types import policy_name
 
 _READ_AT_ONCE: Final = 2_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TracedCall:
-    """One answer of the gateway; attributes as in table `served_calls`."""
-
-    call_id: str
-    agent_id: str | None
-    window_id: str
-    lineage: str
-    step: int
-    digest: str
-    arm: Arm
-    deployment: int
-    fell_back_from: int | None
-    status: int
-    error: str | None
-    asked_at: datetime
-    latency_ms: float
-    trajectory_id: str | None
-
-    @property
-    def policy(self) -> str:
-        return policy_name(self.lineage, self.step)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,15 +58,6 @@ class AnsweredAgent:
     step: int
     arm: Arm
     asked_at: datetime
-
-
-def find_call(engine: sa.Engine, call_id: str) -> TracedCall | None:
-    """A served call by its id."""
-    c = t.served_calls.c
-    columns = [c[name] for name in TracedCall.__dataclass_fields__]
-    with engine.connect() as conn:
-        row = conn.execute(sa.select(*columns).where(c.call_id == call_id)).mappings().first()
-    return None if row is None else TracedCall(**{**row, "arm": Arm(row["arm"])})
 
 
 def read_descent(engine: sa.Engine, lineage: str, step: int) -> list[TrainedStep]:

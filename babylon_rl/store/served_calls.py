@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from babylon_rl.database import tables as t
 from babylon_rl.database.bulk_copy import insert_new
 from babylon_rl.deployment.stages import Arm
-from babylon_rl.types import Json
+from babylon_rl.types import Json, policy_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +52,10 @@ class RecordedCall:
     step_number: int | None
     messages: str | None = None
     response: str | None = None
+
+    @property
+    def policy(self) -> str:
+        return policy_name(self.lineage, self.step)
 
 
 _TEXTS: Final = ("messages", "response")
