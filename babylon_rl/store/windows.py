@@ -7,6 +7,7 @@ row outcomes `store/row_outcomes.py`, training's ledger is `store/ledger.py`.
 
 import logging
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -145,9 +146,9 @@ class Store(GroupStore):
     def trajectories(self, window: HourWindow) -> list[Trajectory]:
         """Stitched trajectories of an hour, by trajectory id; of a scenario, only its own."""
         query = sa.select(t.window_trajectories.c.body).where(t.window_trajectories.c.window_id == str(window.hour))
-        with self.engine.connect() as conn:
-            rows = conn.execution_options(yield_per=50).scalars(query.order_by(t.window_trajectories.c.trajectory_id))
-            found = [unpack(b, Trajectory) for b in rows]
+        query = query.order_by(t.window_trajectories.c.trajectory_id)
+        with self.engine.connect() as conn, closing(conn.execution_options(yield_per=50).scalars(query)) as bodies:
+            found = [unpack(b, Trajectory) for b in bodies]
         return [x for x in found if x.window_id == str(window)] if window.scenario else found
 
     def mean_pnl_usd(self, window_ids: Sequence[str]) -> float | None:

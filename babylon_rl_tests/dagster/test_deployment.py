@@ -1,15 +1,14 @@
 """`deployment` through Dagster: the asset, its sensor, its checks, and SIGKILL at each move."""
 
 import base64
-import multiprocessing
 import re
 import signal
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import dagster as dg
 import pytest
+from dagster_factories import open_forkserver
 
 from babylon_rl.cli.runner import Runner
 from babylon_rl.defs.automation import LOOK_TAG, RANGE_END, RANGE_START, watch_deployment
@@ -231,21 +230,14 @@ def test_a_look_that_fails_is_asked_for_after_longer_waits(instance: dg.DagsterI
 # ── killed ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture
-def processes() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["babylon_rl_tests.dagster.killed_deployment"])
-    return context
-
-
-def test_a_kill_at_any_move_leaves_one_state_and_no_second_move(game: LiveGame, processes: Any) -> None:
+def test_a_kill_at_any_move_leaves_one_state_and_no_second_move(game: LiveGame) -> None:
     """Killed before the commit of each move and after it, run again each time; and at an hour that only holds."""
     database = game.workspace.settings.database
     assert database.url is not None
     home, url = str(game.workspace.settings.home), database.url.get_secret_value()
 
     def kill(window: HourWindow, point: str) -> int | None:
-        process = processes.Process(target=killed_deployment.run, args=(home, url, str(window), point))
+        process = open_forkserver().Process(target=killed_deployment.run, args=(home, url, str(window), point))
         process.start()
         process.join(timeout=60)
         return process.exitcode
