@@ -199,7 +199,7 @@ def day(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.timeout(600)
 # Dagster's own schedule calls what it deprecates.
 @pytest.mark.filterwarnings("ignore:Function `JobDefinition.run_request_for_partition`")
-def test_a_day_of_everything_going_wrong(day: Day, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sixteen_hours_of_everything_going_wrong(day: Day, capsys: pytest.CaptureFixture[str]) -> None:
     day.go_by()
     workspace, ledger = day.workspace, day.workspace.ledger
     states = {s.window_id: s for s in ledger.eligibility.states(WINDOWS)}
