@@ -26,6 +26,7 @@ OF_INGEST = {
 TABLES = {table.name for table in t.platform.tables.values()}
 VIEWS = {"stale_windows", "judge_costs", "trainable_windows"}
 _IN_SQL = re.compile(rf"\b{t.OUR_SCHEMA}\.({'|'.join(sorted(TABLES | VIEWS | {t.CREATED_GAME_TABLES}))})\b")
+_DEFINED_IN = ("babylon_rl.database.tables", "babylon_rl.database.live_tables")
 _CUT_OFF = re.compile(rf"\b{t.OUR_SCHEMA}\.$")  # `f"babylon_rl.{name}"`
 
 
@@ -57,7 +58,7 @@ def imported_tables(tree: ast.Module) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "babylon_rl.database":
             names |= {a.asname or a.name for a in node.names if a.name == "tables"}
-        elif isinstance(node, ast.ImportFrom) and node.module == "babylon_rl.database.tables":
+        elif isinstance(node, ast.ImportFrom) and node.module in _DEFINED_IN:
             imported |= {a.name for a in node.names} - {"OUR_SCHEMA"}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in names:
@@ -88,6 +89,7 @@ def test_only_the_store_and_ingest_touch_our_tables() -> None:
         ('q = f"SELECT 1 FROM babylon_rl.{name}"', {"?"}),
         ("from babylon_rl.database import tables as t\nq = t.judgments.c", {"judgments"}),
         ("from babylon_rl.database.tables import windows", {"windows"}),
+        ("from babylon_rl.database.live_tables import served_calls", {"served_calls"}),
         ('"""Reads babylon_rl.judgments."""\nimport babylon_rl.windows', set()),
     ],
 )
