@@ -48,13 +48,13 @@ if TYPE_CHECKING:
 
 DEMO_START: Final = HourWindow.parse("2025-01-15T00:00")
 
-NEXT_COMMANDS: Final = (
-    ("make ui", "this run in Dagster's UI"),
-    ("babylon-rl check-windows", "which windows are ready"),
-    ("babylon-rl deployment", "who answers the agents, and why"),
-    ("babylon-rl spawn-test-agents --agents 8 --policy deployed", "they play what is deployed"),
-    ("babylon-rl train --iterations 1", "train one more checkpoint"),
-    ("babylon-rl psql", "the game's tables and ours, in SQL"),
+NEXT_COMMANDS: Final = (  # a purpose longer than 22 characters is cut on a screen of 80 columns
+    ("make ui", "this run in Dagster"),
+    ("babylon-rl check-windows", "which windows train"),
+    ("babylon-rl deployment", "who answers, and why"),
+    ("babylon-rl spawn-test-agents --policy deployed", "play what is deployed"),
+    ("babylon-rl train --iterations 1", "one more checkpoint"),
+    ("babylon-rl psql", "all tables, in SQL"),
 )
 
 

@@ -28,6 +28,7 @@ from babylon_rl.store.service_times import ServiceStatus, read_service
 from babylon_rl.training.rewards import rewards_of
 from babylon_rl_tests.factories import insert_row
 from babylon_rl_tests.played import FIRST, hours, judge, prepare
+from babylon_rl_tests.test_cli import run
 
 TABLES = ("training_batches", "trained_models", "reward_judgments", "trajectories")
 REWARDS = {"aiJudgeReward", "aiJudgeReasoning", "judgedAt", "usedInTraining", "trainedInBatch"}
@@ -484,19 +485,6 @@ def test_two_that_publish_at_once_write_once(ours: Workspace) -> None:
     with ThreadPoolExecutor(4) as pool:
         done = list(pool.map(lambda _: publish(ours), range(4)))
     assert sorted(sum(n for n, _ in counts_of(d).values()) for d in done) == [0, 0, 0, 47]
-
-
-def run(environment: dict[str, str], *arguments: str, status: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "babylon_rl.cli.main", *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == status, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr
-    return re.sub(r"\s+", " ", done.stdout + done.stderr)
 
 
 def test_the_command_shows_then_writes_then_has_nothing(environment: dict[str, str], ours: Workspace) -> None:
