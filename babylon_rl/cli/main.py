@@ -271,7 +271,12 @@ def gateway(
     host: Annotated[
         str, typer.Option(help="Address to listen on; any but loopback needs BABYLON_GATEWAY_KEY.")
     ] = "127.0.0.1",
-    into_foreign_game: IntoForeignGame = False,
+    into_foreign_game: Annotated[
+        bool,
+        typer.Option(
+            "--into-foreign-game", help="Log calls that name a trajectory although the game's tables are not ours."
+        ),
+    ] = False,
 ) -> None:
     """Answer live agents with the policy that is deployed for them, at an OpenAI-compatible /v1/chat/completions."""
     from babylon_rl.gateway.access import check_address
